@@ -1,0 +1,1 @@
+"""Exact diffusion of class scores over images: the random-walk cascade of DifNet without N x N matrices."""
