@@ -50,7 +50,7 @@ class CMakeBuild(build_ext):
             raise Unbuildable(f"{sys.platform} is not supported yet")
         torch = find_spec("torch")
         if torch is None or not torch.submodule_search_locations:
-            raise Unbuildable("torch, whose headers it needs, is not installed; install it or drop --no-build-isolation")
+            raise Unbuildable("torch, whose headers it needs, is missing; install it, or drop --no-build-isolation")
         cmake, ninja = find_tool("cmake"), find_tool("ninja")
         # one folder for developers, kept for quick rebuilds; elsewhere the folder of this build
         build = ROOT / "build" / "editable" if self.inplace else Path(self.build_temp).resolve()
