@@ -51,6 +51,7 @@ struct Backward {
   // workspace
   Real *psi_lanes, *psi_rows, *state_lanes, *h_lanes, *h_rows, *row_lse_padded, *delta;
   Real *psi_sums, *state_sums;  // B5, B6
+  Real* pull;                   // per node i: sum over j != i of P_ij (h_i y_j - delta_i)
   bool* finite;
 };
 
