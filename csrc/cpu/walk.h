@@ -72,10 +72,10 @@ struct Kernels {
   Steps<Backward<Real>> backward;
 };
 
-#define DIFNET_DECLARE_KERNELS(ISA)       \
-  namespace ISA {                         \
-  extern const Kernels<float> kFloat32;   \
-  extern const Kernels<double> kFloat64;  \
+#define DIFNET_DECLARE_KERNELS(ISA)      \
+  namespace ISA {                        \
+  extern const Kernels<float> kFloat32;  \
+  extern const Kernels<double> kFloat64; \
   }
 DIFNET_DECLARE_KERNELS(baseline)
 DIFNET_DECLARE_KERNELS(avx2)

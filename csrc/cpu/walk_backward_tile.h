@@ -129,7 +129,7 @@ void backward_open(const Backward<Real>& walk, int64_t tile) {
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
   const int64_t embed = walk.size.embed_stride, stride = walk.size.state_stride;
   const Real mu = walk.mu, beta = walk.beta;
-  Real* rows = walk.h_rows + first * stride;      // grad_next first, then h
+  Real* rows = walk.h_rows + first * stride;        // grad_next first, then h
   Real* states = walk.state_sums + first * stride;  // the state of this tile, until the sums start
   read_lanes(walk.psi, D, tile, nodes, walk.psi_lanes + first * D);
   read_rows(walk.psi, D, tile, nodes, walk.psi_rows + first * embed, embed);
@@ -144,11 +144,11 @@ void backward_open(const Backward<Real>& walk, int64_t tile) {
       for (int64_t c = 0; c < K; ++c) {
         const Real grad = rows[n * stride + c], w = walk.walked[(first + n) * K + c];
         const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-        grad_mu += double((w - s) * grad);                                               // (B7)
+        grad_mu += double((w - s) * grad);                                             // (B7)
         grad_beta += double((mu * w + (1 - mu) * s - states[n * stride + c]) * grad);  // (B7)
-        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;                   // (B1)
-        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;                        // (B1)
-        const Real h = beta * mu * grad;                                                 // (B1)
+        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;                 // (B1)
+        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;                      // (B1)
+        const Real h = beta * mu * grad;                                               // (B1)
         rows[n * stride + c] = h;
         delta += h * w;  // (B2)
       }
@@ -160,9 +160,9 @@ void backward_open(const Backward<Real>& walk, int64_t tile) {
   walk.grad_gates[2 * tile] = double(beta) * grad_mu;
   walk.grad_gates[2 * tile + 1] = grad_beta;
   rows_to_lanes(rows, stride, K, walk.h_lanes + first * K);
-  walk.finite[tile] = all_finite(walk.psi_rows + first * embed, kTile * embed) &&
-                      all_finite(states, kTile * stride) && all_finite(rows, kTile * stride) &&
-                      all_finite(walk.delta + first, kTile) && all_finite(walk.row_lse_padded + first, kTile);
+  walk.finite[tile] = all_finite(walk.psi_rows + first * embed, kTile * embed) && all_finite(states, kTile * stride) &&
+                      all_finite(rows, kTile * stride) && all_finite(walk.delta + first, kTile) &&
+                      all_finite(walk.row_lse_padded + first, kTile);
   for (int64_t n = 0; n < kTile; ++n) walk.pull[first + n] = 0;
   for (int64_t x = 0; x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
   for (int64_t x = 0; x < kTile * stride; ++x) states[x] = 0;
