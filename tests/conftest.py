@@ -1,4 +1,8 @@
-"""Runs every test that takes `backend` over every backend this machine can use, and says what did not run."""
+"""Runs every test over every backend this machine can use, and says what did not run.
+
+A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a promise
+of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +41,20 @@ def _chosen(config: pytest.Config) -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = _chosen(metafunc.config)
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", _chosen(metafunc.config), ids=str)
+        metafunc.parametrize("backend", chosen, ids=str)
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", [name for name in chosen if name != "reference"], ids=str)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
+    def has_all(item: pytest.Item) -> bool:
+        wanted = {"backend", "kernel"} & set(getattr(item, "fixturenames", ()))
+        return all(isinstance(item.callspec.params.get(name), str) for name in wanted)  # type: ignore[attr-defined]
+
+    items[:] = [item for item in items if has_all(item)]
 
 
 class Counts:
@@ -58,7 +74,8 @@ class Counts:
         for item in session.items:
             if item.path.parent != HERE:
                 continue
-            backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")  # type: ignore[attr-defined]
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            backend = params.get("backend") or params.get("kernel")
             if backend:
                 self.per_backend[backend] = self.per_backend.get(backend, 0) + 1
             else:
@@ -74,8 +91,9 @@ class Counts:
             if self.once != inventory.ONCE:
                 wrong.append(f"{self.once} backend-free tests, pinned {inventory.ONCE}")
             for name, count in self.per_backend.items():
-                if count != inventory.PER_BACKEND:
-                    wrong.append(f"{count} tests of {name}, pinned {inventory.PER_BACKEND}")
+                pinned = inventory.PER_BACKEND + (inventory.KERNELS_ONLY if name != "reference" else 0)
+                if count != pinned:
+                    wrong.append(f"{count} tests of {name}, pinned {pinned}")
         return wrong
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-ONCE = 0
-PER_BACKEND = 0
+ONCE = 0  # those without a backend
+PER_BACKEND = 0  # on each backend, the reference included
+KERNELS_ONLY = 0  # on each backend but the reference
 SKIPPED = 0
