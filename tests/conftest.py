@@ -24,8 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "smoke: the subset that runs in a minute")
 
 
 def _chosen(config: pytest.Config) -> list[str]:
