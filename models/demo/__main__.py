@@ -1,4 +1,4 @@
-"""`python -m models.demo [PART ...]`: runs the parts of the demo (all of them by default), each in its own folder of OUT."""
+"""`python -m models.demo [PART ...]`: runs the parts of the demo, by default all; figures and results go to OUT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-# part -> (its module, with run(out, grid, figure), and what it imports beyond the library's own dependencies)
+# part -> (its module, with run(out, grid), and what it imports beyond the library's own dependencies)
 PARTS = {"photo": ("models.demo.photo", ("matplotlib", "scipy", "skimage"))}
 
 

@@ -1,16 +1,16 @@
-"""psi from colour, position and texture at five scales: what a network would learn, written down by hand.
+"""ψ from colour, position and texture at five scales: what a network would learn, written down by hand.
 
-The cascade knows a node only through inner products, P = softmax_rows(psi psi^T), with no 1/sqrt(D). Two facts turn that into
-the affinity that image processing calls bilateral:
+The cascade knows a node only through inner products, P = softmax_rows(ψ ψᵀ), with no 1/√D. Two facts turn that into the
+affinity that image processing calls bilateral:
 
-* psi_i . psi_j = (|psi_i|² + |psi_j|² - |psi_i - psi_j|²) / 2, and softmax does not see what only depends on the row i.
-* The |psi_j|² that remains is a vote for nodes with a large norm: everyone would look at the extreme colours and the
+* ψᵢ·ψⱼ = (|ψᵢ|² + |ψⱼ|² - |ψᵢ - ψⱼ|²) / 2, and softmax does not see what depends on the row i only.
+* The |ψⱼ|² that remains is a vote for nodes with a large norm: everyone would look at the extreme colours and at the
   corners of the image, and not at itself. So the features f are centred and get one more channel,
-  e = sqrt(R² - |f|²) with R = max |f|, that lifts all nodes onto a sphere of radius R.
+  e = √(R² - |f|²) with R = max |f|, that lifts all nodes onto a sphere of radius R.
 
-Then P_ij is proportional to exp(-|psi_i - psi_j|² / 2), a Gaussian kernel: dividing a feature by its bandwidth h makes h
-the standard deviation in that feature. (|psi_i - psi_j|² = |f_i - f_j|² + (e_i - e_j)²: the chord of the sphere, a
-little longer than the straight way for far-apart nodes and the same for near ones, which are those that matter.)
+Then Pᵢⱼ is proportional to exp(-|ψᵢ - ψⱼ|² / 2), a Gaussian kernel: dividing a feature by its bandwidth h makes h the
+standard deviation in that feature. (|ψᵢ - ψⱼ|² = |fᵢ - fⱼ|² + (eᵢ - eⱼ)² is the chord of the sphere: a little longer
+than the straight way for far-apart nodes, and the same for near ones, which are those that matter.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Scale:
     beta: float  # how much of the state is replaced
 
 
-# from the colour of close neighbours to the look of a wider surrounding; mu and beta grow as those the paper learned (Table 3)
+# from the colour of close neighbours to the look of a wider surrounding; mu and beta grow from walk to walk, as they do
+# in the paper, which learned them (Table 3)
 SCALES = (
     Scale("own colour", blur=0.6, position=2.0, colour=7, texture=20, mu=0.60, beta=0.60),
     Scale("near colour", blur=0.7, position=3.5, colour=7, texture=20, mu=0.70, beta=0.70),
@@ -66,7 +67,7 @@ def equal_norms(features: np.ndarray) -> np.ndarray:
 
 
 def psi_at(photo: np.ndarray, grid: tuple[int, int], scale: Scale) -> Tensor:
-    """psi of one walk, (1, 8, rows, columns): Lab colour, position, horizontal and vertical texture, the equal norm."""
+    """ψ of one walk, (1, 8, rows, columns): Lab colour, position, horizontal and vertical texture, the equal norm."""
     lab = rgb2lab(photo)
     dy, dx = np.gradient(lab[..., 0])
     texture = np.sqrt(sampled(np.stack([dx**2, dy**2], -1), grid, max(scale.blur, 1.0)))
@@ -77,5 +78,5 @@ def psi_at(photo: np.ndarray, grid: tuple[int, int], scale: Scale) -> Tensor:
 
 
 def psi_of(photo: np.ndarray, grid: tuple[int, int]) -> list[Tensor]:
-    """psi of every walk, in the order of `SCALES`."""
+    """ψ of every walk, in the order of `SCALES`."""
     return [psi_at(photo, grid, scale) for scale in SCALES]

@@ -1,4 +1,4 @@
-"""The one picture: photo, segmentation and comparison on top; below, a column per walk with its output and rows of P."""
+"""The one picture: photo, segmentation and comparison on top; below, a column per walk: its output and rows of P."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def outlined(photo: np.ndarray, labels: np.ndarray, colours: np.ndarray) -> np.n
 
 def heated(photo: np.ndarray, row: np.ndarray) -> np.ndarray:
     """A row of P (rows, columns) over the faded photo; the square root lets small probabilities show."""
-    paper = 0.62 + 0.36 * photo.mean(-1, keepdims=True)
+    paper = 0.74 + 0.26 * photo.mean(-1, keepdims=True)
     strength = resize(np.sqrt(row / row.max()), photo.shape[:2], order=1)[..., None]
-    return paper * (1 - strength) + strength * HEAT
+    return np.clip(paper * (1 - strength) + strength * HEAT, 0, 1)
 
 
 def show(axes: Axes, image: np.ndarray, photo: np.ndarray, title: str = "", size: int = 13) -> None:
@@ -98,9 +98,9 @@ def draw(panels: Panels) -> Figure:
     photo, scales = panels.photo, panels.scales
     colours = np.array([to_rgb(region.colour) for region in panels.regions])
     walks, watched = len(scales), len(panels.watched)
-    figure = Figure(figsize=(14, 14.9), dpi=100, facecolor="white")
+    figure = Figure(figsize=(14, 14.9), dpi=92, facecolor="white")
     above, below = figure.add_gridspec(
-        2, 1, height_ratios=(2, watched + 1.13), hspace=0.13, left=0.03, right=0.992, top=0.972, bottom=0.008
+        2, 1, height_ratios=(2, watched + 1.1), hspace=0.165, left=0.03, right=0.992, top=0.972, bottom=0.008
     )
     top = above.subgridspec(1, 3, wspace=0.035).subplots()
     grid = below.subgridspec(watched + 1, walks + 1, wspace=0.05, hspace=0.05).subplots(squeeze=False)
@@ -111,7 +111,7 @@ def draw(panels: Panels) -> Figure:
     show(top[2], outlined(photo, panels.other, colours), photo, panels.other_name, 16)
     handles = [Patch(color=region.colour, label=region.name) for region in panels.regions]
     figure.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.51, 0.667), ncol=len(handles), frameon=False,
+        handles=handles, loc="upper center", bbox_to_anchor=(0.51, 0.679), ncol=len(handles), frameon=False,
         fontsize=13, labelcolor=INK, handlelength=1.1, handleheight=1.1, columnspacing=1.8,
     )  # fmt: skip
 
@@ -131,9 +131,10 @@ def draw(panels: Panels) -> Figure:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Writes a PNG of 256 colours, a third of the size of a full one with no difference to the eye."""
+    """Writes a PNG of 256 dithered colours: 40 % of the size of a full one, and the same to the eye."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    colours = image.quantize(256, kmeans=3)  # the median cut alone forgets the small heat spots
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    image.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""Time and peak memory of the same cascade done three ways, each in a process of its own, so that no peak hides in another's.
+"""Time and peak memory of the same cascade done three ways, each in a process of its own: no peak hides another.
 
 `compare` is the parent; `python -m models.demo.measure METHOD FOLDER` is the child.
 """
@@ -70,9 +70,11 @@ def tolerance(psi: Sequence[Tensor]) -> float:
 
 
 def compare(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, progress: Progress) -> dict:
-    """Runs every method on the problem, forward only. Returns per method: seconds, extra_mib, error, or why not measured.
+    """Runs every method on the problem, forward only, and checks that all agree before a number is returned.
 
-    Raises RuntimeError if ours cannot run, or if two methods disagree by more than `tolerance`: no number without agreement.
+    Returns per method seconds (median), runs, extra_mib (growth of the process, None if the system does not say) and
+    difference (from ours, relative to max |y|), or for a peer that failed not_measured, with the reason.
+    Raises RuntimeError if ours cannot run, or if a peer differs from it by more than `tolerance`.
     """
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -98,8 +100,8 @@ def compare(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, progr
             result["difference"] = ((other - truth).abs().max() / truth.abs().max()).item()
             if not result["difference"] <= tolerance(psi):
                 raise RuntimeError(
-                    f"{method} and ours must agree within {tolerance(psi):.1e}; they differ by {result['difference']:.1e}. "
-                    "One of them is wrong here: run the tests, and report it with this line."
+                    f"{method} and ours must agree within {tolerance(psi):.1e}; they differ by "
+                    f"{result['difference']:.1e}. One of them is wrong here: run the tests, and report this line."
                 )
     return results
 

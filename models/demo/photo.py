@@ -1,4 +1,4 @@
-"""Part `photo`: segments a photograph from scribbles, draws what happened, measures it, and compares with a known method."""
+"""Part `photo`: segments a photograph from scribbles, draws what happened, and compares time, memory and result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def enlarged(scores: Tensor, photo: np.ndarray) -> np.ndarray:
 
 
 def walker(photo: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """scikit-image's random walker (Grady 2006, four neighbours, seeds held fixed) on the same grid and seeds: (K, rows, columns)."""
+    """Grady's random walker on the same grid and seeds (four neighbours, seeds held fixed): (K, rows, columns)."""
     small = sampled(photo, labels.shape, 0.0)
     return random_walker(small, labels + 1, beta=130, mode="cg_j", tol=1e-5, channel_axis=-1, return_full_prob=True)
 
@@ -51,14 +51,14 @@ def agreement(ours: np.ndarray, other: np.ndarray, classes: int) -> dict[str, fl
 def table(measured: dict[str, dict]) -> str:
     """Time and memory of each method, one line each, with the ratio to ours."""
     base = measured["ours"]
-    lines = [f"{'':24s}{'time':>10s}{'':8s}{'extra memory':>14s}"]
+    lines = [f"{'':24s}{'time':>10s}{'of ours':>10s}{'extra memory':>16s}"]
     for method, result in measured.items():
         if "not_measured" in result:
             lines.append(f"{NAMES[method]:24s}  not measured: {result['not_measured']}")
             continue
         memory = "not measured" if result["extra_mib"] is None else f"{result['extra_mib']:,.0f} MiB"
         ratio = f"{result['seconds'] / base['seconds']:.1f}x"
-        lines.append(f"{NAMES[method]:24s}{result['seconds']:>8.2f} s{ratio:>8s}{memory:>14s}")
+        lines.append(f"{NAMES[method]:24s}{result['seconds']:>8.2f} s{ratio:>10s}{memory:>16s}")
     return "\n".join(lines)
 
 
@@ -116,8 +116,10 @@ def run(out: Path, longer_side: int) -> dict:
         },
     }
     (out / "photo.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{table(measured)}\n(forward, {labels.size:,} nodes, {len(SCALES)} walks, {torch.get_num_threads()} threads;")
-    print(" each in a process of its own; all outputs agree)")
+    print(
+        f"\nforward, {len(SCALES)} walks, {labels.size:,} nodes, {torch.get_num_threads()} threads; all outputs agree"
+    )
+    print(table(measured))
     print("\nagreement with skimage random_walker on the same seeds: ", end="")
     print("pixel accuracy {pixel_accuracy:.3f}, mean IoU {mean_iou:.3f}".format(**results["agreement"]))
     print(f"figure: {out / 'photo.png'}\nresults: {out / 'photo.json'}")

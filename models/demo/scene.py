@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import skimage.data
@@ -29,8 +30,10 @@ REGIONS = (
             [(128, 12), (122, 160)],
             [(335, 30), (322, 205)],
             [(485, 30), (490, 235)],
-            [(385, 300), (395, 330), (500, 310)],
+            [(385, 305), (400, 330), (505, 290)],
             [(92, 235), (118, 175)],
+            [(475, 262), (508, 262)],
+            [(348, 245), (358, 300)],
         ],
     ),
     Region(
@@ -40,7 +43,8 @@ REGIONS = (
             [(12, 15), (30, 75), (15, 125)],
             [(62, 140), (82, 205)],
             [(40, 165), (68, 255)],
-            [(12, 230), (40, 310)],
+            [(6, 175), (34, 222)],
+            [(12, 240), (40, 310)],
             [(12, 330), (14, 395)],
             [(10, 430), (30, 495)],
         ],
@@ -55,8 +59,10 @@ REGIONS = (
             [(140, 250), (210, 320), (330, 280)],
             [(130, 180), (150, 240), (250, 285), (300, 235), (265, 190)],
             [(215, 200), (225, 240)],
-            [(175, 370), (200, 395)],
+            [(150, 390), (185, 360), (200, 395)],
+            [(292, 358), (322, 366)],
             [(258, 330), (262, 500)],
+            [(130, 500), (168, 500)],
         ],
     ),
     Region(
@@ -67,6 +73,8 @@ REGIONS = (
             [(400, 352), (460, 380), (485, 450)],
             [(500, 475), (505, 500)],
             [(345, 440), (365, 440)],
+            [(372, 372), (398, 364)],
+            [(385, 390), (430, 395)],
         ],
     ),
     Region(
@@ -75,13 +83,13 @@ REGIONS = (
         [
             [(385, 60), (390, 200), (370, 225)],
             [(415, 15), (420, 70), (428, 180)],
-            [(445, 60), (447, 240)],
+            [(443, 48), (445, 240)],
             [(420, 175), (418, 255)],
         ],
     ),
 )
-# nodes whose row of P the figure shows, (x, y): a stripe of the flag, the sleeve, the visor
-WATCHED = ((66, 165), (190, 430), (400, 440))
+# nodes whose row of P the figure shows, (x, y): a stripe of the flag, the sleeve, the backdrop
+WATCHED = ((72, 165), (95, 330), (320, 110))
 
 
 def photograph() -> np.ndarray:
@@ -111,7 +119,7 @@ def centres(photo: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.nd
 def distance(x: np.ndarray, y: np.ndarray, stroke: Stroke) -> np.ndarray:
     """The distance of each point to a polyline, in pixels."""
     nearest = np.full(x.shape, np.inf)
-    for (x0, y0), (x1, y1) in zip(stroke, stroke[1:]):
+    for (x0, y0), (x1, y1) in pairwise(stroke):
         dx, dy = x1 - x0, y1 - y0
         along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
         nearest = np.minimum(nearest, np.hypot(x - x0 - along * dx, y - y0 - along * dy))
