@@ -136,5 +136,8 @@ def write(figure: Figure, path: Path) -> None:
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     colours = image.quantize(256, kmeans=3)  # the median cut alone forgets the small heat spots
+    entries = np.array(colours.getpalette()).reshape(-1, 3)
+    entries[entries.min(1) > 248] = 255  # its means make white paper grey
+    colours.putpalette(entries.ravel().tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(palette=colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)

@@ -98,6 +98,7 @@ def test_the_walks_spread_the_seeds(problem):
     assert reached[0] < 0.8 and reached[-1] > 0.95
 
 
+@pytest.mark.smoke
 def test_every_region_has_seeds_that_lie_under_its_strokes():
     photo = scene.photograph()
     height, width = photo.shape[:2]
@@ -133,6 +134,7 @@ def test_P_is_a_gaussian_of_the_distance_between_embeddings(problem):
     torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.smoke
 def test_equal_norms_keeps_the_features_and_evens_the_norms():
     features = np.random.default_rng(0).normal(size=(50, 3)) * 4 + 7
     rows = equal_norms(features)
@@ -181,17 +183,20 @@ def test_the_peak_sees_memory_that_was_given_back():
     assert 250 < float(child.stdout) < 320  # 256 MiB were written and freed
 
 
+@pytest.mark.smoke
 def test_agreement_of_known_label_images():
     ours, other = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
     assert agreement(ours, other, 3) == {"pixel_accuracy": 0.75, "mean_iou": pytest.approx((1 / 2 + 2 / 3) / 2)}
     assert agreement(ours, ours, 3) == {"pixel_accuracy": 1.0, "mean_iou": 1.0}
 
 
+@pytest.mark.smoke
 def test_a_strong_seed_does_not_win_its_neighbours_pixels():
     scores = torch.tensor([[100.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
     assert enlarged(scores, np.zeros((1, 8, 3))).tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
+@pytest.mark.smoke
 def test_missing_extras_are_named_with_the_command_that_installs_them(monkeypatch, capsys):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else found(name))
