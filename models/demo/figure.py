@@ -99,11 +99,11 @@ def draw(panels: Panels) -> Figure:
     colours = np.array([to_rgb(region.colour) for region in panels.regions])
     walks, watched = len(scales), len(panels.watched)
     figure = Figure(figsize=(14, 14.9), dpi=92, facecolor="white")
-    above, below = figure.add_gridspec(
+    layout = figure.add_gridspec(
         2, 1, height_ratios=(2, watched + 1.1), hspace=0.165, left=0.03, right=0.992, top=0.972, bottom=0.008
     )
-    top = above.subgridspec(1, 3, wspace=0.035).subplots()
-    grid = below.subgridspec(watched + 1, walks + 1, wspace=0.05, hspace=0.05).subplots(squeeze=False)
+    top = layout[0].subgridspec(1, 3, wspace=0.035).subplots()
+    grid = layout[1].subgridspec(watched + 1, walks + 1, wspace=0.05, hspace=0.05).subplots(squeeze=False)
 
     show(top[0], photo, photo, "a few scribbles", 16)
     draw_scribbles(top[0], panels.regions)

@@ -96,6 +96,7 @@ def run(out: Path, longer_side: int) -> dict:
     measured = compare(seed, psi, mu, beta, progress)
 
     ours = states[-1][0].argmax(0).numpy()
+    agreed = agreement(ours, probability.argmax(0), len(REGIONS))
     results = {
         "photo": PHOTO,
         "grid": list(grid),
@@ -106,7 +107,7 @@ def run(out: Path, longer_side: int) -> dict:
         "scales": [asdict(scale) for scale in SCALES],
         "backend": backend,
         "measured": measured,
-        "agreement": agreement(ours, probability.argmax(0), len(REGIONS)),
+        "agreement": agreed,
         "machine": {
             "difnet_kernels": difnet_kernels.__version__,
             "torch": torch.__version__,
@@ -121,6 +122,6 @@ def run(out: Path, longer_side: int) -> dict:
     )
     print(table(measured))
     print("\nagreement with skimage random_walker on the same seeds: ", end="")
-    print("pixel accuracy {pixel_accuracy:.3f}, mean IoU {mean_iou:.3f}".format(**results["agreement"]))
+    print("pixel accuracy {pixel_accuracy:.3f}, mean IoU {mean_iou:.3f}".format(**agreed))
     print(f"figure: {out / 'photo.png'}\nresults: {out / 'photo.json'}")
     return results
