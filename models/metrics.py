@@ -29,10 +29,11 @@ class ConfusionMatrix:
         keep = mask != self.ignore
         pred, mask = pred[keep].long(), mask[keep].long()
         for name, x in (("pred", pred), ("mask", mask)):
-            if x.numel() and not (0 <= int(x.min()) and int(x.max()) < self.num_classes):
+            low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+            if low < 0 or high >= self.num_classes:
                 raise ValueError(
-                    f"{name} must lie in 0…{self.num_classes - 1} (or be {self.ignore} in the mask); "
-                    f"got {int(x.min())}…{int(x.max())}. Does num_classes fit the data?"
+                    f"{name} must lie in 0…{self.num_classes - 1} (or be {self.ignore} in the mask); got {low}…{high}. "
+                    "Does num_classes fit the data?"
                 )
         pairs = torch.bincount(mask * self.num_classes + pred, minlength=self.num_classes**2)
         self.counts += pairs.view_as(self.counts)
