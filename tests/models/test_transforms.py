@@ -10,9 +10,8 @@ from models.data.transforms import centre, draw_start, resize
 
 def picture(height, width, seed=0):
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8), rng.integers(
-        0, 21, (height, width), dtype=np.uint8
-    )
+    image, mask = rng.integers(0, 256, (height, width, 3)), rng.integers(0, 21, (height, width))
+    return image.astype(np.uint8), mask.astype(np.uint8)
 
 
 def slow_nearest(mask, height, width):
