@@ -1,1 +1,19 @@
 """Exact diffusion of class scores over images: the random-walk cascade of DifNet without N x N matrices."""
+
+from difnet_kernels.backends import BACKENDS, BackendUnavailable
+from difnet_kernels.functional import cascaded_random_walk, random_walk, transition_rows
+from difnet_kernels.modules import CascadedRandomWalk, ImportanceMap, PsiProjection, psi_projection
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "CascadedRandomWalk",
+    "ImportanceMap",
+    "PsiProjection",
+    "cascaded_random_walk",
+    "psi_projection",
+    "random_walk",
+    "transition_rows",
+]

@@ -1,0 +1,123 @@
+"""The dense truth: W1-W6 and B1-B7 in plain torch, N x N and all. Every other backend is tested against it in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from difnet_kernels.problem import Problem
+
+
+def unusable() -> str | None:
+    return None
+
+
+def refuses(problem: Problem) -> str | None:
+    return None
+
+
+def transition(psi: Tensor) -> tuple[Tensor, Tensor]:
+    """(W1) P = softmax of the rows of psi psi^T for node-major psi (B, N, D), and row_lse (B, N)."""
+    logits = psi @ psi.mT
+    row_lse = logits.logsumexp(-1)
+    return (logits - row_lse.unsqueeze(-1)).exp(), row_lse
+
+
+def walk(state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step on node-major fields (B, N, C): the next state, walked and row_lse. Differentiable by autograd."""
+    P, row_lse = transition(psi)
+    walked = P @ state  # (W2)
+    mixed = mu * walked + (1 - mu) * seed  # (W3)
+    return beta * mixed + (1 - beta) * state, walked, row_lse  # (W4)
+
+
+def closed_form(seed: Tensor, psi: Tensor, mu: float | Tensor) -> Tensor:
+    """(W6) y = (I - mu P)^-1 (1 - mu) seed, the limit of Eq. 3, on node-major fields; mu < 1."""
+    P, _ = transition(psi)
+    identity = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    return torch.linalg.solve(identity - mu * P, (1 - mu) * seed)
+
+
+def walk_backward(
+    grad: Tensor, state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor, walked: Tensor, row_lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """B1-B7 on node-major fields: the gradients of state, seed, psi, mu and beta, with the symmetry Q = K spelled out."""
+    h = beta * mu * grad  # (B1) = dL/dwalked
+    delta = (h * walked).sum(-1, keepdim=True)  # (B2)
+    P = (psi @ psi.mT - row_lse.unsqueeze(-1)).exp()  # (B3)
+    half = P * (h @ state.mT - delta)
+    T = half + half.mT  # (B4)
+    grad_psi = T @ psi  # (B5)
+    grad_state = (1 - beta) * grad + P.mT @ h  # (B1, B6)
+    grad_seed = beta * (1 - mu) * grad  # (B1)
+    mixed = mu * walked + (1 - mu) * seed
+    grad_mu = beta * ((walked - seed) * grad).sum()  # (B7)
+    grad_beta = ((mixed - state) * grad).sum()  # (B7)
+    return grad_state, grad_seed, grad_psi, grad_mu, grad_beta
+
+
+def _node_major(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.mT.to(dtype)
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+) -> None:
+    dtype = walked.dtype
+    s = _node_major(seed, dtype)
+    y = s if state is None else _node_major(state, dtype)  # (W5)
+    for t, p in enumerate(psi):
+        y, walked[t], row_lse[t] = walk(y, s, _node_major(p, dtype), mu[t], beta[t])
+        if states.shape[0] == len(psi):
+            states[t] = y.mT
+    states[-1] = y.mT
+
+
+def cascade_backward(
+    grad_states: Tensor,
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor,
+    grad_psi: Sequence[Tensor],
+    grad_mu: Tensor,
+    grad_beta: Tensor,
+) -> None:
+    dtype, walks = walked.dtype, len(psi)
+    s = _node_major(seed, dtype)
+    y = [s if state is None else _node_major(state, dtype)]
+    for t in range(walks - 1):
+        y.append(beta[t] * (mu[t] * walked[t] + (1 - mu[t]) * s) + (1 - beta[t]) * y[t])
+    grad = _node_major(grad_states[-1], dtype)
+    total_seed = torch.zeros_like(s)
+    for t in reversed(range(walks)):
+        grad, step_seed, step_psi, grad_mu[t], grad_beta[t] = walk_backward(
+            grad, y[t], s, _node_major(psi[t], dtype), mu[t], beta[t], walked[t], row_lse[t]
+        )
+        total_seed += step_seed
+        grad_psi[t].copy_(step_psi.mT)
+        if t > 0 and grad_states.shape[0] == walks:
+            grad = grad + _node_major(grad_states[t - 1], dtype)
+    if grad_state is None:
+        total_seed = total_seed + grad  # (W5): the seed is also the first state
+    else:
+        grad_state.copy_(grad.mT)
+    grad_seed.copy_(total_seed.mT)

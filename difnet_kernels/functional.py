@@ -1,0 +1,131 @@
+"""The public functions: check at the door, then one operator call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from difnet_kernels import backends
+from difnet_kernels import ops as _ops  # noqa: F401  registers torch.ops.difnet_kernels
+from difnet_kernels.problem import (
+    accumulation_dtype,
+    check_embeddings,
+    check_field,
+    check_gates,
+    check_on_grid,
+    check_precision,
+    flat,
+)
+
+
+def cascaded_random_walk(
+    seed: Tensor,
+    psi: Sequence[Tensor] | Tensor,
+    mu: Tensor | Sequence[float],
+    beta: Tensor | Sequence[float],
+    *,
+    precision: str = "high",
+    backend: str | None = None,
+    return_steps: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
+    """Diffuse `seed` over the image by T gated random walks (Jiang et al. 2018, Eqs. 3-5; W1-W5).
+
+        y⁰ = seed;   yᵗ⁺¹ = βₜ (μₜ Pₜ yᵗ + (1 - μₜ) seed) + (1 - βₜ) yᵗ;   Pₜ = softmax_rows(ψₜ ψₜᵀ)
+
+    seed: (B, K, *S) class scores in any unit; the output has the same unit (rows of P sum to one).
+    psi:  T embeddings (B, D_t, *S), or one tensor (T, B, D, *S); logits are inner products with no 1/√D, as in the paper.
+    mu, beta: (T,) probabilities (not logits). Tensors are used as they are, without waiting for the device; Python
+          floats are checked against [0, 1].
+    precision: "high", logits as good as fp32; "medium", one fp16 or TF32 product where that is faster (docs/math.md
+          has the measured error of both). On a CPU both are fp32.
+    backend: None chooses; a name runs there or raises, it never falls back.
+    Returns yᵀ with the shape, dtype and memory format of `seed`; with `return_steps` the tuple (y¹, ..., yᵀ).
+
+    Fields may mix float16, bfloat16, float32 and float64 and have any strides; sums are fp32, or fp64 once a field is fp64.
+    Differentiable once in all four. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
+    Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
+    none can run it.
+    """
+    check_field("seed", seed)
+    embeddings = check_embeddings(psi, seed)
+    exact = accumulation_dtype(seed, embeddings)
+    mu = check_gates("mu", mu, len(embeddings), seed, exact)
+    beta = check_gates("beta", beta, len(embeddings), seed, exact)
+    check_precision(precision)
+    backends.check_name(backend)
+    states, _, _ = torch.ops.difnet_kernels.cascade_forward(
+        None, seed, embeddings, mu, beta, precision, backend or "", return_steps
+    )
+    return states.unbind(0) if return_steps else states
+
+
+def random_walk(
+    state: Tensor,
+    psi: Tensor,
+    seed: Tensor,
+    mu: Tensor | float,
+    beta: Tensor | float,
+    *,
+    precision: str = "high",
+    backend: str | None = None,
+) -> Tensor:
+    """One gated random walk (Eqs. 4-5; W1-W4): β (μ P state + (1 - μ) seed) + (1 - β) state, P = softmax_rows(ψ ψᵀ).
+
+    state, seed: (B, K, *S); psi: (B, D, *S); mu, beta: scalars, a 0-d or (1,) tensor or a float in [0, 1].
+    Returns the next state with the shape, dtype and memory format of `state`. Differentiable once in all five;
+    precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+    """
+    check_field("seed", seed)
+    check_on_grid("state", state, seed)
+    if state.shape[1] != seed.shape[1]:
+        raise ValueError(f"state and seed must have the same classes; got {state.shape[1]} and {seed.shape[1]}.")
+    check_on_grid("psi", psi, seed)
+    # the operator returns a state like its seed, so the walk's own field decides dtype and memory format here
+    seed = seed.to(state.dtype)
+    exact = accumulation_dtype(seed, [psi])
+    mu = check_gates("mu", mu.reshape(1) if isinstance(mu, Tensor) else (mu,), 1, seed, exact)
+    beta = check_gates("beta", beta.reshape(1) if isinstance(beta, Tensor) else (beta,), 1, seed, exact)
+    check_precision(precision)
+    backends.check_name(backend)
+    next_state, _, _ = torch.ops.difnet_kernels.cascade_forward(
+        state, seed, [psi], mu, beta, precision, backend or "", False
+    )
+    return next_state
+
+
+def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
+    """Rows of P for chosen nodes (W1; Fig. 3 of the paper): where each of them looks, without the N x N matrix.
+
+    psi: (B, D, *S); nodes: (B, M) flat indices or (B, M, len(S)) coordinates, integers.
+    Returns (B, M, *S) in fp32 (fp64 for fp64 psi); each row sums to one. Differentiable in psi. Memory O(B·M·N).
+    Raises ValueError or TypeError for shapes or dtypes that do not fit, IndexError for nodes outside the grid (on a CPU;
+    on a GPU the check would wait for the device, so torch's own device-side assertion reports it).
+    """
+    check_field("psi", psi)
+    grid = psi.shape[2:]
+    if nodes.dtype.is_floating_point or nodes.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise TypeError(f"nodes must be integer indices; got {nodes.dtype}. Convert them with nodes.long().")
+    coordinates = nodes.dim() == 3
+    if nodes.dim() not in (2, 3) or nodes.shape[0] != psi.shape[0] or (coordinates and nodes.shape[2] != len(grid)):
+        raise ValueError(
+            f"nodes must be (B, M) flat indices or (B, M, {len(grid)}) coordinates for psi {tuple(psi.shape)}; "
+            f"got {tuple(nodes.shape)}."
+        )
+    nodes = nodes.long()
+    if nodes.device.type == "cpu" and nodes.numel() > 0:
+        bound = torch.tensor(grid if coordinates else (math.prod(grid),))
+        if bool(((nodes < 0) | (nodes >= (bound if coordinates else bound[0]))).any()):
+            raise IndexError(f"nodes must lie on the grid {tuple(grid)}; got an index outside it.")
+    if coordinates:
+        strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], device=nodes.device)
+        nodes = (nodes * strides).sum(-1)
+    exact = accumulation_dtype(psi, [])
+    # autocast would round the logits to 16 bits, and logits decide everything
+    with torch.autocast(device_type=psi.device.type, enabled=False):
+        embeddings = flat(psi).to(exact)  # (B, D, N)
+        chosen = embeddings.gather(2, nodes.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
+        rows = (chosen.mT @ embeddings).softmax(-1)
+    return rows.reshape(*nodes.shape, *grid)

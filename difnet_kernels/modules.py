@@ -1,0 +1,135 @@
+"""The walk as network parts: features in, diffused scores out. Only here live parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from difnet_kernels.functional import cascaded_random_walk
+
+_POOLS = {1: nn.functional.adaptive_max_pool1d, 2: nn.functional.adaptive_max_pool2d, 3: nn.functional.adaptive_max_pool3d}
+
+
+def psi_projection(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.Module | None,
+    grid: Sequence[int],
+) -> Tensor:
+    """Ψ (§4; Ψ1): project features to embeddings and pool them to the grid of the seed.
+
+        ψ = adaptive_max_pool( norm( W features + bias ) )
+
+    features: (B, C, *S) with one to three spatial axes; weight: (D, C); bias: (D,) or None; norm: a batch normalisation
+    over D channels, or None; grid: the spatial size of the result.
+    Returns (B, D, *grid). Differentiable in features, weight, bias and the parameters of `norm`.
+    """
+    axes = features.dim() - 2
+    if axes not in _POOLS:
+        raise ValueError(f"features must be (B, C, *S) with one to three spatial axes; got {tuple(features.shape)}.")
+    if features.shape[1] != weight.shape[1]:
+        raise ValueError(f"features must have the {weight.shape[1]} channels of weight; got {features.shape[1]}.")
+    if len(grid) != axes or min(grid, default=0) < 1:
+        raise ValueError(f"grid must be {axes} positive sizes for features {tuple(features.shape)}; got {tuple(grid)}.")
+    convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[axes - 1]
+    projected = convolve(features, weight.reshape(*weight.shape, *(1,) * axes), bias)
+    if norm is not None:
+        projected = norm(projected)
+    return _POOLS[axes](projected, tuple(grid))
+
+
+class PsiProjection(nn.Module):
+    """Ψ (§4; Ψ1): conv 1x1 with bias, batch normalisation, adaptive max pooling to the grid of the seed.
+
+    forward(features (B, in_channels, *S), grid) -> (B, embed_dim, *grid), for one to three spatial axes.
+    """
+
+    def __init__(self, in_channels: int, embed_dim: int = 64) -> None:
+        super().__init__()
+        conv = nn.Conv2d(in_channels, embed_dim, kernel_size=1)  # torch's own initialisation of such a layer
+        self.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
+        self.bias = nn.Parameter(conv.bias.detach().clone())  # type: ignore[union-attr]
+        self.norm = _BatchNorm(embed_dim)
+
+    def forward(self, features: Tensor, grid: Sequence[int]) -> Tensor:
+        return psi_projection(features, self.weight, self.bias, self.norm, grid)
+
+    def extra_repr(self) -> str:
+        return f"in_channels={self.weight.shape[1]}, embed_dim={self.weight.shape[0]}"
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over any number of spatial axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 3:
+            raise ValueError(f"expected (B, C, *S); got {tuple(input.shape)}")
+
+
+class ImportanceMap(nn.Module):
+    """M = H(x) (§4): one weight in [0, 1] per node from the scores around it; the seed is M x (W5).
+
+    BN-ReLU-conv 5x5, three times, K -> 8 -> 4 -> 1, no convolution bias, sigmoid last.
+    forward(scores (B, K, H, W)) -> (B, 1, H, W).
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        widths = (num_classes, 8, 4, 1)
+        layers: list[nn.Module] = []
+        for narrow, wide in zip(widths[1:], widths, strict=False):
+            layers += [nn.BatchNorm2d(wide), nn.ReLU(), nn.Conv2d(wide, narrow, kernel_size=5, padding=2, bias=False)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(self.layers(scores))
+
+
+class CascadedRandomWalk(nn.Module):
+    """The cascade as a drop-in module (Eqs. 3-5): T feature maps in, Ψ of each, T gated walks of the seed.
+
+    in_channels: the channels of the T feature maps, in the order of the walks.
+    embed_dim: D, the width of every embedding.
+    gate: μ = β = gate at the start, for every walk: 0.5 as in DifNet; a small one (0.01, say) starts near the identity,
+        so that a walk added to a trained network cannot hurt it at step 0.
+
+    forward(seed (B, K, *S), features: T maps (B, C_t, *S_t)) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ).
+    Parameters: Ψ, and one raw value per walk for μ and for β; `mu` and `beta` are the probabilities, sigmoid(-raw), in
+    fp32 also under autocast.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int] = (3, 256, 512, 1024, 2048), embed_dim: int = 64, *, gate: float = 0.5
+    ) -> None:
+        super().__init__()
+        if not 0.0 < gate < 1.0:
+            raise ValueError(f"gate must be a probability strictly between 0 and 1; got {gate}.")
+        self.psi = nn.ModuleList(PsiProjection(channels, embed_dim) for channels in in_channels)
+        raw = -torch.logit(torch.full((len(in_channels),), gate))
+        self.mu_raw = nn.Parameter(raw.clone())
+        self.beta_raw = nn.Parameter(raw.clone())
+
+    @property
+    def mu(self) -> Tensor:
+        """(T,) how far each walk follows P instead of returning to the seed."""
+        return torch.sigmoid(-self.mu_raw.float())
+
+    @property
+    def beta(self) -> Tensor:
+        """(T,) how much of each walk is kept against the state before it."""
+        return torch.sigmoid(-self.beta_raw.float())
+
+    def embeddings(self, features: Sequence[Tensor], grid: Sequence[int]) -> list[Tensor]:
+        """The T embeddings ψₜ (B, D, *grid)."""
+        if len(features) != len(self.psi):
+            raise ValueError(f"features must be {len(self.psi)} maps, one per walk; got {len(features)}.")
+        return [project(feature, grid) for project, feature in zip(self.psi, features, strict=True)]
+
+    def forward(
+        self, seed: Tensor, features: Sequence[Tensor], *, return_steps: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        psi = self.embeddings(features, seed.shape[2:])
+        return cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=return_steps)

@@ -1,0 +1,146 @@
+"""What a cascade is asked to compute: the only input validation, and the sizes that every layer below trusts.
+
+A *field* is a tensor `(B, C, *S)`: B images, C channels, any number of spatial axes S. Its *nodes* are the N points of S.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PRECISIONS = ("high", "medium")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes, dtypes and device of one cascade, after validation."""
+
+    batch: int
+    classes: int
+    nodes: int
+    embeds: tuple[int, ...]
+    dtypes: frozenset[torch.dtype]
+    device: torch.device
+    precision: str
+
+    @staticmethod
+    def of(seed: Tensor, psi: Sequence[Tensor], precision: str) -> Problem:
+        return Problem(
+            batch=seed.shape[0],
+            classes=seed.shape[1],
+            nodes=math.prod(seed.shape[2:]),
+            embeds=tuple(p.shape[1] for p in psi),
+            dtypes=frozenset(x.dtype for x in (seed, *psi)),
+            device=seed.device,
+            precision=precision,
+        )
+
+
+def accumulation_dtype(seed: Tensor, psi: Sequence[Tensor]) -> torch.dtype:
+    """fp64 as soon as one field is fp64 (so that gradcheck is real), fp32 otherwise."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in (seed, *psi)) else torch.float32
+
+
+def check_field(name: str, x: Tensor) -> None:
+    """A field is a floating-point tensor (B, C, *S) with C >= 1 and at least one spatial axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, C, *S); got {type(x).__name__}. Convert it with torch.as_tensor.")
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. Convert it with {name}.float()."
+        )
+    if x.dim() < 3:
+        raise ValueError(
+            f"{name} must be (B, C, *S) with at least one spatial axis; got {tuple(x.shape)}. "
+            "Add the missing axes with unsqueeze, or reshape a node list to (B, C, N)."
+        )
+    if x.shape[1] == 0:
+        raise ValueError(f"{name} must have at least one channel; got {tuple(x.shape)}. Drop the walk or the call instead.")
+
+
+def check_on_grid(name: str, x: Tensor, seed: Tensor) -> None:
+    """`x` lies on the grid, in the batch and on the device of `seed`."""
+    check_field(name, x)
+    if x.shape[0] != seed.shape[0] or x.shape[2:] != seed.shape[2:]:
+        raise ValueError(
+            f"{name} must be (B, C, *S) on the batch and grid of seed {tuple(seed.shape)}; got {tuple(x.shape)}. "
+            "Resize it to the seed's grid, or let PsiProjection pool it there."
+        )
+    if x.device != seed.device:
+        raise ValueError(
+            f"{name} must be on the device of seed, {seed.device}; got {x.device}. Move it with {name}.to(seed.device)."
+        )
+
+
+def check_embeddings(psi: Sequence[Tensor] | Tensor, seed: Tensor) -> list[Tensor]:
+    """The T embeddings as a list: from a sequence of (B, D_t, *S), or from one tensor (T, B, D, *S)."""
+    if isinstance(psi, Tensor):
+        if psi.dim() != seed.dim() + 1:
+            raise ValueError(
+                f"psi as one tensor must be (T, B, D, *S) with {seed.dim() + 1} axes for seed {tuple(seed.shape)}; got "
+                f"{tuple(psi.shape)}. For a single walk pass [psi] or psi.unsqueeze(0)."
+            )
+        psi = psi.unbind(0)
+    elif not isinstance(psi, Sequence):
+        raise TypeError(f"psi must be a sequence of tensors or one tensor (T, B, D, *S); got {type(psi).__name__}.")
+    if len(psi) == 0:
+        raise ValueError("psi must hold at least one embedding; got none. A cascade of no walks is the seed itself.")
+    for t, p in enumerate(psi):
+        check_on_grid(f"psi[{t}]", p, seed)
+    return list(psi)
+
+
+def check_gates(name: str, gates: Tensor | Sequence[float] | float, walks: int, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    """mu or beta as a (T,) tensor of the accumulation dtype. Python numbers are checked against [0, 1]; tensors are
+    used as they are, because reading them would make the host wait for the device."""
+    if isinstance(gates, Tensor):
+        if not gates.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point; got {gates.dtype}. Convert it with {name}.float().")
+        if gates.device != seed.device:
+            raise ValueError(
+                f"{name} must be on the device of seed, {seed.device}; got {gates.device}. Move it with {name}.to(seed.device)."
+            )
+        if tuple(gates.shape) != (walks,):
+            raise ValueError(f"{name} must be ({walks},), one value per walk; got {tuple(gates.shape)}.")
+        return gates.to(dtype)
+    if not isinstance(gates, Sequence) or isinstance(gates, str):
+        raise TypeError(f"{name} must be a (T,) tensor or a sequence of {walks} floats; got {type(gates).__name__}.")
+    if len(gates) != walks:
+        raise ValueError(f"{name} must hold one value per walk, {walks} in all; got {len(gates)}.")
+    for t, gate in enumerate(gates):
+        if isinstance(gate, Tensor):
+            raise TypeError(f"{name} must be one (T,) tensor or Python floats; got a list of tensors. Use torch.stack.")
+        if not 0.0 <= gate <= 1.0:
+            raise ValueError(
+                f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
+            )
+    return torch.tensor(gates, dtype=dtype, device=seed.device)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}.")
+
+
+def is_node_major(x: Tensor) -> bool:
+    """Channels last: the channels of a node lie next to each other."""
+    return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
+
+
+def empty_field_like(x: Tensor, *, steps: int | None = None) -> Tensor:
+    """An uninitialised field with the shape, dtype and memory format of `x`; with `steps`, that many of them, stacked."""
+    lead = () if steps is None else (steps,)
+    if not is_node_major(x):
+        return x.new_empty((*lead, *x.shape))
+    nodes_first = x.movedim(1, -1).shape
+    return x.new_empty((*lead, *nodes_first)).movedim(-1, 1 + len(lead))
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, C, *S) as (B, C, N): a view wherever the spatial strides allow it."""
+    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
