@@ -1,7 +1,7 @@
 """Weights on disk: our safetensors files, the authors' `.pth.tar`, torchvision's ResNet files.
 
-    python -m models.checkpoints inspect FILE
-    python -m models.checkpoints convert THEIRS.pth.tar OURS.safetensors --model difnet50
+python -m models.checkpoints inspect FILE
+python -m models.checkpoints convert THEIRS.pth.tar OURS.safetensors --model difnet50
 """
 
 import argparse
@@ -200,6 +200,8 @@ def read_pth(path: str | Path) -> dict[str, Any]:
             f"{path} holds more than tensors and numbers, so it is not read: loading it could run code. Re-save its "
             f"state dict alone, in a place you trust. ({str(error).splitlines()[0]})"
         ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is empty, cut short or not a torch file: {error!r}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a state dict; got a {type(content).__name__}.")
     return content

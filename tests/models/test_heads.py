@@ -15,9 +15,7 @@ def test_aspp_is_the_sum_of_its_four_rates():
     expected = 0
     for rate, branch in zip((6, 12, 18, 24), head.branches, strict=True):
         padded = F.pad(features, (rate,) * 4)
-        columns = [
-            padded[:, :, dy : dy + 30, dx : dx + 27] for dy in (0, rate, 2 * rate) for dx in (0, rate, 2 * rate)
-        ]
+        columns = [padded[:, :, dy : dy + 30, dx : dx + 27] for dy in (0, rate, 2 * rate) for dx in (0, rate, 2 * rate)]
         expected = expected + torch.einsum("kct,tbchw->bkhw", branch.weight.flatten(2), torch.stack(columns))
         expected = expected + branch.bias[None, :, None, None]
     torch.testing.assert_close(head(features), expected, rtol=1e-12, atol=1e-12)

@@ -77,7 +77,7 @@ def test_details_add_up():
     assert torch.equal(details.logits, logits)
     assert torch.equal(details.seed, details.importance * details.scores)
     assert details.scores.shape == (2, 5, 9, 7) and details.importance.shape == (2, 1, 9, 7)
-    assert 0 <= details.importance.min() and details.importance.max() <= 1
+    assert details.importance.min() >= 0 and details.importance.max() <= 1
     assert [tuple(psi.shape) for psi in details.psi] == [(2, 32, 9, 7)] * 5
     mu, beta = model.walk.mu.detach(), model.walk.beta.detach()
     steps = cascaded_random_walk(details.seed, details.psi, mu, beta, return_steps=True)
@@ -99,7 +99,8 @@ def test_details_of_the_baseline_have_no_diffusion():
 def test_details_in_training_update_running_statistics_once():
     model = tiny().train()
     model(torch.randn(2, 3, 65, 65), return_details=True)
-    assert {key: int(v) for key, v in model.state_dict().items() if key.endswith("num_batches_tracked") and v != 1} == {}
+    counters = [count for key, count in model.state_dict().items() if key.endswith("num_batches_tracked")]
+    assert all(count == 1 for count in counters)
 
 
 def test_first_output_depends_on_the_product_of_the_first_gates_only():
@@ -194,9 +195,9 @@ def test_bf16_autocast_trains(name):
 def test_every_parameter_gets_a_gradient():
     model = tiny().train()
     torch.nn.functional.cross_entropy(model(torch.randn(2, 3, 65, 65)), torch.randint(0, 5, (2, 65, 65))).backward()
-    silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # a shift of all ψ by one vector moves every logit of a row alike only through batch norm: a bias before it is free
-    assert [key for key in silent if not key.endswith("bias")] == []
+    silent = [key for key, p in model.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-7]
+    # batch norm takes the mean away again, so the biases before it get nothing but rounding
+    assert silent == [f"walk.psi.{walk}.bias" for walk in range(5)]
 
 
 def test_device_map_places_the_branches():
