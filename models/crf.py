@@ -84,8 +84,8 @@ class _Bilateral:
         out = torch.empty_like(values)
         for start in range(0, len(values), self.rows):
             rows = slice(start, start + self.rows)
-            # rounding can lift a zero distance above 0; e⁻⁸⁰ is nothing beside nᵢ ≥ 1, and smaller numbers are denormal,
-            # which processors multiply ten times slower
+            # rounding can lift a zero distance above 0; e⁻⁸⁰ is nothing beside nᵢ ≥ 1, and smaller numbers are
+            # denormal, which made the whole sum five times slower
             kernel = (self.left[rows] @ self.right).clamp_(-80, 0).exp_()
             torch.mm(kernel, values, out=out[rows])
         return out

@@ -212,7 +212,9 @@ def _check_options(dataset: SegmentationDataset, protocol: str, scales: Sequence
     if not scales or not all(0 < scale <= 8 for scale in scales):
         raise ValueError(f"scales must be numbers in (0, 8], at least one; got {list(scales)}.")
     if dataset.transform.train:
-        raise ValueError("evaluation needs samples without chance; got a training transform. Use build_transform(recipe).")
+        raise ValueError(
+            "evaluation needs samples without chance; got a training transform. Use build_transform(recipe)."
+        )
 
 
 def _in_group() -> bool:
@@ -282,7 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, checkpoint = checkpoints.restore(options.checkpoint, options.model)
         transform = build_transform(preprocessing(checkpoint, options.recipe))
         dataset = build_dataset(
-            options.data, options.kind, options.split, transform, sbd_root=options.sbd, follow_links=options.follow_links
+            options.data,
+            options.kind,
+            options.split,
+            transform,
+            sbd_root=options.sbd,
+            follow_links=options.follow_links,
         )
         if checkpoint.classes and list(checkpoint.classes) != list(dataset.classes):
             raise DataError(
