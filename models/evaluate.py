@@ -212,9 +212,7 @@ def _check_options(dataset: SegmentationDataset, protocol: str, scales: Sequence
     if not scales or not all(0 < scale <= 8 for scale in scales):
         raise ValueError(f"scales must be numbers in (0, 8], at least one; got {list(scales)}.")
     if dataset.transform.train:
-        raise ValueError(
-            "evaluation needs samples without chance; got a training transform. Use build_transform(recipe)."
-        )
+        raise ValueError("evaluation must not depend on chance; got a training transform. Use build_transform(recipe).")
 
 
 def _in_group() -> bool:
@@ -283,18 +281,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model, checkpoint = checkpoints.restore(options.checkpoint, options.model)
         transform = build_transform(preprocessing(checkpoint, options.recipe))
-        dataset = build_dataset(
-            options.data,
-            options.kind,
-            options.split,
-            transform,
-            sbd_root=options.sbd,
-            follow_links=options.follow_links,
-        )
+        where = options.data, options.kind, options.split
+        dataset = build_dataset(*where, transform, sbd_root=options.sbd, follow_links=options.follow_links)
         if checkpoint.classes and list(checkpoint.classes) != list(dataset.classes):
             raise DataError(
-                f"{options.data}: classes must be those of the checkpoint, in its order; got {list(dataset.classes)[:6]}… "
-                f"for {list(checkpoint.classes)[:6]}…. For Pascal Context choose --kind context or context_detail."
+                f"{options.data}: classes must be those of the checkpoint, in its order; got "
+                f"{list(dataset.classes)[:6]}… for {list(checkpoint.classes)[:6]}…. "
+                "For Pascal Context choose --kind context or context_detail."
             )
         metrics = evaluate(
             model.to(group.device),

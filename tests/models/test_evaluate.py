@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused(root, tmp_path):
     with pytest.raises(ValueError, match="training transform"):
         evaluate(Pixelwise(6), build_dataset(root, "voc", "val", build_transform(train=True)))
     large = generate(tmp_path / "large", "easy", 6, {"val": 1}, size=(48, 506))
-    with pytest.raises(ValueError, match="val_000000.*native"):
+    with pytest.raises(ValueError, match=r"val_000000.*native"):
         evaluate(Pixelwise(6), dataset_of(large), protocol="padded505")
 
 
