@@ -161,7 +161,7 @@ def _predict(model, samples, num_classes, protocol, scales, flip, device, amp) -
         top, left = centre((height, width), canvas)
         images = F.pad(images, (left, canvas - width - left, top, canvas - height - top))  # 0 is the mean colour
     views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
-    total = None
+    total = torch.zeros((), device=device)
     for scale, mirrored in views:
         view = images if scale == 1 else _resize(images, [max(1, round(side * scale)) for side in images.shape[2:]])
         with torch.autocast(device.type, AMP[amp], enabled=AMP[amp] is not None):
@@ -171,7 +171,7 @@ def _predict(model, samples, num_classes, protocol, scales, flip, device, amp) -
         logits = logits.flip(3) if mirrored else logits
         scores = _resize(logits, images.shape[2:])
         scores = scores if len(views) == 1 else scores.softmax(1)
-        total = scores if total is None else total + scores
+        total = total + scores
     return total[:, :, top : top + height, left : left + width] / len(views)
 
 

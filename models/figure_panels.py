@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from models.data.classes import IGNORE
@@ -63,8 +64,8 @@ class Sheet:
     def __init__(self, rows: Sequence[str], columns: Sequence[str], shape: tuple[int, ...], cell: float = 1.35):
         height = cell * min(1.6, max(0.6, shape[0] / shape[1]))
         size = (cell * len(columns) + 1.3, (height + 0.12) * len(rows) + 0.8)  # room for names, bars and legend
-        self.figure = Figure(figsize=size, layout="constrained")
-        self.figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+        self.figure = Figure(figsize=size, layout=tight)
         self.axes = self.figure.subplots(len(rows), len(columns), squeeze=False)
         for axes in self.axes.flat:
             axes.set_xticks([])
@@ -94,7 +95,7 @@ class Sheet:
         else:
             axes.imshow(colours.table[labels], interpolation="nearest", extent=_extent(labels.shape))
 
-    def heat(self, row, column, values: np.ndarray, low, high, shape, mark: tuple[float, float] | None = None) -> None:
+    def heat(self, row, column, values: np.ndarray, low, high, shape, mark: Sequence[float] | None = None) -> None:
         """A map on the node grid, stretched over the picture's `shape`; every node stays one visible cell."""
         axes = self.axes[row, column]
         axes.imshow(values, cmap=HEAT, vmin=low, vmax=high, interpolation="nearest", extent=_extent(shape))
@@ -105,13 +106,15 @@ class Sheet:
         """A few words below a panel."""
         self.axes[row, column].set_xlabel(text, fontsize=6, color="#666666", labelpad=1.5)
 
-    def colourbar(self, rows: int | slice, label: str, ticks: dict[float, str] | None = None) -> None:
-        """One colour bar for the heat maps of some rows, at their right."""
-        axes = np.atleast_2d(self.axes[rows])
-        image = axes[0, -1].get_images()[0]
-        bar = self.figure.colorbar(
-            image, ax=axes.ravel().tolist(), fraction=0.04, pad=0.01, shrink=0.85, aspect=13 * len(axes)
-        )
+    def colourbar(self, row: int | None, label: str, ticks: dict[int, str] | None = None) -> None:
+        """One colour bar at the right, for the heat maps of a row, or of all rows (None)."""
+        last = self.axes[row or 0, -1]
+        if row is None:
+            all_axes, aspect = self.axes.ravel().tolist(), 13 * len(self.axes)
+            image = last.get_images()[0]
+            bar = self.figure.colorbar(image, ax=all_axes, fraction=0.04, pad=0.01, shrink=0.85, aspect=aspect)
+        else:  # an inset: a bar of its own would take room from this row only, and columns would no longer line up
+            bar = self.figure.colorbar(last.get_images()[0], cax=last.inset_axes((1.04, 0.04, 0.06, 0.92)))
         if ticks:
             bar.set_ticks(list(ticks), labels=list(ticks.values()))
         bar.set_label(label, fontsize=7, color=INK)
@@ -122,14 +125,17 @@ class Sheet:
         """Add the legend and hand the figure over."""
         if labels is not None:
             handles = labels.legend()
-            width = max(2, int(self.figure.get_figwidth() / 0.95))
+            columns = min(len(handles), max(2, int(self.figure.get_figwidth() / 0.95)))
+            handles = [
+                handle for i in range(columns) for handle in handles[i::columns]
+            ]  # it fills columns, we read rows
             self.figure.legend(
-                handles=handles, loc="outside lower center", ncols=min(len(handles), width), fontsize=7, frameon=False,
+                handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False,
                 labelcolor=INK, handlelength=1, handleheight=1, columnspacing=1.2,
             )  # fmt: skip
         return self.figure
 
-    def _mark(self, axes, mark: tuple[float, float]) -> None:
+    def _mark(self, axes, mark: Sequence[float]) -> None:
         # dark on light on dark: visible on any colour
         y, x = mark[0], mark[1]
         axes.plot(x, y, "o", markersize=6, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2.2)

@@ -70,4 +70,4 @@ class ConfusionMatrix:
 
     def _marginals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         counts = self.counts.cpu()
-        return tuple(x.double() for x in (counts.diagonal(), counts.sum(1), counts.sum(0)))
+        return counts.diagonal().double(), counts.sum(1).double(), counts.sum(0).double()

@@ -26,6 +26,7 @@ from difnet_kernels import transition_rows
 from models.data import IGNORE, DataError, Recipe, SegmentationDataset, build_dataset, build_transform
 from models.data.files import read_image
 from models.data.layouts import LAYOUTS
+from models.deeplab import Details
 from models.figure_panels import Labels, Sheet
 
 DECADES = 4  # of the logarithmic colours of Fig. 3
@@ -38,7 +39,7 @@ class Example:
     name: str
     picture: np.ndarray  # uint8 (H, W, 3)
     truth: np.ndarray | None  # (H, W) class indices, None if unknown
-    details: tuple  # what the model returned with return_details=True, batch of one, on the CPU
+    details: Details  # of a batch of one, fp32, on the CPU
 
     def labels(self, scores: torch.Tensor) -> np.ndarray:
         """Class map (H, W) of node-grid scores (1, K, H', W'): upsampled as the network upsamples, then argmax."""
@@ -63,27 +64,38 @@ def look(model: torch.nn.Module, recipe: Recipe, name: str, picture: np.ndarray,
         details = model(recipe.normalise(picture)[None].to(device), return_details=True)
     finally:
         model.train(was_training)
-    return Example(name, picture, truth, type(details)(*(_to_cpu(part) for part in details)))
+    return Example(name, picture, truth, Details(*(_to_cpu(part) for part in details)))
 
 
 def figure2(examples: Sequence[Example], classes: Sequence[str]) -> Figure:
-    """Image, ground truth, score map, influence E and importance M: one column per example."""
+    """Image, ground truth, score map, influence E and importance M: one column per example.
+
+    Rows without content are left out: the ground truth if no example has one, M if the network has none.
+    """
     maps = [example.labels(example.details.scores) for example in examples]
     labels = Labels(classes, [e.truth for e in examples], maps)
-    with_importance = examples[0].details.importance is not None
-    rows = ["image", "ground truth", "score map $x$", "influence $E$"] + ["importance $M$"] * with_importance
-    sheet = Sheet(rows, [e.name for e in examples], examples[0].picture.shape)
+    shown = {
+        "image": True,
+        "ground truth": any(e.truth is not None for e in examples),
+        "score map $x$": True,
+        "influence $E$": True,
+        "importance $M$": examples[0].details.importance is not None,
+    }
+    rows = {name: row for row, name in enumerate(name for name, is_shown in shown.items() if is_shown)}
+    sheet = Sheet(list(rows), [e.name for e in examples], examples[0].picture.shape)
     for column, (example, predicted) in enumerate(zip(examples, maps, strict=True)):
-        sheet.picture(0, column, example.picture)
-        sheet.labels(1, column, example.truth, labels)
-        sheet.labels(2, column, predicted, labels)
-        influence = example.details.scores[0].abs().sum(0)
-        sheet.heat(3, column, (influence / influence.max()).numpy(), 0, 1, example.picture.shape)
-        if with_importance:
-            sheet.heat(4, column, example.details.importance[0, 0].numpy(), 0, 1, example.picture.shape)
-    sheet.colourbar(3, "$E$ / max $E$")
-    if with_importance:
-        sheet.colourbar(4, "$M$")
+        sheet.picture(rows["image"], column, example.picture)
+        if "ground truth" in rows:
+            sheet.labels(rows["ground truth"], column, example.truth, labels)
+        sheet.labels(rows["score map $x$"], column, predicted, labels)
+        influence = example.details.scores[0].abs().sum(0).numpy()
+        sheet.heat(rows["influence $E$"], column, influence / max(influence.max(), 1e-30), 0, 1, example.picture.shape)
+        if example.details.importance is not None:
+            importance = example.details.importance[0, 0].numpy()
+            sheet.heat(rows["importance $M$"], column, importance, 0, 1, example.picture.shape)
+    sheet.colourbar(rows["influence $E$"], "$E$ / max $E$")
+    if "importance $M$" in rows:
+        sheet.colourbar(rows["importance $M$"], "$M$")
     return sheet.finish(labels)
 
 
@@ -113,22 +125,24 @@ def figure3(
             sheet.heat(row, column, relative.numpy(), -DECADES, 0, example.picture.shape, cell.tolist())
             sheet.note(row, column, f"itself {own:.2g}")
     ticks = {d: f"$10^{{{d}}}$" if d else "1" for d in range(-DECADES, 1)}
-    sheet.colourbar(slice(None), "share of the row's largest entry", ticks)
+    sheet.colourbar(None, "share of the row's largest entry", ticks)
     return sheet.finish()
 
 
 def figure4(examples: Sequence[Example], classes: Sequence[str], walks: Sequence[int] | None = None) -> Figure:
     """The seed and the output of every walk: one row per example."""
-    steps = _walk_maps(examples[0], examples[0].details.steps, "steps")
-    walks = list(walks) if walks else list(range(1, len(steps) + 1))
-    maps = [[e.labels(m) for m in (e.details.seed, *e.details.steps)] for e in examples]
+    outputs = [[e.details.seed, *_walk_maps(e, e.details.steps, "steps")] for e in examples]
+    walks = list(walks) if walks else list(range(1, len(outputs[0])))
+    maps = [[e.labels(scores) for scores in row] for e, row in zip(examples, outputs, strict=True)]
     labels = Labels(classes, [e.truth for e in examples], [m for row in maps for m in row])
-    sheet = Sheet([e.name for e in examples], ["image", "ground truth", "seed", *(f"$RW_{t}$" for t in walks)],
-                  examples[0].picture.shape)  # fmt: skip
-    for row, (example, outputs) in enumerate(zip(examples, maps, strict=True)):
+    known = any(e.truth is not None for e in examples)
+    columns = ["image", *["ground truth"] * known, "seed", *(f"$RW_{t}$" for t in walks)]
+    sheet = Sheet([e.name for e in examples], columns, examples[0].picture.shape)
+    for row, (example, shown) in enumerate(zip(examples, maps, strict=True)):
         sheet.picture(row, 0, example.picture)
-        sheet.labels(row, 1, example.truth, labels)
-        for column, output in enumerate(outputs, start=2):
+        if known:
+            sheet.labels(row, 1, example.truth, labels)
+        for column, output in enumerate(shown, start=1 + known):
             sheet.labels(row, column, output, labels)
     return sheet.finish(labels)
 
@@ -141,7 +155,8 @@ def interesting_nodes(example: Example, count: int = 4) -> list[tuple[int, int]]
     for value in values[np.argsort(-sizes, kind="stable")][:count]:
         # padded, so that the image's border counts as an edge too
         depth = distance_transform_edt(np.pad(regions == value, 1))[1:-1, 1:-1]
-        nodes.append(tuple(int(i) for i in np.unravel_index(depth.argmax(), depth.shape)))
+        y, x = divmod(int(depth.argmax()), depth.shape[1])
+        nodes.append((y, x))
     return nodes
 
 

@@ -45,9 +45,8 @@ class SegmentationDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> dict:
-        image, mask = self.load(index)
         rng = np.random.default_rng([self.seed, int(self._epoch), index])
-        image, mask = self.transform(image, mask, rng)
+        image, mask = self.transform(*self.load(index), rng)
         return {"image": image, "mask": mask, "name": self.entries[index].name}
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,5 +156,5 @@ def build_loader(
 
 def begin_epoch(loader: DataLoader, epoch: int) -> None:
     """Order and augmentation of the next pass over `loader` become those of `epoch`."""
-    loader.sampler.set_epoch(epoch)
-    loader.dataset.set_epoch(epoch)
+    for part in (loader.sampler, loader.dataset):
+        part.set_epoch(epoch)  # type: ignore[union-attr]

@@ -45,15 +45,15 @@ def generate(
     Raises DataError if `out` holds anything else, ValueError for a description that makes no sense.
     """
     counts = dict(counts or {"train": 200, "val": 50})
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    _check(preset, classes, counts, size)
+    height, width = size if not isinstance(size, int) else (size, size)
+    _check(preset, classes, counts, (height, width))
     out = Path(out)
     record = {
         "version": VERSION,
         "preset": preset,
         "classes": classes,
         "counts": counts,
-        "size": list(size),
+        "size": [height, width],
         "seed": seed,
     }
     if _is_finished(out, record):
@@ -63,7 +63,7 @@ def generate(
     for split, count in counts.items():
         names = [f"{split}_{i:06d}" for i in range(count)]
         for i in tqdm(range(count), desc=f"generate {split}", disable=not progress):
-            jpeg, png = encode(preset, classes, size, seed, FIRST_INDEX[split] + i)
+            jpeg, png = encode(preset, classes, (height, width), seed, FIRST_INDEX[split] + i)
             (out / "JPEGImages" / f"{names[i]}.jpg").write_bytes(jpeg)
             (out / "SegmentationClass" / f"{names[i]}.png").write_bytes(png)
         (out / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
@@ -95,12 +95,12 @@ def class_names(classes: int) -> tuple[str, ...]:
 _PALETTE = palette().tobytes()
 
 
-def _check(preset: str, classes: int, counts: Mapping[str, int], size: tuple[int, ...]) -> None:
+def _check(preset: str, classes: int, counts: Mapping[str, int], size: tuple[int, int]) -> None:
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}.")
     if not 2 <= classes <= IGNORE:
         raise ValueError(f"classes must be 2…{IGNORE}, background included; got {classes}.")
-    if len(size) != 2 or min(size) < 48:
+    if min(size) < 48:
         raise ValueError(f"size must be a side or (height, width) of at least 48 pixels; got {size}.")
     for split, count in counts.items():
         if split not in FIRST_INDEX or not 1 <= count <= 10**6:
@@ -132,12 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, nargs="+", default=[97], help="side, or height and width")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    size = options.size[0] if len(options.size) == 1 else tuple(options.size)
+    if len(options.size) > 2:
+        parser.error(f"--size takes a side, or height and width; got {options.size}.")
     counts = {"train": options.train, "val": options.val}
     try:
-        out = generate(
-            options.out, options.preset, options.classes, counts, size, options.seed, progress=sys.stderr.isatty()
-        )
+        size = (options.size * 2)[:2]
+        what = options.out, options.preset, options.classes, counts, (size[0], size[1]), options.seed
+        out = generate(*what, progress=sys.stderr.isatty())
     except ValueError as error:  # DataError included: these are the user's to correct, a traceback says no more
         parser.error(str(error))
     print(f"{out}: {options.train} + {options.val} images, preset {options.preset}, {options.classes} classes")

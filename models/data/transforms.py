@@ -8,6 +8,7 @@ Padding happens after normalisation, with zeros: in normalised units zero is the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Recipe:
 
     def draw_scale(self, rng: np.random.Generator) -> float:
         if self.continuous:
-            return float(rng.uniform(*self.scales))
+            return float(rng.uniform(self.scales[0], self.scales[1]))
         return float(self.scales[rng.integers(len(self.scales))])
 
     def normalise(self, image: np.ndarray) -> torch.Tensor:
@@ -91,7 +92,7 @@ class Transform:
         if not self.train:
             if self.crop is None:
                 return self.recipe.normalise(image), torch.from_numpy(mask.astype(np.int64))
-            return self._place(image, mask, *centre(image.shape[:2], self.crop), IGNORE)
+            return self._place(image, mask, *centre(mask.shape, self.crop), self.crop, IGNORE)
         if rng is None:
             raise ValueError("a training transform draws chance; got rng=None. Pass numpy.random.default_rng(seed).")
         if rng.random() < 0.5:
@@ -101,13 +102,13 @@ class Transform:
             return self.recipe.normalise(image), torch.from_numpy(mask.astype(np.int64))
         top, left = (draw_start(side, self.crop, self.recipe.first_start, rng) for side in mask.shape)
         window = (slice(top, top + self.crop), slice(left, left + self.crop))
-        return self._place(image[window], mask[window], 0, 0, self.recipe.pad_label)
+        return self._place(image[window], mask[window], 0, 0, self.crop, self.recipe.pad_label)
 
-    def _place(self, image, mask, top: int, left: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the normalised image on a crop × crop canvas of the mean colour, the mask on one of `label`."""
+    def _place(self, image, mask, top: int, left: int, side: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put the normalised image on a square canvas of the mean colour, the mask on one of `label`."""
         height, width = mask.shape
-        image_canvas = torch.zeros(3, self.crop, self.crop)
-        mask_canvas = torch.full((self.crop, self.crop), label, dtype=torch.int64)
+        image_canvas = torch.zeros(3, side, side)
+        mask_canvas = torch.full((side, side), label, dtype=torch.int64)
         image_canvas[:, top : top + height, left : left + width] = self.recipe.normalise(image)
         mask_canvas[top : top + height, left : left + width] = torch.from_numpy(mask.astype(np.int64))
         return image_canvas, mask_canvas
@@ -147,7 +148,7 @@ def draw_start(side: int, crop: int, first: int, rng: np.random.Generator) -> in
     return 0 if room <= 0 else int(rng.integers(min(first, room), room + 1))
 
 
-def centre(size: tuple[int, int], canvas: int) -> tuple[int, int]:
+def centre(size: Sequence[int], canvas: int) -> tuple[int, int]:
     """Top-left corner that centres `size` (height, width) on a square canvas; the odd pixel goes below and right."""
     if max(size) > canvas:
         raise ValueError(

@@ -102,6 +102,17 @@ def test_figure_4_shows_seed_and_every_walk(dataset, examples):
     )
 
 
+def test_panels_without_content_are_left_out(dataset, examples):
+    unknown = look(network(importance=False), dataset.transform.recipe, "photo", examples[0].picture, None)
+    names = [axes.get_ylabel() for axes in figure2([unknown], dataset.classes).axes[:3]]
+    assert names == ["image", "score map $x$", "influence $E$"]
+    titles = [axes.get_title() for axes in figure4([unknown], dataset.classes).axes]
+    assert titles == ["image", "seed", *(f"$RW_{t}$" for t in range(1, 6))]
+    mixed = figure4([unknown, examples[0]], dataset.classes)
+    assert [text.get_text() for text in mixed.axes[1].texts] == ["not known"]
+    assert len(figure3(unknown).axes) >= 7  # nodes come from the result
+
+
 def test_nodes_lie_deep_in_different_classes(examples):
     nodes = interesting_nodes(examples[0])
     values = [examples[0].truth[y, x] for y, x in nodes]
