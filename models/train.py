@@ -21,7 +21,7 @@ from models.data import DataError, SegmentationDataset, build_dataset, build_tra
 from models.data.check import require_sound
 from models.evaluate import evaluate
 from models.recipes import RECIPES
-from models.training import Stopped, TrainConfig, Trainer, TrainingDiverged, processes
+from models.training import Stopped, TrainConfig, Trainer, TrainingDiverged, Validate, processes
 from models.training.config import AMP, BATCH_NORM, resolve_recipe
 from models.training.run_folder import RunFolder
 
@@ -102,11 +102,11 @@ def data_sets(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDat
     return train_set, build_dataset(config.data, config.kind, config.val_split, plain, **common)
 
 
-def validation(val_set: SegmentationDataset, device: torch.device, workers: int) -> Any:
+def validation(val_set: SegmentationDataset, device: torch.device, workers: int = 0, amp: str = "none") -> Validate:
     """network -> {"mean_iou", "pixel_accuracy", "per_class_iou"} on `val_set`."""
 
     def validate(network: nn.Module) -> dict[str, Any]:
-        metrics = evaluate(network, val_set, device=device, workers=workers)
+        metrics = evaluate(network, val_set, device=device, workers=workers, amp=amp)
         return {
             "mean_iou": float(metrics.mean_iou),
             "pixel_accuracy": float(metrics.pixel_accuracy),
@@ -144,7 +144,7 @@ def train(
         if group.is_first and not resume:
             folder = RunFolder.create(out, config)
         group.wait()
-        validate = None if val_set is None else validation(val_set, group.device, workers)
+        validate = None if val_set is None else validation(val_set, group.device, workers, config.amp)
         trainer = Trainer(config, train_set, folder, group, validate, workers, progress, tensorboard)
         if resume:
             trainer.resume()

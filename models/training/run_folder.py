@@ -28,9 +28,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig) -> "RunFolder":
-        """A new run. FileExistsError if the folder already holds one."""
+        """A new run. FileExistsError if the folder holds results of one; a start that failed leaves none."""
         folder = cls(path)
-        if folder.config_file.exists():
+        if folder.last.exists() or folder.metrics_file.exists():
             raise FileExistsError(
                 f"{folder.path} already holds a run. Continue it with --resume {folder.path}, or choose another --out."
             )

@@ -1,7 +1,7 @@
 """The loop: epochs of updates, validation, checkpoints.
 
-Every update depends on (configuration, iteration) alone, so a run that was stopped and resumed ends bit-equal to one that
-was not (on a CPU; on a GPU with `deterministic`).
+Every update depends on (configuration, iteration) alone, so a run that was stopped and resumed ends bit-equal to one
+that was not (on a CPU; on a GPU with `deterministic`).
 """
 
 import logging
@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from models import build_model, checkpoints
@@ -38,6 +38,26 @@ class TrainingDiverged(RuntimeError):
 
 class Stopped(RuntimeError):
     """A signal asked for the end; everything needed to resume is saved."""
+
+
+class Batches(Sampler[list[int]]):
+    """The batches of one process in one epoch, from a given step on: a function of (seed, epoch, step)."""
+
+    def __init__(self, length: int, size: int, steps: int, seed: int, processes: Processes) -> None:
+        self.order = EpochSampler(length, True, seed, processes.rank, processes.size)
+        self.size, self.steps, self.start = size, steps, 0
+
+    def place(self, epoch: int, start: int) -> None:
+        self.order.set_epoch(epoch)
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self.order)
+        for step in range(self.start, self.steps):
+            yield indices[step * self.size : (step + 1) * self.size]
 
 
 class Trainer:
@@ -68,7 +88,15 @@ class Trainer:
                 f"The training set has {len(train_set)} images, less than one batch of {recipe.batch_size}."
             )
         self.config, self.folder, self.processes, self.validate = config, folder, processes, validate
-        self.train_set, self.workers, self.local_batch = train_set, workers, local_batch
+        self.train_set = train_set
+        self.batches = Batches(len(train_set), local_batch, self.steps, config.seed, processes)
+        self.loader = DataLoader(
+            train_set,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,  # starting them anew would cost more than a short epoch
+            pin_memory=processes.device.type == "cuda",
+        )
         self.show_bar = processes.is_first and (sys.stderr.isatty() if progress is None else progress)
         self.log = folder.open_log() if processes.is_first else logging.getLogger("difnet.silent")
         self.board = open_board(folder.path) if tensorboard and processes.is_first else None
@@ -161,11 +189,12 @@ class Trainer:
             for module in batch_norms(self.network):
                 module.eval()
         self.train_set.set_epoch(self.epoch)
+        self.batches.place(self.epoch, self.step)
         bar = tqdm(
             total=self.steps, initial=self.step, disable=not self.show_bar, leave=False, desc=f"epoch {self.epoch + 1}"
         )
         with bar:
-            for batch in self._batches():
+            for batch in self.loader:
                 if self.stop_asked and self.processes.size == 1:
                     self._stop()
                 loss, lr = self._update(batch)
@@ -209,15 +238,6 @@ class Trainer:
             self.step, self.loss_sum = self.step + 1, self.loss_sum + total
             self._stop()
         return total, lr
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        sampler = EpochSampler(len(self.train_set), True, self.config.seed, self.processes.rank, self.processes.size)
-        sampler.set_epoch(self.epoch)
-        mine = list(sampler)
-        size = self.local_batch
-        batches = [mine[step * size : (step + 1) * size] for step in range(self.step, self.steps)]
-        on_gpu = self.processes.device.type == "cuda"
-        return iter(DataLoader(self.train_set, batch_sampler=batches, num_workers=self.workers, pin_memory=on_gpu))
 
     def _poly(self, iteration: int) -> float:
         return poly(iteration, self.config.recipe.epochs * self.steps, self.config.recipe.power)

@@ -1,5 +1,6 @@
-"""The loop: what one update does, that stopping and resuming change nothing, and how it behaves when things go wrong."""
+"""The loop: what one update does, that stopping and resuming change nothing, and what happens in bad weather."""
 
+import itertools
 import json
 import os
 import signal
@@ -233,7 +234,7 @@ def test_sync_batch_norm_says_that_it_needs_gpus(tmp_path):
 def test_poly_starts_at_one_and_never_reaches_zero():
     factors = [poly(i, 100, 0.9) for i in range(100)]
     assert factors[0] == 1 and factors[-1] == pytest.approx(0.01**0.9)
-    assert all(a > b > 0 for a, b in zip(factors, factors[1:], strict=False))
+    assert all(a > b > 0 for a, b in itertools.pairwise(factors))
 
 
 def test_recipes_hold_the_published_numbers():
