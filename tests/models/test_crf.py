@@ -40,6 +40,7 @@ def case(height=6, width=7, classes=3, seed=0):
     return probabilities, rng.integers(90, 110, (height, width, 3)).astype(np.uint8)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("tile", [1, 50, 100, None])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_equals_the_definition(tile, dtype, tolerance):

@@ -79,6 +79,7 @@ def write_sbd(root, splits):
 # Layouts
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("above", [0, 1, 2])
 def test_voc_is_found_from_its_folder_or_above(voc, above):
     root = [voc, voc.parent, voc.parent.parent][above]
@@ -192,6 +193,7 @@ def refuses(action, *words):
         assert word in str(caught.value)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
     ["../../etc/passwd", "..", ".", "/etc/passwd", "a/b", "a\\b", "x y", "x\0y", "naïve", "$(id)", "a;b", "%2e%2e"],
@@ -253,6 +255,7 @@ def spoil_mask(mask, mode=None):
     return lambda path: (Image.fromarray(mask) if mode is None else Image.fromarray(mask).convert(mode)).save(path)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("file", "spoil", "words"),
     [

@@ -66,6 +66,7 @@ def same_but_for_ties(metrics, matrix, pixels=3):
     assert sum(map(sum, metrics.counts)) == matrix.counts.sum()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_native_is_argmax_of_the_logits_per_image(root, batch_size):
     dataset, model = dataset_of(root), Pixelwise(6)
@@ -136,7 +137,10 @@ def test_context_reports_59_classes_without_background(root):
     dataset = dataset_of(root)
     dataset.classes = CONTEXT
     model = Pixelwise(60).eval()
+    with torch.no_grad():
+        model.conv.bias[0] += 1.5  # background wins often, but not everywhere
     metrics = evaluate(model, dataset)
+    assert 0.2 < sum(row[0] for row in metrics.counts) / sum(map(sum, metrics.counts)) < 0.95
     matrix = ConfusionMatrix(60)
     for i in range(len(dataset)):
         image, mask = dataset[i]["image"], dataset[i]["mask"].clone()
@@ -144,7 +148,7 @@ def test_context_reports_59_classes_without_background(root):
         logits[0] = -math.inf
         mask[mask == 0] = 255
         matrix.update(logits.argmax(0), mask)
-    assert metrics.mean_iou_foreground == pytest.approx(matrix.mean_iou(), abs=1e-3)
+    assert metrics.mean_iou_foreground == pytest.approx(matrix.mean_iou(), rel=5e-3)
     assert metrics.mean_iou_foreground != metrics.mean_iou
     assert "59 classes" in metrics.table()
 

@@ -29,6 +29,7 @@ def brute_force_iou(pred, mask, classes):
     return ious, sum(p == m for p, m in pixels) / len(pixels)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("classes", [1, 2, 3, 21, 60])
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_counting_by_hand(classes, seed):
@@ -99,6 +100,7 @@ def test_nothing_counted_is_nan_not_zero():
     assert math.isnan(matrix.mean_iou()) and math.isnan(matrix.pixel_accuracy())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("pred", "mask", "words"),
     [

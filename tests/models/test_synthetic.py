@@ -21,6 +21,7 @@ def digest(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_scene_depends_on_seed_and_index_alone(preset):
     first = render(preset, 21, SIZE, seed=3, index=7)
@@ -40,6 +41,7 @@ def test_a_larger_set_contains_the_smaller_one(tmp_path):
     assert all(large[name] == small[name] for name in pictures)
 
 
+@pytest.mark.smoke
 def test_the_tree_is_read_by_the_voc_loader(tmp_path):
     root = generate(tmp_path / "set", "paper", 7, {"train": 4, "val": 3}, size=(64, 80), seed=5)
     for split, count in [("train", 4), ("val", 3)]:
@@ -118,19 +120,21 @@ def test_colour_alone_does_not_tell_a_group_apart():
     assert accuracy < 0.62
 
 
-def test_emblems_are_visible_and_twins_are_apart():
+@pytest.mark.parametrize(("preset", "allowed"), [("paper", 0.002), ("hard", 0.03)])
+def test_emblems_are_visible_and_twins_are_apart(preset, allowed):
     """What tells a twin from its twin is in the picture, and the two never meet in one image."""
-    looks = class_looks(PRESETS["paper"], 21)
+    looks = class_looks(PRESETS[preset], 21)
     shown = hidden = 0
     for index in range(200):
-        scene = render("paper", 21, SIZE, 2, index)
+        scene = render(preset, 21, SIZE, 2, index)
         present = set(np.unique(scene.labels).tolist()) - {0}
         for c in present:
             if looks[c - 1].emblem:
                 assert looks[c - 1].twin not in present
-                shown += bool((scene.emblems & (scene.labels == c)).sum() >= 12)
-                hidden += not (scene.emblems & (scene.labels == c)).any()
-    assert shown > 300 and hidden <= 0.01 * shown
+                visible = (scene.emblems & (scene.labels == c)).sum() >= 12
+                shown += bool(visible)
+                hidden += not visible
+    assert shown > 300 and hidden <= allowed * shown
 
 
 def test_harder_presets_compress_more():

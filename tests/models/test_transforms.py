@@ -104,6 +104,7 @@ def test_a_training_sample_is_flip_scale_crop_pad(recipe, seed):
                 assert not got_image[:, y, x].any()
 
 
+@pytest.mark.smoke
 def test_image_and_mask_move_together():
     """Where the mask is encoded in the image, they still agree after flip, crop and padding (no resampling)."""
     _, mask = picture(60, 70)
@@ -128,6 +129,7 @@ def test_scales_and_starts_cover_their_range():
     assert {draw_start(4, 10, 1, rng) for _ in range(9)} == {0}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_evaluation_padding_is_centred_void_and_mean_coloured(recipe):
     image, mask = picture(30, 41)

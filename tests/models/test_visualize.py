@@ -73,6 +73,7 @@ def test_figure_2(dataset, examples):
     ]  # fmt: skip
 
 
+@pytest.mark.smoke
 def test_figure_3_shows_rows_of_p(examples):
     example, nodes = examples[0], [(3, 5), (60, 90)]
     figure = figure3(example, nodes)
@@ -119,8 +120,17 @@ def test_nodes_lie_deep_in_different_classes(examples):
     assert len(set(values)) == len(values) and 255 not in values
     for (y, x), value in zip(nodes, values, strict=True):
         assert (examples[0].truth[y - 1 : y + 2, x - 1 : x + 2] == value).all()
-    with pytest.raises(ValueError, match="65 rows × 97 columns"):
-        examples[0].node(65, 0)
+
+
+def test_a_pixel_belongs_to_the_node_whose_cell_holds_it(examples):
+    height, width = examples[0].details.scores.shape[2:]
+    for y in range(65):
+        for x in range(97):
+            row, column = examples[0].node(y, x)
+            assert row <= y * height / 65 < row + 1 and column <= x * width / 97 < column + 1
+    for y, x in [(65, 0), (0, 97), (-1, 0)]:
+        with pytest.raises(ValueError, match="65 rows × 97 columns"):
+            examples[0].node(y, x)
 
 
 def test_labels_give_distinct_colours_and_fold_the_rest_into_other():
