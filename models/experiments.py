@@ -70,9 +70,7 @@ class Budget:
             Variant("Sim-Deeplab, equal parameters", "Table 1: and at equal size?", deeper, options),
             Variant("walks 1, 3, 5", "§5.3: does every level help?", self.difnet, {"walks": [1, 3, 5]}),
             Variant("walk 5 alone", "§4: does a cascade help?", self.difnet, {"walks": [5]}),
-            Variant(
-                "closed form", "Eq. 2 on level 5 instead of a cascade", self.difnet, {"diffusion": "closed_form"}
-            ),
+            Variant("closed form", "Eq. 2 on level 5 instead of a cascade", self.difnet, {"diffusion": "closed_form"}),
             Variant("without importance map", "§4: does M help?", self.difnet, {"importance": False}),
         ]
 
@@ -84,7 +82,7 @@ BUDGETS = {
     ),
     "gpu": Budget(
         "difnet18", "sim_deeplab18", ("sim_deeplab34", {}),
-        preset="paper", classes=21, size=129, train_images=2000, val_images=300, epochs=12, batch_size=16, lr=0.02,
+        preset="paper", classes=21, size=129, train_images=2000, val_images=300, epochs=8, batch_size=16, lr=0.02,
         amp="bf16", workers=4,
     ),
     # for tests: every step of the way, no meaning
