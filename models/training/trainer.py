@@ -106,7 +106,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.network = build_model(config.model, len(train_set.classes), **config.options)
         origin = load_initial_weights(self.network, config)
-        self.network.to(processes.device)
+        if "device_map" not in config.options:  # which has placed the branches already
+            self.network.to(processes.device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.network = prepare_batch_norm(self.network, config.batch_norm, processes)
@@ -163,6 +164,7 @@ class Trainer:
         self.save_last()  # before validation, which may be long and may be killed
         every = self.config.val_every
         if self.validate and every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.recipe.epochs):
+            self._share_buffers()
             self.network.eval()
             row.update(self.validate(self.network))
         self._finish_epoch(row)
@@ -241,6 +243,12 @@ class Trainer:
 
     def _poly(self, iteration: int) -> float:
         return poly(iteration, self.config.recipe.epochs * self.steps, self.config.recipe.power)
+
+    def _share_buffers(self) -> None:
+        # every process has updated its own running statistics; those that are saved are those to validate
+        if self.processes.size > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, src=0)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_asked and number == signal.SIGINT:

@@ -30,6 +30,7 @@ def tiny(name="difnet_tiny", num_classes=5, seed=0, **options):
     return build_model(name, num_classes, **options)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_equal_the_published_count(name):
     with torch.device("meta"):

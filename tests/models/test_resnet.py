@@ -33,6 +33,7 @@ def meta_trunk(depth: int, **options) -> ResNetTrunk:
         return ResNetTrunk(*DEPTHS[depth], **options)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("depth", TRUNK_PARAMETERS)
 def test_parameters_equal_the_published_count(depth):
     assert sum(p.numel() for p in meta_trunk(depth).parameters()) == TRUNK_PARAMETERS[depth]

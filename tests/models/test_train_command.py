@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from models import checkpoints, train
-from models.data import SegmentationDataset
+from models.data import SegmentationDataset, build_dataset, build_transform
 from models.data.synthetic import generate
+from models.evaluate import evaluate
 from models.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,9 +46,7 @@ def test_a_run_from_data_to_checkpoint(data, tmp_path, capsys):
 def test_stop_after_and_resume_equal_one_run(data, tmp_path):
     assert train.main(command(data, tmp_path / "whole")) == 0
     assert train.main(command(data, tmp_path / "halves", "--stop-after", 1)) == 0
-    assert (
-        train.main(["--resume", str(tmp_path / "halves"), *LOCAL, "--workers", "2"]) == 0
-    )
+    assert train.main(["--resume", str(tmp_path / "halves"), *LOCAL, "--workers", "2"]) == 0
     one, other = (checkpoints.load(tmp_path / name / "last.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(one.state_dict[key], other.state_dict[key]) for key in one.state_dict)
     assert one.metrics["per_class_iou"] == other.metrics["per_class_iou"]
@@ -66,6 +65,28 @@ def test_tensorboard_gets_every_number(data, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
 
 
+def run_two_processes(arguments: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, "-m", "models.train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_two_processes_validate_what_they_save(data, tmp_path):
+    """Running statistics differ between processes; the ones in the checkpoint are the ones to report about."""
+    run_two_processes(command(data, tmp_path / "run", "--epochs", "1"))
+    model, checkpoint = checkpoints.restore(tmp_path / "run/last.safetensors")
+    metrics = evaluate(model, build_dataset(data, "voc", "val", build_transform("default")))
+    assert checkpoint.metrics["mean_iou"] == pytest.approx(metrics.mean_iou, abs=1e-3)
+    assert checkpoint.metrics["pixel_accuracy"] == pytest.approx(metrics.pixel_accuracy, abs=1e-3)
+
+
 def test_two_processes_equal_one(data, tmp_path):
     """Gradients are sums over all pixels divided by their global count, so who sums them cannot matter.
 
@@ -74,12 +95,7 @@ def test_two_processes_equal_one(data, tmp_path):
     """
     frozen = ("--batch-norm", "frozen", "--lr", "0.01")
     assert train.main(command(data, tmp_path / "one", *frozen)) == 0
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "models.train",
-         *command(data, tmp_path / "two", *frozen)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    run_two_processes(command(data, tmp_path / "two", *frozen))
     one, two = (checkpoints.load(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert two.state_dict.keys() == one.state_dict.keys()
     for key, ours in one.state_dict.items():
