@@ -97,7 +97,7 @@ def test_the_importance_map_is_three_times_norm_relu_conv(training: bool) -> Non
     scores = torch.randn(2, 21, 9, 11)
     weights = ours(scores)
     assert weights.shape == (2, 1, 9, 11)
-    assert 0 <= weights.min() and weights.max() <= 1
+    assert weights.min() >= 0 and weights.max() <= 1
     parameters = list(ours.parameters())
     ours.eval()
     x = scores
@@ -168,7 +168,9 @@ def test_every_parameter_learns() -> None:
         optimizer.zero_grad()
         loss.backward()
         # a bias in front of a batch normalisation has none: the mean takes it away again
-        dead = [n for n, p in walk.named_parameters() if p.grad is None or (not p.grad.any() and not n.endswith("bias"))]
+        dead = [
+            n for n, p in walk.named_parameters() if p.grad is None or (not p.grad.any() and not n.endswith("bias"))
+        ]
         assert not dead
         optimizer.step()
         losses.append(loss.item())

@@ -78,12 +78,13 @@ def test_cascade_backward_of_strange_gradients(backend: str, grad_layout: str) -
     states, walked, row_lse = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False)
     grad = torch.ones(states.shape) if grad_layout == "contiguous" else torch.ones(1).expand(states.shape)
     torch.library.opcheck(
-        OPS.cascade_backward.default, (grad, None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, False)
+        OPS.cascade_backward.default,
+        (grad, None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, False),
     )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_native_walks(kernel: str, layout: str) -> None:
+def test_the_native_walks(native: str, layout: str) -> None:
     """They write into their arguments, as their schemas say, and into no other."""
     (seed, psi), made = _inputs(layout, "fp32", 1, grad=False)
     fields = [x.flatten(2) for x in (seed, psi)]
