@@ -42,9 +42,12 @@ class Row:
     error: float | None = None
     bound: float | None = None
     memory: int | None = None
+    samples: tuple[float, ...] = ()  # of this run; a results file keeps their quantiles
 
     def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+        facts = asdict(self)
+        del facts["samples"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def contest(task: Task, entrants: Mapping[str, Entrant], device: str, *, per_cal
             p20=timing.quantile(0.2) / per_call,
             p80=timing.quantile(0.8) / per_call,
             rounds=len(timing.samples),
+            samples=tuple(sample / per_call for sample in timing.samples),
             error=verdict.error if verdict else None,
             bound=verdict.bound if verdict else None,
         )
