@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark: pip install pytest-benchmark")
-
 from benchmarks import show
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
