@@ -235,9 +235,7 @@ CONTENDERS = {
         Contender("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
         Contender("dense_compiled", "dense, torch.compile", lambda s: _uncompilable(s) or _too_large(s), _compiled),
         Contender("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
-        Contender(
-            "sdpa_flash", "SDPA, flash", _needs("", gpu=True, half=True), _sdpa("FLASH_ATTENTION", _same_widths)
-        ),
+        Contender("sdpa_flash", "SDPA, flash", _needs("", gpu=True, half=True), _sdpa("FLASH_ATTENTION", _same_widths)),
         Contender(
             "sdpa_efficient", "SDPA, memory-efficient", _needs("", gpu=True), _sdpa("EFFICIENT_ATTENTION", _own_widths)
         ),

@@ -14,7 +14,13 @@ from benchmarks.results import Results
 from benchmarks.tables import title_of
 from benchmarks.tasks import MEASURED
 
-COLOURS = {"ours": "#D55E00", "dense": "#0072B2", "sdpa": "#009E73", "sdpa_flash": "#009E73", "sdpa_efficient": "#CC79A7"}
+COLOURS = {
+    "ours": "#D55E00",
+    "dense": "#0072B2",
+    "sdpa": "#009E73",
+    "sdpa_flash": "#009E73",
+    "sdpa_efficient": "#CC79A7",
+}
 MARKERS = {"ours": "o", "dense": "s", "sdpa": "^", "sdpa_flash": "^", "sdpa_efficient": "D"}
 INK, PALE = "#333333", "#999999"
 
@@ -122,6 +128,7 @@ def draw_scaling(data: dict):
                 panel.annotate("out of memory", (nodes, height), xytext=(-4, 6), textcoords="offset points",
                                ha="right", fontsize=7, color=COLOURS.get(name, INK))  # fmt: skip
         panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda nodes, _: f"{nodes:g}")
         panel.set_yscale("log")
         panel.set_title(direction.replace("+", " + "), fontsize=9.5)
         panel.set_xlabel("N, nodes")
@@ -136,6 +143,7 @@ def draw_peers(data: dict):
     if not data:
         return _blank("peers side by side: not measured")
     import matplotlib.pyplot as plt
+    from matplotlib.patheffects import withStroke
 
     palette = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999", "#000000", "#F0E442")
     names = list(dict.fromkeys(name for cases in data.values() for peers in cases.values() for name in peers))
@@ -150,7 +158,10 @@ def draw_peers(data: dict):
                 panel.bar(place, times, width * 0.92, color=colour, label=label)
                 if times == min(peers.values()):
                     text = f"{times:.1f}×"
-                    panel.annotate(text, (place, times), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7)
+                    mark = panel.annotate(
+                        text, (place, times), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=7.5
+                    )
+                    mark.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # neighbours may be higher
         panel.axhline(1, color=INK, lw=1)
         panel.set_yscale("log")
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
@@ -163,5 +174,3 @@ def draw_peers(data: dict):
                   bbox_to_anchor=(0.5, 0.02))  # fmt: skip
     figure.tight_layout()
     return figure
-
-

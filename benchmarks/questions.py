@@ -47,7 +47,8 @@ def cascade(device: str = "cpu") -> list[Task]:
             contenders = QUICK if heavy or kind == "network" else ON_CPU
             seconds = 4.0 if heavy else 2.0
             tasks += [
-                CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, seconds) for direction in DIRECTIONS
+                CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, seconds)
+                for direction in DIRECTIONS
             ]
     return tasks
 

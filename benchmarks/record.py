@@ -91,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
-        print(f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping", file=sys.stderr)
+        print(
+            f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping",
+            file=sys.stderr,
+        )
     rows = record(all_tasks(options.device, tuple(options.only)), options.device, options.out, minutes=options.minutes)
     failed = [row for row in rows if row.status == FAILED]
     for row in failed:

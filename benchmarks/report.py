@@ -35,7 +35,9 @@ def filled(text: str, found: dict[str, Results]) -> str:
     tables = all_tables(found)
     opened, matched = text.count("<!-- table:begin"), len(_MARKED.findall(text))
     if opened != matched:
-        raise ValueError(f"{opened} tables begin but {matched} are well formed: each needs <!-- table:end --> on its own line.")
+        raise ValueError(
+            f"{opened} tables begin but {matched} are well formed: each needs <!-- table:end --> on its own line."
+        )
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
@@ -74,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = path.read_text(encoding="utf-8")
         path.write_text(filled(text, found), encoding="utf-8")
     plots.write(FIGURES, found)
-    print(f"tables of {', '.join(str(path.relative_to(ROOT)) for path in documents())}; figures in {FIGURES.relative_to(ROOT)}")
+    print(
+        f"tables of {', '.join(str(path.relative_to(ROOT)) for path in documents())}; figures in {FIGURES.relative_to(ROOT)}"
+    )
     return 0
 
 

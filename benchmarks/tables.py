@@ -52,6 +52,10 @@ def cell(row: Row, notes: Notes) -> str:
     return ("–" if row.reason else NOT_MEASURED) + notes.mark(row.reason)
 
 
+def left_out(notes: Notes) -> str:
+    return NOT_MEASURED + notes.mark("left out of this case, where it would take minutes; compare it on the others")
+
+
 def _range(row: Row) -> str:
     assert row.p20 is not None
     assert row.p80 is not None
@@ -97,7 +101,7 @@ def side_by_side(
     notes, lines = Notes(), []
     for task in tasks:
         rows = {row.contender: row for row in results.of(task)}
-        line = [label(task), *(cell(rows[name], notes) if name in rows else "" for name in contenders)]
+        line = [label(task), *(cell(rows[name], notes) if name in rows else left_out(notes) for name in contenders)]
         line += [times_best(list(rows.values()))] if ratio else []
         if efficiency:
             ours = rows["ours"]

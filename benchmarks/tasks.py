@@ -83,7 +83,15 @@ class Task:
     def row(self, contender: str, title: str, **facts: object) -> Row:
         sizes = {name: getattr(self.case, name) for name in ("name", "batch", "nodes", "embed", "classes", "walks")}
         return Row(
-            self.question, str(self), contender, title, sizes, self.kind, self.dtype, self.direction, **facts  # type: ignore[arg-type]
+            self.question,
+            str(self),
+            contender,
+            title,
+            sizes,
+            self.kind,
+            self.dtype,
+            self.direction,
+            **facts,  # type: ignore[arg-type]
         )
 
     def measure(self, device: str) -> list[Row]:

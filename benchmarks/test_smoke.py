@@ -63,8 +63,9 @@ def test_smoke_ratio_to_the_best_peer(task: Task, gate: float, play, measured) -
 
 def test_smoke_overhead_of_a_call(play) -> None:
     _needs_kernels()
-    row = play(OVERHEAD, "ours")
-    assert row.median <= MOST_OVERHEAD, f"{show.seconds(row.median)} per call; at most {show.seconds(MOST_OVERHEAD)}"
+    # the least of many: at microseconds, whatever else runs on the machine only adds
+    least = min(play(OVERHEAD, "ours").samples)
+    assert least <= MOST_OVERHEAD, f"{show.seconds(least)} per call; at most {show.seconds(MOST_OVERHEAD)}"
 
 
 def test_smoke_memory_stays_linear(play) -> None:
