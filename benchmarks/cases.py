@@ -30,7 +30,7 @@ class Case:
 
     def but(self, **changes: int | str) -> Case:
         """The same case with some sizes changed, for sweeps."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)
 
     def __str__(self) -> str:
         return self.name

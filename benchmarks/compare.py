@@ -99,12 +99,12 @@ def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str
     """The times of both, taken in turns."""
     question = {"case": asdict(case), "dtype": dtype, "direction": direction}
     # short calls are repeated within a sample until it lasts long enough for the clock
-    alone = max(float(worker.ask(task="prepare", **question)["seconds"]) for worker in (base, head))  # type: ignore[arg-type]
+    alone = max(float(worker.ask(task="prepare", **question)["seconds"]) for worker in (base, head))
     repeats = max(1, round(5e-3 / alone))
     samples: dict[str, list[float]] = {base.name: [], head.name: []}
     for number in range(rounds):
         for worker in (base, head) if number % 2 == 0 else (head, base):
-            samples[worker.name].append(float(worker.ask(task="time", repeats=repeats)["seconds"]))  # type: ignore[arg-type]
+            samples[worker.name].append(float(worker.ask(task="time", repeats=repeats)["seconds"]))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
@@ -122,23 +122,23 @@ def compared(
         # a ratio is only called a difference if its whole spread lies on one side of one
         verdict = "faster" if low > 1 else "SLOWER" if high < 1 else "same within the noise"
         print(f"{line}  {ratios.median:5.3f}x ({low:.3f} - {high:.3f})  {verdict}", flush=True)
-        results.append({
-            "case": asdict(case), "dtype": dtype, "direction": direction, "ratio": ratios.median, "p20": low, "p80": high,
-            "base": times[base.name].median, "head": times[head.name].median,
-        })  # fmt: skip
+        result = {"case": asdict(case), "dtype": dtype, "direction": direction, "p20": low, "p80": high}
+        result |= {"ratio": ratios.median, "base": times[base.name].median, "head": times[head.name].median}
+        results.append(result)
     return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--base", required=True, help="the revision to compare the working tree with")
     parser.add_argument("--head", help="another revision instead of the working tree")
     parser.add_argument("--rounds", type=int, default=21, help="turns of each per problem (default 21)")
-    parser.add_argument("--short", action="store_true", help="the first two problems and few rounds, for CI")
+    parser.add_argument("--short", action="store_true", help="two problems, few rounds: for CI")
     parser.add_argument("--counts", action="store_true", help="count instructions too, if the machine lets us")
     parser.add_argument(
         "--fail-below", type=float, default=0.0, help="fail if a ratio lies below, with its whole spread"
     )
+    parser.add_argument("--any-backend", action="store_true", help="compare even if only one has its library")
     parser.add_argument("--json", type=Path, help="also write the results there")
     options = parser.parse_args(arguments)
     problems, rounds = (PROBLEMS[:2], 9) if options.short else (PROBLEMS, options.rounds)
@@ -147,7 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with installed(options.base) as base_folder, head_folder as head_package:
         base, head = Worker(f"base {options.base}", base_folder), Worker("head", head_package)
         try:
-            print(f"{base.name}: backend {base.about['backend']}; head: backend {head.about['backend']}")
+            for worker in (base, head):
+                print(f"{worker.name}: backend {worker.about['backend']}, of {worker.about['package']}")
+            if base.about["backend"] != head.about["backend"] and not options.any_backend:
+                raise SystemExit(
+                    f"the two run different backends, so a ratio would say nothing about a kernel: {base.name} misses "
+                    f"{base.about['missing']}, {head.name} {head.about['missing']}. Build both, or pass --any-backend."
+                )
             results = compared(base, head, problems, rounds)
         finally:
             base.close()
@@ -163,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    slow = [result for result in results if float(result["p80"]) < options.fail_below]  # type: ignore[arg-type]
+    slow = [result for result in results if float(result["p80"]) < options.fail_below]
     return 1 if slow else 0
 
 

@@ -1,8 +1,8 @@
 """How a task becomes pytest-benchmark rows: measured once with all its contenders taking turns, then played back.
 
 pytest-benchmark times one function after another, so a machine that slows down half way would decide who wins. Here the
-first test of a task measures all of its contenders alternately (`benchmarks.clock`), and each test hands its own samples
-to pytest-benchmark through a clock that is a tape of them.
+first test of a task measures all of its contenders alternately (`benchmarks.clock`), and each test hands its own
+samples to pytest-benchmark through a clock that is a tape of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """No time without truth: every contender's result and gradients are compared with fp64 before it is timed.
 
-The truth is W1-W4 and B1-B7 in fp64, on the same rounded inputs, in blocks of rows so that large cases fit; it is written
-down once more here, apart from the package, so that no benchmark is judged by the code it measures.
+The truth is W1-W4 and B1-B7 in fp64, on the same rounded inputs, in blocks of rows so that large cases fit; it is
+written down once more here, apart from the package, so that no benchmark is judged by the code it measures.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def judge(
 ) -> Verdict:
     """Compare a result (and gradients, in the order of `Inputs.differentiable`) with the truth.
 
-    fp32_logits: hold it to fp32 logits. Peers whose 16-bit path rounds S or P to 16 bits are held to that rounding, which at
-    large logits means nearly nothing: read the error that is printed next to their time.
+    fp32_logits: hold it to fp32 logits. Peers whose 16-bit path rounds S or P to 16 bits are held to that rounding,
+    which at large logits means nearly nothing: read the error that is printed next to their time.
     """
     dtype, walks = inputs.seed.dtype, len(inputs.psi)
     spacing = SPACING.get(dtype, 0.0)

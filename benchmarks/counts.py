@@ -1,7 +1,8 @@
 """Instructions per call: a number that does not depend on what else the machine does.
 
-Counted from outside, on one thread, as the difference between a process with few calls and one with more. perf reads the
-processor's own counter; callgrind simulates, so it sees the AVX2 path of a CPU that has AVX-512, and small problems only.
+Counted from outside, on one thread, as the difference between a process with few calls and one with more. perf reads
+the processor's own counter; callgrind simulates, so it sees the AVX2 path of a CPU that has AVX-512, and small
+problems only.
 """
 
 from __future__ import annotations

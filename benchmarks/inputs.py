@@ -3,8 +3,8 @@
 Two kinds, both reported:
     smooth   ψ scaled so that the logits between different nodes have unit spread: every pair of nodes carries weight.
              The headline, because a kernel may rightly skip tiles whose weights are below rounding, and here none is.
-    network  ψ as a network makes it at initialisation: unit-variance channels after batch normalisation, partly smooth over
-             the image, max-pooled to the grid of the seed; ‖ψ_i‖² is 60 to 550 and P is concentrated around the diagonal.
+    network  ψ as a network makes it at initialisation: unit-variance channels after batch normalisation, partly
+             smooth over the image, max-pooled to the grid of the seed; ‖ψ_i‖² is 60 to 550 and P hugs its diagonal.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def make_inputs(case: Case, kind: str, dtype: torch.dtype, device: str = "cpu", 
 
 
 def _network_psi(case: Case, window: int, draw: torch.Generator) -> Tensor:
-    """max over a window² patch of (smooth part + noise), each with half of the unit variance of a normalised channel."""
+    """max over a window² patch of (smooth part + noise), each with half of a channel's unit variance."""
     height, width = case.grid
     coarse = torch.randn(case.batch, case.embed, -(-height // 6), -(-width // 6), generator=draw)
     smooth = interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)

@@ -52,17 +52,17 @@ def commit() -> str:
     root = Path(__file__).parent
     try:
         run = {"capture_output": True, "text": True, "check": True, "cwd": root}
-        revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        revision = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()
         status = ["git", "status", "--porcelain", "--untracked-files=no", "--", "..", ":!results", ":!../docs"]
-        changed = subprocess.run(status, **run).stdout.strip()  # type: ignore[call-overload]
+        changed = subprocess.run(status, **run).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision + ("+changes" if changed else "")
 
 
 def cpu_peak(threads: int | None = None) -> dict[str, object]:
-    """FLOP/s of fp32 multiply-adds on all threads, and how it was measured: a register-only loop where a C compiler is at
-    hand, otherwise the largest rate of a square matrix product (which some libraries run below the peak)."""
+    """FLOP/s of fp32 multiply-adds on all threads, and how it was measured: a register-only loop where a C compiler
+    is at hand, otherwise the largest rate of a square matrix product (which some libraries run below the peak)."""
     threads = threads or torch.get_num_threads()
     product = max(_product_rate() for _ in range(3))
     probe = _probe()

@@ -25,7 +25,8 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class MemoryTask(Task):
-    """Peak extra memory: what the process (or the GPU's allocator) holds more at the worst moment than before the call."""
+    """Peak extra memory: what the process (or the GPU's allocator) holds more at the worst moment than before the
+    call."""
 
     def measure(self, device: str) -> list[Row]:
         return [self._measure(name, device) for name in self.contenders]

@@ -1,8 +1,8 @@
 """Who is measured: ours, and what a user could reach for today, each at its best.
 
-A contender maps fields to fields, `seed (B, K, *S), psi, mu, beta -> y (B, K, *S)`: all T walks with their epilogue, and
-the padding that it needs, because a user pays for that too. Everyone gets the same channels-last fields, whose nodes are
-rows in memory: the layout that suits all of them.
+A contender maps fields to fields, `seed (B, K, *S), psi, mu, beta -> y (B, K, *S)`: all T walks with their epilogue,
+and the padding that it needs, because a user pays for that too. Everyone gets the same channels-last fields, whose
+nodes are rows in memory: the layout that suits all of them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def dense_walk(psi: Tensor, state: Tensor) -> Tensor:
 def _ours(setting: Setting) -> Cascade:
     from difnet_kernels import cascaded_random_walk
 
-    return cascaded_random_walk  # type: ignore[return-value]
+    return cascaded_random_walk
 
 
 def backend_in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -140,7 +140,7 @@ def _sdpa(backend: str | None, widths: Callable[[int, int], tuple[int, int]]) ->
             with sdpa_kernel(getattr(SDPBackend, backend)):
                 return cascade(*arguments)
 
-        return only  # type: ignore[return-value]
+        return only
 
     return build
 

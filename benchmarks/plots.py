@@ -57,7 +57,7 @@ def peers_data(results: Results) -> dict:
         rows = {row.contender: row for row in results.of(task) if row.status == MEASURED}
         if "ours" in rows:
             ours = rows["ours"].median
-            found = {name: row.median / ours for name, row in rows.items() if name != "ours"}  # type: ignore[operator]
+            found = {name: row.median / ours for name, row in rows.items() if name != "ours"}
             panels.setdefault(task.direction, {})[task.case.name] = found
     return panels
 
@@ -87,7 +87,7 @@ def write(folder: Path, found: dict[str, Results], suffix: str = ".svg") -> None
     })  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     for name, (draw, data) in figures(found).items():
-        figure = draw(data)  # type: ignore[operator]
+        figure = draw(data)
         stamp = f"data {digest(data)}"
         metadata = {"Description": stamp, "Date": None} if suffix == ".svg" else {"Description": stamp}
         figure.savefig(folder / Path(name).with_suffix(suffix), metadata=metadata, dpi=120, bbox_inches="tight")

@@ -1,4 +1,4 @@
-"""Every question that is asked, as tasks, the most important first: a run that is out of time leaves out the last ones."""
+"""Every question that is asked, as tasks, the most important first: a run out of time leaves out the last."""
 
 from __future__ import annotations
 

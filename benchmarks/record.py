@@ -83,7 +83,7 @@ def _higher(before: object, after: dict[str, object]) -> object:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the results file, such as benchmarks/results/cpu.json")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--only", nargs="*", default=(), choices=tuple(QUESTIONS), help="some questions only")

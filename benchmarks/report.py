@@ -1,4 +1,5 @@
-"""Write the measured tables and figures into README and docs: `python -m benchmarks.report` (with --check, only compare).
+"""Write the measured tables and figures into README and docs: `python -m benchmarks.report` (--check: only
+compare).
 
 A document marks where a table goes,
 
@@ -64,7 +65,7 @@ def stale(folder: Path = FOLDER) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if something would change")
     options = parser.parse_args(arguments)
     if options.check:
@@ -76,9 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = path.read_text(encoding="utf-8")
         path.write_text(filled(text, found), encoding="utf-8")
     plots.write(FIGURES, found)
-    print(
-        f"tables of {', '.join(str(path.relative_to(ROOT)) for path in documents())}; figures in {FIGURES.relative_to(ROOT)}"
-    )
+    names = ", ".join(str(path.relative_to(ROOT)) for path in documents())
+    print(f"tables of {names}; figures in {FIGURES.relative_to(ROOT)}")
     return 0
 
 

@@ -15,7 +15,8 @@ FOLDER = Path(__file__).with_name("results")
 
 @dataclass
 class Results:
-    """What is known about one kind of device, "cpu" or "gpu": the header of the newest file, rows by task and contender."""
+    """What is known of one kind of device, "cpu" or "gpu": the header of the newest file, rows by task and
+    contender."""
 
     kind: str
     head: dict = field(default_factory=dict)

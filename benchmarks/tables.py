@@ -139,7 +139,7 @@ def question(results: Results, name: str) -> str:
         if name == "overhead":
             return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {ARROWS[task.direction]}"
         if name == "psi":
-            channels, side = task.channels, task.side  # type: ignore[attr-defined]
+            channels, side = task.channels, task.side
             return f"{channels} channels, {side}² → {task.case.grid[0]}²"
         return f"{sizes_of(task.case)}, {ARROWS[task.direction]}"
 
@@ -266,15 +266,15 @@ def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
     on_cpu = found["cpu"]
     tables: dict[str, Callable[[], str]] = {"targets-cpu": lambda: targets(on_cpu)}
     for kind, results in found.items():
-        tables[f"machine-{kind}"] = lambda r=results: machine(r)  # type: ignore[misc]
-        tables[f"headline-{kind}"] = lambda r=results: headline(r)  # type: ignore[misc]
-        tables[f"models-{kind}"] = lambda r=results: models(r)  # type: ignore[misc]
+        tables[f"machine-{kind}"] = lambda r=results: machine(r)
+        tables[f"headline-{kind}"] = lambda r=results: headline(r)
+        tables[f"models-{kind}"] = lambda r=results: models(r)
         for name in ("walk", "overhead", "memory", "psi"):
-            tables[f"{name}-{kind}"] = lambda r=results, n=name: question(r, n)  # type: ignore[misc]
+            tables[f"{name}-{kind}"] = lambda r=results, n=name: question(r, n)
         for size in ("nodes", "classes", "embed", "walks", "batch"):
-            tables[f"scaling-{kind}-{size}"] = lambda r=results, s=size: scaling(r, s)  # type: ignore[misc]
+            tables[f"scaling-{kind}-{size}"] = lambda r=results, s=size: scaling(r, s)
         for dtype, inputs in dict.fromkeys((task.dtype, task.kind) for task in results.tasks("cascade")):
             name = f"{kind}-{dtype}-{inputs}"
-            tables[f"cascade-{name}"] = lambda r=results, d=dtype, i=inputs: cascade(r, d, i)  # type: ignore[misc]
-            tables[f"errors-{name}"] = lambda r=results, d=dtype, i=inputs: errors(r, d, i)  # type: ignore[misc]
+            tables[f"cascade-{name}"] = lambda r=results, d=dtype, i=inputs: cascade(r, d, i)
+            tables[f"errors-{name}"] = lambda r=results, d=dtype, i=inputs: errors(r, d, i)
     return tables

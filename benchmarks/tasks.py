@@ -1,7 +1,7 @@
 """What a measurement is: a task puts contenders side by side on one problem and gives one row for each.
 
-A row is plain data, goes into the results file as it is, and always exists: a contender that cannot take a task has a row
-with the reason.
+A row is plain data, goes into the results file as it is, and always exists: a contender that cannot take a task has a
+row with the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ MEASURED, UNAVAILABLE, FAILED, NOT_MEASURED = "measured", "unavailable", "failed
 
 @dataclass
 class Row:
-    """One contender in one task. Times in seconds per call; `memory` in bytes; `error` relative to the largest value."""
+    """One contender in one task. Times in seconds per call; `memory` in bytes; `error` relative to the largest
+    value."""
 
     question: str
     task: str
@@ -91,7 +92,7 @@ class Task:
             self.kind,
             self.dtype,
             self.direction,
-            **facts,  # type: ignore[arg-type]
+            **facts,
         )
 
     def measure(self, device: str) -> list[Row]:

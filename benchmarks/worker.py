@@ -49,8 +49,10 @@ def serve() -> None:
     import difnet_kernels
     from difnet_kernels import backends
 
-    usable = [name for name, backend in backends.BACKENDS.items() if backend.unusable() is None]
-    print(json.dumps({"package": difnet_kernels.__file__, "backend": usable[0]}), flush=True)
+    reasons = {name: backend.unusable() for name, backend in backends.BACKENDS.items()}
+    first = next(name for name, reason in reasons.items() if reason is None)
+    missing = {name: reason for name, reason in reasons.items() if reason is not None}
+    print(json.dumps({"package": difnet_kernels.__file__, "backend": first, "missing": missing}), flush=True)
     call: Callable[[], object] = lambda: None  # noqa: E731  until the first problem is prepared
     for line in sys.stdin:
         question = json.loads(line)
