@@ -101,12 +101,14 @@ def find_tool(name: str) -> str:
 
 
 def first_error(log: str) -> str:
-    """The first paragraph of CMake's first error, on one line."""
-    lines = log[log.find("CMake Error") :].splitlines()[1:]
-    text = [line.strip() for line in lines]
-    start = next((i for i, line in enumerate(text) if line), 0)
-    end = next((i for i, line in enumerate(text[start:], start) if not line), len(text))
-    return " ".join(text[start:end]) or "CMake could not configure the build"
+    """The text of CMake's first error, on one line."""
+    block = log[log.find("CMake Error") :].splitlines()[1:]
+    text = []
+    for line in block:
+        if line and not line.startswith("  "):
+            break
+        text.append(line.strip())
+    return " ".join(filter(None, text)) or "CMake could not configure the build"
 
 
 class PlatformWheel(bdist_wheel):

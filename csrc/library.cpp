@@ -25,7 +25,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "Tensor(d!) grad_mu, Tensor(e!) grad_beta) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) { m.impl("register_bits", TORCH_BOX(&register_bits)); }
+STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
+  m.impl("register_bits", TORCH_BOX(&register_bits));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CPU, m) {
   m.impl("walk_forward", TORCH_BOX(&difnet::walk_forward));

@@ -23,7 +23,8 @@ DIFNET_INLINE float half_to_float(Half half) {
   return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, value));
 }
 DIFNET_INLINE Half float_to_half(float value) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000u,
+                 magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
   if (magnitude < 0x38800000u) {  // subnormal: let the adder round at the right place
@@ -35,11 +36,17 @@ DIFNET_INLINE Half float_to_half(float value) {
 #endif
 
 template <typename Real>
-DIFNET_INLINE Real widen(float x) { return Real(x); }
+DIFNET_INLINE Real widen(float x) {
+  return Real(x);
+}
 template <typename Real>
-DIFNET_INLINE Real widen(double x) { return Real(x); }
+DIFNET_INLINE Real widen(double x) {
+  return Real(x);
+}
 template <typename Real>
-DIFNET_INLINE Real widen(BFloat16 x) { return Real(__builtin_bit_cast(float, uint32_t(x.bits) << 16)); }
+DIFNET_INLINE Real widen(BFloat16 x) {
+  return Real(__builtin_bit_cast(float, uint32_t(x.bits) << 16));
+}
 template <typename Real>
 DIFNET_INLINE Real widen(Half x) {
 #if defined(__FLT16_MAX__)
@@ -66,7 +73,9 @@ DIFNET_INLINE void narrow(float x, Half& to) {
 #endif
 }
 template <typename To>
-DIFNET_INLINE void narrow(double x, To& to) { narrow(float(x), to); }
+DIFNET_INLINE void narrow(double x, To& to) {
+  narrow(float(x), to);
+}
 
 // Calls body with a null pointer of the field's element type: the one place where dtypes become types.
 template <typename Body>

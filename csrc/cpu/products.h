@@ -46,8 +46,8 @@ struct Term {
 
 // out[kStrip rows][panel] += the sum of the terms, for a panel of `Full` registers and, if Half, half a register more.
 template <int RowStride, int InnerStride, int Full, bool Half, typename Real>
-DIFNET_INLINE void accumulate_panel(
-    Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride, int64_t column) {
+DIFNET_INLINE void accumulate_panel(Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride,
+                             int64_t column) {
   using V = Vec<Real>;
   using H = Vec<Real, Half ? kRegisterBytes / 2 : kRegisterBytes>;
   constexpr int W = kWidth<Real>;
@@ -90,8 +90,8 @@ inline constexpr int kChannelUnit = kWidth<Real> >= 8 ? kWidth<Real> / 2 : kWidt
 
 // out[kStrip rows][channels] += the sum of the terms, for any number of channels (a multiple of kChannelUnit).
 template <int RowStride, int InnerStride, typename Real>
-DIFNET_INLINE void accumulate(
-    Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride, int64_t channels) {
+DIFNET_INLINE void accumulate(Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride,
+                       int64_t channels) {
   constexpr int W = kWidth<Real>, R = RowStride, I = InnerStride;
   constexpr bool kHalves = kChannelUnit<Real> < W;
   for (int64_t done = 0; done < channels;) {
@@ -122,7 +122,7 @@ struct Slots {
 
   // out[nodes i] += sum over j of weights[i][j] field[j], for lane block `block`
   DIFNET_MEMBER void add_rows(int block, const Real* weights, const Real* field, int64_t stride, int64_t channels,
-                              Real* out) const {
+                       Real* out) const {
     Term<Real> terms[kStrips];
     int count = 0;
     for (int s = 0; s < kStrips; ++s)
@@ -136,7 +136,7 @@ struct Slots {
 
   // out[nodes j] += sum over i of weights[i][j] field[i], for strip `strip`
   DIFNET_MEMBER void add_columns(int strip, const Real* weights, const Real* field, int64_t stride, int64_t channels,
-                                 Real* out) const {
+                          Real* out) const {
     Term<Real> terms[kTile / kStrip];
     int count = 0;
     for (int block = 0; block < kBlocks; ++block)

@@ -65,19 +65,29 @@ DIFNET_INLINE V larger(V best, V fresh) {
   return fresh > best ? fresh : best;
 }
 
-template <typename V>
-DIFNET_INLINE auto largest_lane(V x) {
+// The lanes of x folded into one by `fold`, halves first.
+template <typename V, typename Fold>
+DIFNET_INLINE auto fold_lanes(V x, Fold fold) {
   using Real = decltype(x[0] + x[0]);
-  constexpr int lanes = sizeof(V) / sizeof(Real);
-  if constexpr (lanes == 2) {
-    return x[0] > x[1] ? x[0] : x[1];
+  if constexpr (sizeof(V) == 2 * sizeof(Real)) {
+    return fold(V{x[0]}, V{x[1]})[0];
   } else {
     using Half = Vec<Real, sizeof(V) / 2>;
     Half low, high;
     __builtin_memcpy(&low, &x, sizeof(Half));
     __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof(Half), sizeof(Half));
-    return largest_lane(larger(low, high));
+    return fold_lanes(fold(low, high), fold);
   }
+}
+
+template <typename V>
+DIFNET_INLINE auto largest_lane(V x) {
+  return fold_lanes(x, [](auto best, auto fresh) { return larger(best, fresh); });
+}
+
+template <typename V>
+DIFNET_INLINE auto sum_lanes(V x) {
+  return fold_lanes(x, [](auto left, auto right) { return left + right; });
 }
 
 // exp(x) for x <= 88 (709 in fp64); below -87 (-708) it stays at the smallest normal number instead of fading out, NaN

@@ -51,6 +51,7 @@ struct Backward {
   // workspace
   Real *psi_lanes, *psi_rows, *state_lanes, *h_lanes, *h_rows, *row_lse_padded, *delta;
   Real *psi_sums, *state_sums;  // B5, B6
+  Real* pull;                   // per node i: sum over j != i of P_ij (h_i y_j - delta_i)
   bool* finite;
 };
 
@@ -71,10 +72,10 @@ struct Kernels {
   Steps<Backward<Real>> backward;
 };
 
-#define DIFNET_DECLARE_KERNELS(ISA)       \
-  namespace ISA {                         \
-  extern const Kernels<float> kFloat32;   \
-  extern const Kernels<double> kFloat64;  \
+#define DIFNET_DECLARE_KERNELS(ISA)      \
+  namespace ISA {                        \
+  extern const Kernels<float> kFloat32;  \
+  extern const Kernels<double> kFloat64; \
   }
 DIFNET_DECLARE_KERNELS(baseline)
 DIFNET_DECLARE_KERNELS(avx2)

@@ -25,6 +25,7 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
   const int64_t delta = work.reserve(images * padded);
   const int64_t psi_sums = work.reserve(images * padded * size.embed_stride);
   const int64_t state_sums = work.reserve(images * padded * size.state_stride);
+  const int64_t pull = work.reserve(images * padded);
   work.allocate(walked);
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
   std::vector<double> grad_gates(2 * images * tiles);
@@ -52,6 +53,7 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
                      work.at(delta + b * padded),
                      work.at(psi_sums + b * padded * size.embed_stride),
                      work.at(state_sums + b * padded * size.state_stride),
+                     work.at(pull + b * padded),
                      finite.get() + b * tiles});
   Tournament(images, tiles).play(walks.data(), with.backward);
   double total_mu = 0, total_beta = 0;

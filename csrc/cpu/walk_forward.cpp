@@ -8,8 +8,8 @@
 namespace difnet {
 
 template <typename Real>
-static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta, int64_t t,
-                const Tensor& next_state, const Tensor& walked, const Tensor& row_lse) {
+static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta,
+                int64_t t, const Tensor& next_state, const Tensor& walked, const Tensor& row_lse) {
   const Kernels<Real>& with = kernels<Real>();
   const Sizes size = sizes(state, psi, with.channel_unit);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
@@ -23,20 +23,13 @@ static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, cons
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
   std::vector<Forward<Real>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({size,
-                     field(state, b),
-                     field(seed, b),
-                     field(psi, b),
-                     field(next_state, b),
-                     static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
-                     static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
-                     static_cast<const Real*>(mu.const_data_ptr())[t],
-                     static_cast<const Real*>(beta.const_data_ptr())[t],
-                     work.at(psi_lanes + b * padded * size.embed),
-                     work.at(state_rows + b * padded * size.state_stride),
-                     work.at(sums + b * padded * size.state_stride),
-                     work.at(shift + b * padded),
-                     finite.get() + b * tiles});
+    walks.push_back(
+        {size, field(state, b), field(seed, b), field(psi, b), field(next_state, b),
+         static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+         static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N, static_cast<const Real*>(mu.const_data_ptr())[t],
+         static_cast<const Real*>(beta.const_data_ptr())[t], work.at(psi_lanes + b * padded * size.embed),
+         work.at(state_rows + b * padded * size.state_stride), work.at(sums + b * padded * size.state_stride),
+         work.at(shift + b * padded), finite.get() + b * tiles});
   Tournament(images, tiles).play(walks.data(), with.forward);
 }
 

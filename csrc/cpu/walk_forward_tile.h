@@ -154,15 +154,16 @@ void forward_close(const Forward<Real>& walk, int64_t tile) {
   Real* rows = walk.sums + first * stride;
   for (int n = 0; n < nodes; ++n) {
     const Real total = rows[n * stride + K];
-    walk.row_lse[first + n] = walk.shift[first + n] + (sizeof(Real) == 4 ? __builtin_logf(total) : __builtin_log(total));
+    walk.row_lse[first + n] =
+        walk.shift[first + n] + (sizeof(Real) == 4 ? __builtin_logf(total) : __builtin_log(total));
     for (int64_t c = 0; c < K; ++c) walk.walked[(first + n) * K + c] = rows[n * stride + c] / total;  // (W2)
   }
   with_type(walk.seed.dtype, [&](auto* type) {
     const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
     for_each_element(walk.seed, K, nodes, [&](int64_t c, int n) {
       const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-      const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;                                // (W3)
-      rows[n * stride + c] = beta * mixed + (1 - beta) * walk.state_rows[(first + n) * stride + c];          // (W4)
+      const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;                       // (W3)
+      rows[n * stride + c] = beta * mixed + (1 - beta) * walk.state_rows[(first + n) * stride + c];  // (W4)
     });
   });
   write_rows(rows, stride, K, tile, nodes, walk.next_state);
