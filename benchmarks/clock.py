@@ -55,14 +55,19 @@ def alternate(
     """Time all calls in turn, in `rounds` (least, most) rounds and about `seconds` in all.
 
     Every round runs each contender once, in the opposite order of the round before. A slow contender leaves after the
-    least number of rounds once its share of the time is spent; the others go on.
+    least number of rounds once its share of the time is spent; the others go on. One call that takes as long as all of
+    the time ends its contender's part after two.
     """
     least, most = rounds
     share = seconds / max(len(calls), 1)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     for number in range(most):
-        going = [name for name in calls if number < least or spent[name] < share]
+        going = [
+            name
+            for name in calls
+            if spent[name] < share or number < (least if spent[name] < number * seconds else min(least, 2))
+        ]
         if not going:
             break
         for name in going if number % 2 == 0 else reversed(going):

@@ -24,6 +24,7 @@ class Truth:
     state: Tensor
     grads: list[Tensor] | None
     largest_logit: float
+    walks: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def truth_of(inputs: Inputs, *, backward: bool) -> Truth:
         states.append(beta * (mu * w + (1 - mu) * s) + (1 - beta) * states[-1])
     largest = max(p.square().sum(-1).max().item() for p in psi)
     if not backward:
-        return Truth(states[-1], None, largest)
+        return Truth(states[-1], None, largest, len(psi))
 
     g, grad_seed = _nodes(inputs.grad), torch.zeros_like(s)
     grad_psi, grad_mu, grad_beta = [], [], []
@@ -65,7 +66,7 @@ def truth_of(inputs: Inputs, *, backward: bool) -> Truth:
         grad_psi.insert(0, dpsi)
         g = (1 - beta) * g + dy
     grads = [grad_seed + g, *grad_psi, torch.stack(grad_mu), torch.stack(grad_beta)]
-    return Truth(states[-1], grads, largest)
+    return Truth(states[-1], grads, largest, len(psi))
 
 
 def judge(

@@ -40,6 +40,10 @@ class Inputs:
         fresh = [x.detach().requires_grad_() for x in (self.seed, *self.psi, self.mu, self.beta)]
         return Inputs(fresh[0], fresh[1:-2], fresh[-2], fresh[-1], self.grad)
 
+    def first(self, walks: int) -> Inputs:
+        """The same problem with only its first walks."""
+        return Inputs(self.seed, self.psi[:walks], self.mu[:walks], self.beta[:walks], self.grad)
+
     @property
     def differentiable(self) -> list[Tensor]:
         return [self.seed, *self.psi, self.mu, self.beta]

@@ -13,6 +13,13 @@ from benchmarks.tasks import Task
 DIRECTIONS = ("forward", "forward+backward")
 # cascades so large that the slow peers would take minutes of a run: they meet ours on the others
 HEAVY = ("eval505_h5", "train321")
+# peers do the same work whatever ψ is, so `network` inputs need not meet all of them on every case
+ON_CPU_CASES = {
+    ("fp32", "smooth"): ("eval505", "train321_one", "train321", "context60", "eval505_h5"),
+    ("bf16", "smooth"): ("eval505", "train321_one", "context60", "train321", "eval505_h5"),
+    ("fp32", "network"): ("eval505", "train321_one", "eval505_h5"),
+    ("bf16", "network"): ("eval505", "train321_one"),
+}
 QUICK = ("ours", "dense", "sdpa")
 QUICK_GPU = ("ours", "dense", "sdpa_flash", "sdpa_efficient")
 
@@ -38,18 +45,20 @@ def cascade(device: str = "cpu") -> list[Task]:
             for direction in DIRECTIONS
         ]
     tasks: list[Task] = []
-    for dtype, kind in (("fp32", "smooth"), ("bf16", "smooth"), ("fp32", "network"), ("bf16", "network")):
-        for name in ("eval505", "train321_one", "train321", "context60", "eval505_h5"):
-            heavy = name in HEAVY
-            if heavy and (dtype, kind) == ("bf16", "network"):
-                continue
-            # peers do the same work whatever ψ is: their best forms meet `network` inputs, all of them meet `smooth`
-            contenders = QUICK if heavy or kind == "network" else ON_CPU
-            seconds = 4.0 if heavy else 2.0
-            tasks += [
-                CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, seconds)
-                for direction in DIRECTIONS
-            ]
+    for (dtype, kind), names in ON_CPU_CASES.items():
+        for name in names:
+            heavy, headline = name in HEAVY, (dtype, kind) == ("fp32", "smooth")
+            for direction in DIRECTIONS:
+                contenders = QUICK if heavy or kind == "network" else ON_CPU
+                if name == "context60":
+                    contenders = (*QUICK, "dense_compiled")
+                if heavy and (direction != "forward" or not headline):
+                    contenders = ("ours", "sdpa")
+                turn = 0 if headline else 4 if heavy else 1 if kind == "smooth" else 3
+                judged = 1 if heavy and not headline else None
+                tasks.append(
+                    CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, 1.5, turn, judged=judged)
+                )
     return tasks
 
 
@@ -97,8 +106,8 @@ def scaling(device: str = "cpu") -> list[Task]:
         for value in values:
             for direction in DIRECTIONS if size == "nodes" else DIRECTIONS[:1]:
                 base = SWEEP_BASE.but(name=f"sweep_{size}", **{size: value})
-                seconds = 1.0 if size == "nodes" else 0.4
-                tasks.append(CascadeTask("scaling", base, direction, "smooth", dtype, contenders, seconds))
+                seconds, turn = (1.0, 1) if size == "nodes" else (0.3, 3)
+                tasks.append(CascadeTask("scaling", base, direction, "smooth", dtype, contenders, seconds, turn))
     return tasks
 
 
@@ -106,7 +115,7 @@ def psi(device: str = "cpu") -> list[Task]:
     """Ψ of the image and of the first block at 505²: the two that pool."""
     dtype = "fp32" if device == "cpu" else "bf16"
     return [
-        PsiTask("psi", CASES["eval505"], "forward", "", dtype, ("ours", "layers"), 0.8, channels=channels, side=side)
+        PsiTask("psi", CASES["eval505"], "forward", "", dtype, ("ours", "layers"), 0.8, 3, channels=channels, side=side)
         for channels, side in ((3, 505), (256, 127))
     ]
 
@@ -116,8 +125,8 @@ def models(device: str = "cpu") -> list[Task]:
     dtype = "fp32" if device == "cpu" else "bf16"
     contenders = (*PARTS, *(QUICK if device == "cpu" else QUICK_GPU))
     return [
-        Table4Task("models", CASES["eval505"].but(name="table4"), direction, "", dtype, contenders, seconds)
-        for direction, seconds in zip(DIRECTIONS, (4.0, 8.0), strict=True)
+        Table4Task("models", CASES["eval505"].but(name="table4"), direction, "", dtype, contenders, seconds, 2)
+        for direction, seconds in zip(DIRECTIONS, (2.0, 4.0), strict=True)
     ]
 
 
@@ -133,4 +142,6 @@ QUESTIONS = {
 
 
 def all_tasks(device: str = "cpu", only: tuple[str, ...] = ()) -> list[Task]:
-    return [task for name, tasks in QUESTIONS.items() if not only or name in only for task in tasks(device)]
+    """The tasks of all questions, or of `only` these, in the order of their turns."""
+    tasks = [task for name, of in QUESTIONS.items() if not only or name in only for task in of(device)]
+    return sorted(tasks, key=lambda task: task.turn)

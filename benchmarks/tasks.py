@@ -75,6 +75,7 @@ class Task:
     dtype: str = "fp32"
     contenders: tuple[str, ...] = ("ours",)
     seconds: float = 2.0
+    turn: int = 0  # a run that is out of time leaves out the tasks of the last turns
 
     def __str__(self) -> str:
         sizes = f"B{self.case.batch}-N{self.case.nodes}-D{self.case.embed}-K{self.case.classes}-T{self.case.walks}"

@@ -134,7 +134,7 @@ def test_a_wrong_or_failing_contender_gets_no_time():
 
 def test_contenders_take_turns():
     order: list[str] = []
-    timings = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0, rounds=(4, 4))
+    timings = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=1, rounds=(4, 4))
     assert "".join(order) == "abbaabba"
     assert len(timings["a"].samples) == 4
 
