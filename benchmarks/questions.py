@@ -55,7 +55,7 @@ def cascade(device: str = "cpu") -> list[Task]:
                 if heavy and (direction != "forward" or not headline):
                     contenders = ("ours", "sdpa")
                 turn = 0 if headline else 4 if heavy else 1 if kind == "smooth" else 3
-                judged = 1 if heavy and not headline else None
+                judged = 1 if name == "eval505_h5" or (heavy and not headline) else None
                 tasks.append(
                     CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, 1.5, turn, judged=judged)
                 )
