@@ -1,8 +1,8 @@
 """Runs every test over every backend this machine can use, and says what did not run.
 
-A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a promise
-of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make. One that takes
-`native` concerns the compiled library alone.
+A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a
+promise of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
+One that takes `native` concerns the compiled library alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whatever the logits, up to 1e9: rows of P sum to one, outputs stay within the scores, gradients stay within their size.
+"""Whatever the logits, up to 1e9: rows of P sum to one, outputs stay within the scores, gradients within their size.
 
 No bound against fp64 can hold here (2⁻²⁴ of a logit of 1e9 is 60), but these truths do not mention the logits.
 """
@@ -59,8 +59,8 @@ def test_huge_logits(backend: str, kind: str, largest: float, dtype: str) -> Non
 
 @pytest.mark.parametrize("nodes", [7, 64, 65, 200])
 def test_equal_nodes_share_equally_at_any_logit(kernel: str, nodes: int) -> None:
-    """P = 1/N exactly, also where log N is lost beside the logit: every S_ij must be summed over D in the same order. (A
-    BLAS may sum the ragged columns differently, and one ulp of 1e9 is 64.)"""
+    """P = 1/N exactly, also where log N is lost beside the logit: every S_ij must be summed over D in the same order.
+    (A BLAS may sum the ragged columns differently, and one ulp of 1e9 is 64.)"""
     for largest in (1e3, 1e6, 1e9):
         inputs = _scaled("equal", nodes, largest, torch.float32)
         inputs = replace(inputs, mu=torch.ones(1), beta=torch.ones(1))

@@ -1,4 +1,4 @@
-"""Every backend computes the cascade: max and RMS error against fp64, in every dtype, on the edges of tiles and lanes."""
+"""Every backend computes the cascade: max and RMS error against fp64, in every dtype, on edges of tiles and lanes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def _drawn(number: int) -> tuple[str, Inputs]:
-    """Problem `number`: small most of the time, sometimes of several tiles, each field with its own dtype and strides."""
+    """Problem `number`: small mostly, sometimes of several tiles, each field with its own dtype and strides."""
     dice = random.Random(number)
     axes = dice.choice((1, 1, 2, 2, 2, 3))
     grid = tuple(dice.randint(1, {1: 300, 2: 17, 3: 6}[axes]) for _ in range(axes))
