@@ -87,14 +87,9 @@ DIFNET_INLINE void accumulate(Part<Full, Half>, Real* out, const Term<Real>* ter
   using V = Vec<Real>;
   using H = Vec<Real, Half ? kRegisterBytes / 2 : kRegisterBytes>;
   constexpr int W = kWidth<Real>, stride = kPanel<Real>;
-  V sum[kStrip][Full > 0 ? Full : 1];
-  H half[kStrip];
-#pragma GCC unroll 8
-  for (int r = 0; r < kStrip; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < Full; ++v) sum[r][v] = load<V>(out + r * stride + v * W);
-    if constexpr (Half) half[r] = load<H>(out + r * stride + Full * W);
-  }
+  V sum[kStrip][Full > 0 ? Full : 1] =
+      {};  // a tile's own sum first: N terms one by one would round sqrt(64) times worse
+  H half[kStrip] = {};
   for (const Term<Real>* term = terms; term < terms + count; ++term) {
     const Real *weight = term->weights + weight_offset, *row = term->field + field_offset;
     for (int c = 0; c < kStrip; ++c, row += stride, weight += InnerStride) {
@@ -114,8 +109,11 @@ DIFNET_INLINE void accumulate(Part<Full, Half>, Real* out, const Term<Real>* ter
 #pragma GCC unroll 8
   for (int r = 0; r < kStrip; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Full; ++v) store(out + r * stride + v * W, sum[r][v]);
-    if constexpr (Half) store(out + r * stride + Full * W, half[r]);
+    for (int v = 0; v < Full; ++v) {
+      Real* to = out + r * stride + v * W;
+      store(to, load<V>(to) + sum[r][v]);
+    }
+    if constexpr (Half) store(out + r * stride + Full * W, load<H>(out + r * stride + Full * W) + half[r]);
   }
 }
 
