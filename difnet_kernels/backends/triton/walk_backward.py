@@ -1,0 +1,252 @@
+"""One walk backwards (B3-B6): a program owns I rows, streams all columns once and writes only its rows. No atomics.
+
+S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both. In
+scaled units (see `gradient_prepare`), with the spare columns y = (y | 1) and h = (h | -δ):
+
+    T = P_ij (h_i·y_j - δ_i) + P_ji (h_j·y_i - δ_j)        grad_psi_i += T_ij ψ_j        moved_i += P_ji (h_j | -δ_j)
+
+The spare column of moved gives Σ_j T_ij = moved_i·(y_i | 1), which carries the centre that ψ̃ left out: no reduction of T.
+
+Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI loops over
+the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
+"""
+
+import triton
+import triton.language as tl
+
+from .arithmetic import TRANSPOSED_SHIFT, class_columns
+from .gradient_prepare import class_tile
+
+_INTS = [
+    "N", "D", "K", "pad_units", "chunks", "programs_chunks", "splits", "split_tiles", "batch", "step",
+    "psi_b", "psi_d", "psi_n", "grad_b", "grad_k", "grad_n", "add_grad",
+]  # fmt: skip
+# P_ji = P_ij·2^(level_i - level_j) while |level_i - level_j| < SPREAD (what underflowed in P_ij is below 2⁻⁴⁶ in P_ji) and
+# |level| < LEVEL (its rounding stays below the rounding of the logits)
+SPREAD = tl.constexpr(80.0)
+LEVEL = tl.constexpr(65536.0)
+
+
+@triton.jit
+def product(a_hi, a_lo, b_hi, b_lo, acc, PRODUCTS: tl.constexpr):
+    """acc + a @ b from halves, the small products first."""
+    if PRODUCTS == 3:
+        acc = tl.dot(a_hi, b_lo, acc)
+        acc = tl.dot(a_lo, b_hi, acc)
+    return tl.dot(a_hi, b_hi, acc)
+
+
+@triton.jit
+def load_halves(hi_ptr, lo_ptr, at, PRODUCTS: tl.constexpr):
+    hi = tl.load(hi_ptr + at)
+    if PRODUCTS == 3:
+        lo = tl.load(lo_ptr + at)
+    else:
+        lo = hi
+    return hi, lo
+
+
+@triton.jit
+def split_halves(x, like: tl.constexpr, PRODUCTS: tl.constexpr):
+    hi = x.to(like)
+    if PRODUCTS == 3:
+        lo = (x - hi.to(tl.float32)).to(like)
+    else:
+        lo = hi
+    return hi, lo
+
+
+@triton.jit
+def finish_gradient(
+    sum_psi, sum_t, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d, psi_n, image, n, N, D, DP: tl.constexpr,
+):  # fmt: skip
+    """(B5) grad_psi = Σ T ψ̃ / κ + (Σ T) c, back in the units of the loss."""
+    d = tl.arange(0, DP)
+    unit = 1.0 / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
+    centre = tl.load(centre_ptr + image * DP + d)
+    grad = (sum_psi * tl.load(factor_ptr + image * 2 + 1) + sum_t[:, None] * centre[None, :]) * unit
+    to = grad_psi_ptr + image * psi_b + n[:, None].to(tl.int64) * psi_n + d[None, :].to(tl.int64) * psi_d
+    tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def finish_moved(
+    moved, y_hi_ptr, y_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n, add_grad,
+    image, chunk, chunks, n, n_pad, N, K, KC: tl.constexpr, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """(B6) g += Σ_j P_ji h_j, plus the gradient that the caller gave for this step. Returns Σ T and Σ_k |g_k|/scale_k."""
+    column, label, is_class, spare = class_columns(chunk, K, KC, KP)
+    at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
+    y = tl.load(y_hi_ptr + at).to(tl.float32)
+    if VALUE_PRODUCTS == 3:
+        y += tl.load(y_lo_ptr + at).to(tl.float32)
+    sum_t = tl.sum(moved * y, axis=1)
+    scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
+    inside = (n < N)[:, None] & is_class[None, :]
+    g = tl.load(g_ptr + at) + moved * scale / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
+    if add_grad != 0:
+        g += class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside)
+    g = tl.where(inside, g, 0.0)
+    tl.store(g_ptr + at, g)
+    return sum_t, tl.sum(tl.abs(g) / scale, axis=1)
+
+
+@triton.jit(do_not_specialize=_INTS)
+def walk_backward_kernel(
+    psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr, level_ptr,
+    spread_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr, grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
+    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, part_psi_ptr, part_moved_ptr,
+    N, D, K, pad_units, chunks, programs_chunks, splits, split_tiles, batch, add_grad,
+    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, WANT_PSI: tl.constexpr, WANT_MOVED: tl.constexpr,
+    ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr,
+):  # fmt: skip
+    n_pad = pad_units * PAD
+    row_tiles = tl.cdiv(N, I)
+    program = tl.program_id(0).to(tl.int64)
+    split = (program % splits).to(tl.int32)
+    own_chunk = (program // splits) % programs_chunks
+    row_tile = ((program // (splits * programs_chunks)) % row_tiles).to(tl.int32)
+    image = program // (splits * programs_chunks * row_tiles)
+    i = row_tile * I + tl.arange(0, I)
+    j = tl.arange(0, J)
+    d = tl.arange(0, DP)
+    column = tl.arange(0, KP)
+    psi_hi_ptr += image * n_pad * DP
+    psi_lo_ptr += image * n_pad * DP
+    bias_ptr += image * n_pad
+    lse_ptr += image * n_pad
+    level_ptr += image * n_pad
+    spread_ptr += image * (n_pad // J) * 2
+    chunk_size = n_pad.to(tl.int64) * KP
+    fields = (image * chunks + own_chunk) * chunk_size
+    sigma = tl.load(factor_ptr + image * 2)
+
+    at_rows = i[:, None] * DP + d[None, :]
+    row_hi, row_lo = load_halves(psi_hi_ptr, psi_lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
+    at_row_fields = i[:, None] * KP + column[None, :]
+    if WANT_PSI and ONE_CHUNK:
+        row_y_hi, row_y_lo = load_halves(y_hi_ptr + fields, y_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)  # [I, KP]
+        row_h_hi, row_h_lo = load_halves(h_hi_ptr + fields, h_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)
+        row_h_hi = (row_h_hi * TRANSPOSED_SHIFT).to(tl.float16)  # exact: a power of two, |h| ≤ 1
+        row_h_lo = (row_h_lo * TRANSPOSED_SHIFT).to(tl.float16)
+    row_bias = tl.load(bias_ptr + i)
+    row_lse = tl.load(lse_ptr + i)
+    row_level = tl.load(level_ptr + i)
+    row_low = tl.min(row_level, axis=0)
+    row_high = tl.max(row_level, axis=0)
+    middle = 0.5 * (row_low + row_high)
+    # clipped: where the spread is too wide for this factor the branch below does not use it
+    row_factor = tl.exp2(tl.minimum(tl.maximum(row_level - middle, -SPREAD), SPREAD)) * TRANSPOSED_SHIFT
+
+    sum_psi = tl.zeros([I, DP], tl.float32)
+    moved = tl.zeros([I, KP], tl.float32)
+    first = split * split_tiles
+    last = tl.minimum(first + split_tiles, tl.cdiv(N, J))
+    for tile in range(first, last):
+        at_psi = (tile * J + j)[:, None] * DP + d[None, :]
+        col_hi, col_lo = load_halves(psi_hi_ptr, psi_lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
+        # (W1) bit for bit as in walk_forward
+        if LOGIT_PRODUCTS == 3:
+            logit = tl.dot(row_hi, tl.trans(col_lo))
+            logit = tl.dot(row_lo, tl.trans(col_hi), logit)
+            logit = tl.dot(row_hi, tl.trans(col_hi), logit)
+        else:
+            logit = tl.dot(row_hi, tl.trans(col_hi))
+        col_lse = tl.load(lse_ptr + tile * J + j)
+        col_bias = tl.load(bias_ptr + tile * J + j)
+        look = tl.exp2(tl.fma(logit, sigma, col_bias[None, :]) - row_lse[:, None])  # (B3) P_ij
+        low = tl.minimum(tl.load(spread_ptr + tile * 2), row_low)
+        high = tl.maximum(tl.load(spread_ptr + tile * 2 + 1), row_high)
+        if (high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL):
+            col_level = tl.load(level_ptr + tile * J + j)
+            back = look * row_factor[:, None] * tl.exp2(middle - col_level)[None, :]  # (B3) 2¹³ P_ji
+        else:
+            # the other order of the small products may round S_ji above S_ij: never a weight above one
+            above = tl.minimum(tl.fma(logit, sigma, row_bias[:, None]) - col_lse[None, :], 0.0)
+            back = tl.exp2(above) * TRANSPOSED_SHIFT
+
+        if ONE_CHUNK:
+            at_y = (tile * J + j)[:, None] * KP + column[None, :]
+            h_hi, h_lo = load_halves(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)  # [J, KP]
+        if WANT_PSI:
+            ahead = tl.zeros([I, J], tl.float32)  # 2¹³ (h_i·y_j - δ_i)
+            behind = tl.zeros([I, J], tl.float32)  # h_j·y_i - δ_j
+            if ONE_CHUNK:
+                y_hi, y_lo = load_halves(y_hi_ptr + fields, y_lo_ptr + fields, at_y, VALUE_PRODUCTS)
+                ahead = product(row_h_hi, row_h_lo, tl.trans(y_hi), tl.trans(y_lo), ahead, VALUE_PRODUCTS)
+                behind = product(row_y_hi, row_y_lo, tl.trans(h_hi), tl.trans(h_lo), behind, VALUE_PRODUCTS)
+            else:
+                at_y = (tile * J + j)[:, None] * KP + column[None, :]
+                for chunk in range(0, chunks):
+                    other = (image * chunks + chunk) * chunk_size
+                    a_hi, a_lo = load_halves(h_hi_ptr + other, h_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
+                    b_hi, b_lo = load_halves(y_hi_ptr + other, y_lo_ptr + other, at_y, VALUE_PRODUCTS)
+                    ahead = product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), ahead, VALUE_PRODUCTS)
+                    a_hi, a_lo = load_halves(y_hi_ptr + other, y_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
+                    b_hi, b_lo = load_halves(h_hi_ptr + other, h_lo_ptr + other, at_y, VALUE_PRODUCTS)
+                    behind = product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), behind, VALUE_PRODUCTS)
+                ahead *= TRANSPOSED_SHIFT
+            T = tl.fma(look, ahead, back * behind)  # (B4), 2¹³ T
+            T_hi, T_lo = split_halves(T, col_hi.dtype, LOGIT_PRODUCTS)
+            sum_psi = product(T_hi, T_lo, col_hi, col_lo, sum_psi, LOGIT_PRODUCTS)  # (B5)
+        if WANT_MOVED:
+            if not ONE_CHUNK:
+                at_y = (tile * J + j)[:, None] * KP + column[None, :]
+                h_hi, h_lo = load_halves(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)
+            back_hi, back_lo = split_halves(back, tl.float16, VALUE_PRODUCTS)
+            moved = product(back_hi, back_lo, h_hi, h_lo, moved, VALUE_PRODUCTS)  # (B6)
+
+    if FUSED:
+        sum_t, reach = finish_moved(
+            moved, y_hi_ptr, y_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n, add_grad,
+            image, 0, chunks, i, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
+        )  # fmt: skip
+        finish_gradient(
+            sum_psi, sum_t, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d, psi_n, image, i, N, D, DP
+        )
+        tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
+    else:
+        to = (split.to(tl.int64) * batch + image) * n_pad + i
+        if WANT_PSI:
+            tl.store(part_psi_ptr + to[:, None] * DP + d[None, :], sum_psi)
+        if WANT_MOVED:
+            to = ((split.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
+            tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
+
+
+@triton.jit(do_not_specialize=_INTS)
+def walk_backward_combine_kernel(
+    part_psi_ptr, part_moved_ptr, y_hi_ptr, y_lo_ptr, factor_ptr, centre_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr,
+    grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
+    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, splits, batch, add_grad,
+    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+):  # fmt: skip
+    """Adds the parts of R rows in the order of their splits, then finishes the rows, chunk by chunk."""
+    n_pad = pad_units * PAD
+    row_blocks = tl.cdiv(N, R)
+    program = tl.program_id(0).to(tl.int64)
+    image = program // row_blocks
+    n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
+    d = tl.arange(0, DP)
+    column = tl.arange(0, KP)
+    sum_psi = tl.zeros([R, DP], tl.float32)
+    split_rows = batch.to(tl.int64) * n_pad
+    for split in range(0, splits):
+        row = split * split_rows + image * n_pad + n
+        sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
+    sum_t = tl.zeros([R], tl.float32)
+    reach = tl.zeros([R], tl.float32)
+    for chunk in range(0, chunks):
+        moved = tl.zeros([R, KP], tl.float32)
+        for split in range(0, splits):
+            row = split * split_rows * chunks + (image * chunks + chunk) * n_pad + n
+            moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
+        more_t, more_reach = finish_moved(
+            moved, y_hi_ptr, y_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n, add_grad,
+            image, chunk, chunks, n, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
+        )  # fmt: skip
+        sum_t += more_t
+        reach += more_reach
+    finish_gradient(sum_psi, sum_t, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d, psi_n, image, n, N, D, DP)
+    tl.store(reach_ptr + program, tl.max(reach, axis=0))
