@@ -15,6 +15,10 @@ _INTS = [
     "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k", "out_n",
 ]  # fmt: skip
 
+# P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in P_ij is then
+# below 2⁻⁴⁶ in P_ji
+SPREAD = tl.constexpr(80.0)
+
 
 @triton.jit
 def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside):
@@ -50,14 +54,14 @@ def gradient_prepare_kernel(
     g_ptr, reach_ptr, scale_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr, bias_ptr,
     seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64,
-    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, spread_ptr, seed_sum_ptr, gate_ptr,
+    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, drop_ptr, spread_ptr, seed_sum_ptr, gate_ptr,
     N, K, pad_units, chunks, batch, step, reaches, walks,
     KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """One step t for R rows: yᵗ and h as halves, g <- (1-β) g, seed_sum += β(1-μ) g, ∂μ and ∂β of the block.
 
-    level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j); spread holds its least and largest value
-    over the R rows, which are one column tile of walk_backward.
+    level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j). The R rows are one column tile of
+    walk_backward: spread holds the least and largest level in it, drop_j = 2^(their middle - level_j).
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
@@ -90,16 +94,24 @@ def gradient_prepare_kernel(
         w = tl.load(at_walked + step * walk_stride, mask=inside, other=0.0)
         g = tl.load(g_ptr + at)
         h = mu * beta * g / scale * h_scale  # (B1), scaled
-        delta += tl.sum(h * (w * scale), axis=1)  # (B2)
+        h_hi = h.to(tl.float16)
+        # (B2) from halves of h and w, as walk_backward multiplies h and y: where P is nearly one-hot, w = y and
+        # h·y - δ has to vanish, so both must be rounded alike
+        w_hi = (w * scale).to(tl.float16)
+        delta_tile = h_hi.to(tl.float32) * w_hi.to(tl.float32)
+        if VALUE_PRODUCTS == 3:
+            h_lo = low_half(h, h_hi)
+            w_lo = low_half(w * scale, w_hi)
+            delta_tile += h_hi.to(tl.float32) * w_lo.to(tl.float32) + h_lo.to(tl.float32) * w_hi.to(tl.float32)
+        delta += tl.sum(delta_tile, axis=1)
         grad_mu += tl.sum((w - s) * g, axis=1)  # (B7)
         grad_beta += tl.sum((mu * w + (1.0 - mu) * s - y) * g, axis=1)
         store_state_halves(y_hi_ptr, y_lo_ptr, at, y * scale, spare, VALUE_PRODUCTS)
-        h_hi = h.to(tl.float16)
         # chunk 0's spare column is written once δ is complete
-        keep = (column != KC)[None, :] | (chunk > 0)
-        tl.store(h_hi_ptr + at, h_hi, mask=keep & (n[:, None] < n_pad))
+        keep = ((column != KC)[None, :] | (chunk > 0)) & (n[:, None] < n_pad)
+        tl.store(h_hi_ptr + at, h_hi, mask=keep)
         if VALUE_PRODUCTS == 3:
-            tl.store(h_lo_ptr + at, low_half(h, h_hi), mask=keep & (n[:, None] < n_pad))
+            tl.store(h_lo_ptr + at, h_lo, mask=keep)
         tl.store(g_ptr + at, (1.0 - beta) * g)  # (B1)
         more = beta * (1.0 - mu) * g
         if step < walks - 1:
@@ -118,8 +130,13 @@ def gradient_prepare_kernel(
     near = tl.minimum(n, N - 1)
     level = tl.load(lse_at + near) + tl.load(bias_ptr + image * n_pad + near)
     tl.store(level_ptr + image * n_pad + n, level)
-    tl.store(spread_ptr + program * 2, tl.min(level, axis=0))
-    tl.store(spread_ptr + program * 2 + 1, tl.max(level, axis=0))
+    low = tl.min(level, axis=0)
+    high = tl.max(level, axis=0)
+    tl.store(spread_ptr + program * 2, low)
+    tl.store(spread_ptr + program * 2 + 1, high)
+    # clipped to stay finite: where the spread is that wide, walk_backward does not use it
+    drop = tl.exp2(tl.minimum(tl.maximum(0.5 * (low + high) - level, -SPREAD), SPREAD))
+    tl.store(drop_ptr + image * n_pad + n, drop)
     if program % row_blocks == 0:
         tl.store(h_scale_ptr + image, h_scale)
 

@@ -72,6 +72,7 @@ class Streamed:
     h_scale: Tensor
     lse: Tensor
     level: Tensor
+    drop: Tensor
     spread: Tensor
 
 
@@ -118,7 +119,7 @@ def _run(
         launch("gradient_prepare", gradient_prepare_kernel, B * (layout.n_pad // R), gradient.g, gradient.reach, start.scale,
                mu, beta, walked, row_lse, prepared.bias, seed, *seed.stride(), first, *first.stride(),
                streamed.y_hi, streamed.y_lo, streamed.h_hi, streamed.h_lo, streamed.h_scale, streamed.lse, streamed.level,
-               streamed.spread, seed_sum, gates[t], N, K, layout.units, layout.chunks, B, t, gradient.reaches, T,
+               streamed.drop, streamed.spread, seed_sum, gates[t], N, K, layout.units, layout.chunks, B, t, gradient.reaches, T,
                **shape, R=R, VALUE_PRODUCTS=products, warps=8 if layout.KP * R > 4096 else 4)  # fmt: skip
         added = grad_states[t - 1] if every and t > 0 else None
         walk_backward(walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], seed)
@@ -134,7 +135,7 @@ def _streamed(start: PreparedState, products: int, layout: Layout, seed: Tensor)
     h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
     h_scale = torch.empty((layout.batch,), dtype=torch.float32, device=seed.device)
     spread = torch.empty((layout.batch, layout.n_pad // 16, 2), dtype=torch.float32, device=seed.device)
-    return Streamed(start.hi, start.lo, h_hi, h_lo, h_scale, layout.vector(seed), layout.vector(seed), spread)
+    return Streamed(start.hi, start.lo, h_hi, h_lo, h_scale, layout.vector(seed), layout.vector(seed), layout.vector(seed), spread)
 
 
 def walk_backward(
@@ -153,8 +154,7 @@ def walk_backward(
     B, K, N = seed.shape
     D, tiles, chunks = grad_psi.shape[1], walk.launch, layout.chunks
     columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
-    splits = split_plan.splits(B * row_tiles * chunks, columns, card.processors)
-    split_tiles = triton.cdiv(columns, splits)
+    splits, split_tiles = split_plan.splits(B * row_tiles * chunks, columns, card.processors)
     fused = splits == 1 and chunks == 1
     part_psi, part_moved = gradient.reach, gradient.reach  # not touched when fused
     if not fused:
@@ -167,7 +167,7 @@ def walk_backward(
     def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
         launch("walk_backward", walk_backward_kernel, B * row_tiles * program_chunks * splits,
                psi.hi, psi.lo, psi.bias, psi.factor, psi.centre, streamed.y_hi, streamed.y_lo, streamed.h_hi, streamed.h_lo,
-               streamed.lse, streamed.level, streamed.spread, start.scale, streamed.h_scale, gradient.g, gradient.reach,
+               streamed.lse, streamed.level, streamed.drop, streamed.spread, start.scale, streamed.h_scale, gradient.g, gradient.reach,
                given, *given_strides, grad_psi, *grad_psi.stride(), part_psi, part_moved,
                N, D, K, layout.units, chunks, program_chunks, splits, split_tiles, B, int(added is not None), **shape,
                I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products, WANT_PSI=want_psi, WANT_MOVED=want_moved,

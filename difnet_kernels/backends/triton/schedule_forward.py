@@ -89,8 +89,7 @@ def walk_forward(
     tiles = walk.launch
     columns = triton.cdiv(N, tiles.cols)
     row_programs = B * layout.chunks * triton.cdiv(N, tiles.rows)
-    splits = split_plan.splits(row_programs, columns, card.processors)
-    split_tiles = triton.cdiv(columns, splits)
+    splits, split_tiles = split_plan.splits(row_programs, columns, card.processors)
     part, part_peak = row_lse, row_lse  # not touched without splits
     if splits > 1:
         part = torch.empty((splits, B, layout.chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device)

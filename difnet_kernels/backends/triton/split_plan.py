@@ -14,17 +14,18 @@ MAX_SPLITS = 16
 PROGRAMS_PER_SM = 2
 
 
-def splits(tiles: int, columns: int, processors: int) -> int:
-    """The number of parts with the least modelled time; the smallest of equals.
+def splits(tiles: int, columns: int, processors: int) -> tuple[int, int]:
+    """(parts, column tiles per part) with the least modelled time, the fewest parts of equals; no part is empty.
 
     tiles: row tiles over the whole batch; columns: column tiles per row tile; processors: SMs (0: no card, one part).
     """
     if processors == 0:
-        return 1
+        return 1, columns
     slots = processors * PROGRAMS_PER_SM
 
     def cost(parts: int) -> float:
         work = math.ceil(tiles * parts / slots) * (math.ceil(columns / parts) + START)
         return work if parts == 1 else work + COMBINE + PART * parts * max(1.0, tiles / slots)
 
-    return min(range(1, min(MAX_SPLITS, columns) + 1), key=cost)
+    per_part = math.ceil(columns / min(range(1, min(MAX_SPLITS, columns) + 1), key=cost))
+    return math.ceil(columns / per_part), per_part

@@ -15,15 +15,13 @@ import triton
 import triton.language as tl
 
 from .arithmetic import TRANSPOSED_SHIFT, class_columns
-from .gradient_prepare import class_tile
+from .gradient_prepare import SPREAD, class_tile
 
 _INTS = [
     "N", "D", "K", "pad_units", "chunks", "programs_chunks", "splits", "split_tiles", "batch", "step",
     "psi_b", "psi_d", "psi_n", "grad_b", "grad_k", "grad_n", "add_grad",
 ]  # fmt: skip
-# P_ji = P_ij·2^(level_i - level_j) while |level_i - level_j| < SPREAD (what underflowed in P_ij is below 2⁻⁴⁶ in P_ji) and
-# |level| < LEVEL (its rounding stays below the rounding of the logits)
-SPREAD = tl.constexpr(80.0)
+# up to this level its own rounding may enter an exponent
 LEVEL = tl.constexpr(65536.0)
 
 
@@ -93,7 +91,7 @@ def finish_moved(
 
 @triton.jit(do_not_specialize=_INTS)
 def walk_backward_kernel(
-    psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr, level_ptr,
+    psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr, level_ptr, drop_ptr,
     spread_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr, grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
     grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, part_psi_ptr, part_moved_ptr,
     N, D, K, pad_units, chunks, programs_chunks, splits, split_tiles, batch, add_grad,
@@ -117,6 +115,7 @@ def walk_backward_kernel(
     bias_ptr += image * n_pad
     lse_ptr += image * n_pad
     level_ptr += image * n_pad
+    drop_ptr += image * n_pad
     spread_ptr += image * (n_pad // J) * 2
     chunk_size = n_pad.to(tl.int64) * KP
     fields = (image * chunks + own_chunk) * chunk_size
@@ -135,14 +134,12 @@ def walk_backward_kernel(
     row_level = tl.load(level_ptr + i)
     row_low = tl.min(row_level, axis=0)
     row_high = tl.max(row_level, axis=0)
-    middle = 0.5 * (row_low + row_high)
-    # clipped: where the spread is too wide for this factor the branch below does not use it
-    row_factor = tl.exp2(tl.minimum(tl.maximum(row_level - middle, -SPREAD), SPREAD)) * TRANSPOSED_SHIFT
 
     sum_psi = tl.zeros([I, DP], tl.float32)
     moved = tl.zeros([I, KP], tl.float32)
     first = split * split_tiles
     last = tl.minimum(first + split_tiles, tl.cdiv(N, J))
+    tl.assume(first < last)  # no split is empty; with an empty loop ptxas would serialise the matrix instructions
     for tile in range(first, last):
         at_psi = (tile * J + j)[:, None] * DP + d[None, :]
         col_hi, col_lo = load_halves(psi_hi_ptr, psi_lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
@@ -156,11 +153,14 @@ def walk_backward_kernel(
         col_lse = tl.load(lse_ptr + tile * J + j)
         col_bias = tl.load(bias_ptr + tile * J + j)
         look = tl.exp2(tl.fma(logit, sigma, col_bias[None, :]) - row_lse[:, None])  # (B3) P_ij
-        low = tl.minimum(tl.load(spread_ptr + tile * 2), row_low)
-        high = tl.maximum(tl.load(spread_ptr + tile * 2 + 1), row_high)
+        col_drop = tl.load(drop_ptr + tile * J + j)
+        col_low = tl.load(spread_ptr + tile * 2)
+        col_high = tl.load(spread_ptr + tile * 2 + 1)
+        low = tl.minimum(col_low, row_low)
+        high = tl.maximum(col_high, row_high)
         if (high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL):
-            col_level = tl.load(level_ptr + tile * J + j)
-            back = look * row_factor[:, None] * tl.exp2(middle - col_level)[None, :]  # (B3) 2¹³ P_ji
+            rise = tl.exp2(row_level - 0.5 * (col_low + col_high)) * TRANSPOSED_SHIFT
+            back = look * rise[:, None] * col_drop[None, :]  # (B3) 2¹³ P_ji
         else:
             # the other order of the small products may round S_ji above S_ij: never a weight above one
             above = tl.minimum(tl.fma(logit, sigma, row_bias[:, None]) - col_lse[None, :], 0.0)

@@ -57,6 +57,7 @@ def walk_forward_kernel(
     acc = tl.zeros([I, KP], tl.float32)
     first = split * split_tiles
     last = tl.minimum(first + split_tiles, tl.cdiv(N, J))
+    tl.assume(first < last)  # no split is empty; with an empty loop ptxas would serialise the matrix instructions
     for tile in range(first, last):
         at_psi = (tile * J + j)[:, None] * DP + d[None, :]  # 32-bit inside an image: `refuses` caps N·DP
         at_y = (tile * J + j)[:, None] * KP + column[None, :]
