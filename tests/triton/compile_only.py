@@ -80,12 +80,12 @@ class Binary:
         return sum(number for name, number in self.loop.items() if name.startswith(prefixes))
 
 
-MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA")
+MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 
 
 def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
-    """(all instructions, those of the shortest loop with the most matrix instructions)."""
+    """(all instructions, those of the shortest loop with at least half as many matrix instructions as the richest)."""
     names: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
@@ -98,7 +98,8 @@ def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
             if found[1].startswith("BRA") and target and target[1] in labels:
                 loops.append((labels[target[1]], len(names)))
     matrix = [sum(name.startswith(MATRIX) for name in names[begin:end]) for begin, end in loops]
-    best = min(zip(loops, matrix, strict=True), key=lambda x: (-x[1], x[0][1] - x[0][0]), default=((0, 0), 0))[0]
+    rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
+    best = min(rich, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     return Counter(names), Counter(names[best[0] : best[1]])
 
 

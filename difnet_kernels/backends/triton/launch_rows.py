@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """rows I and columns J of a tile, warps per program, stages of the copy pipeline."""
+    """rows I and columns J of a tile, warps per program, stages of the copy pipeline.
+
+    fused: rows whose columns are not split are finished in registers; False where the last step would not fit them.
+    """
 
     rows: int
     cols: int
     warps: int
     stages: int
+    fused: bool = True
 
     @property
     def pad(self) -> int:
@@ -60,16 +64,29 @@ class Row:
         )
 
 
-# 163 KiB or more of shared memory per program, against 99 KiB on the others (sm_86, sm_89, sm_120)
-BIG = (80, 87, 90, 100, 103)
+# Hopper multiplies from shared memory by warp groups (64 rows); Blackwell's data-centre parts accumulate in tensor memory; the
+# others hold every operand in registers and want small tiles. sm_86, sm_89 and sm_120 have 99 KiB of shared memory.
+HOPPER = (90,)
+BLACKWELL = (100, 103)
+AMPERE = (80, 86, 87, 89)
+CONSUMER = (120, 121)
 
 ROWS: tuple[Row, ...] = (
-    Row(Launch(128, 64, 4, 3), "forward", BIG, DP=64, KP=32, products=1, min_nodes=129),
-    Row(Launch(128, 64, 4, 2), "forward", BIG, DP=64, KP=32, min_nodes=129),
-    Row(Launch(64, 64, 4, 2), "forward", BIG, DP=128, KP=64, min_nodes=33),
-    Row(Launch(64, 32, 4, 2), "forward", None, DP=64, KP=64, min_nodes=33),
-    Row(Launch(64, 64, 4, 2), "backward", BIG, DP=64, KP=32, min_nodes=33),
-    Row(Launch(32, 32, 4, 1)),
+    Row(Launch(64, 64, 4, 2), "forward", HOPPER, DP=16, KP=32, min_nodes=33),
+    Row(Launch(128, 64, 4, 3), "forward", HOPPER, DP=64, KP=32, products=1, min_nodes=65),
+    Row(Launch(128, 64, 4, 2), "forward", HOPPER, DP=64, KP=32, min_nodes=65),
+    Row(Launch(64, 32, 4, 2, fused=False), "forward", HOPPER, min_nodes=33),
+    Row(Launch(64, 64, 4, 2), "backward", HOPPER, DP=64, KP=32, min_nodes=33),
+    Row(Launch(64, 32, 4, 2, fused=False), "backward", HOPPER, DP=128, KP=64, products=1, min_nodes=33),
+    Row(Launch(64, 16, 4, 2, fused=False), "backward", HOPPER, DP=128, KP=64, min_nodes=33),
+    Row(Launch(128, 64, 8, 2), "forward", BLACKWELL, DP=64, KP=32, min_nodes=65),
+    Row(Launch(64, 64, 4, 2), "backward", BLACKWELL, DP=64, KP=32, min_nodes=33),
+    Row(Launch(64, 64, 4, 2), "forward", AMPERE, DP=64, KP=32, min_nodes=33),
+    Row(Launch(64, 16, 4, 2), "backward", AMPERE + CONSUMER, DP=64, KP=32, min_nodes=33),
+    Row(Launch(64, 32, 4, 2), "forward", CONSUMER, DP=64, KP=32, min_nodes=33),
+    Row(Launch(32, 32, 4, 2, fused=False), "forward", AMPERE + CONSUMER, DP=128, KP=64, min_nodes=33),
+    Row(Launch(32, 16, 4, 2, fused=False), "backward", AMPERE + CONSUMER, DP=128, KP=64, min_nodes=33),
+    Row(Launch(32, 16, 8, 1, fused=False)),
 )
 
 

@@ -17,7 +17,6 @@ from .arithmetic import WEIGHT_SHIFT
 from .launch_rows import Case, Launch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-MAX_CLASSES = 127  # classes per chunk: 128 columns with the spare one
 SHIFT = float(getattr(WEIGHT_SHIFT, "value", WEIGHT_SHIFT))
 
 
@@ -63,9 +62,9 @@ class Layout:
         return min(self.PAD, 64 if self.KP <= 32 else 32)
 
     @staticmethod
-    def of(seed: Tensor, pad: int) -> Layout:
+    def of(seed: Tensor, psi: Sequence[Tensor], pad: int) -> Layout:
         batch, classes, nodes = seed.shape
-        chunks, KC, KP = class_chunks(classes)
+        chunks, KC, KP = class_chunks(classes, max(p.shape[1] for p in psi))
         return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
 
     def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,9 +74,10 @@ class Layout:
         return torch.empty((self.batch, self.n_pad), dtype=torch.float32, device=like.device)
 
 
-def class_chunks(classes: int) -> tuple[int, int, int]:
-    """(chunks, classes per chunk, columns per chunk with the spare one)."""
-    chunks = triton.cdiv(classes, MAX_CLASSES)
+def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
+    """(chunks, classes per chunk, columns per chunk with the spare one). One chunk of up to 128 columns if K and D allow it,
+    else chunks of 64."""
+    chunks = triton.cdiv(classes, 127 if embed <= 128 and classes <= 127 else 63)
     per_chunk = triton.cdiv(classes, chunks)
     return chunks, per_chunk, power_of_two(per_chunk + 1)
 
@@ -94,13 +94,18 @@ class Walk:
     launch: Launch
 
 
-def plan_walk(kind: str, psi: Tensor, seed: Tensor, precision: str, card: Card) -> Walk:
+def plan_walks(kind: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
+    KP = class_chunks(seed.shape[1], max(p.shape[1] for p in psi))[2]
+    return [plan_walk(kind, p, seed, KP, precision, card) for p in psi]
+
+
+def plan_walk(kind: str, psi: Tensor, seed: Tensor, KP: int, precision: str, card: Card) -> Walk:
     """fp32 ψ is centred and split in halves ("high") or rounded once ("medium"); 16-bit ψ is used as it is."""
     exact = psi.dtype in (torch.float16, torch.bfloat16)
     high = precision == "high"
     logit_products = 3 if high and not exact else 1
     value_products = 3 if high and seed.dtype == torch.float32 else 1
-    DP, (_, _, KP) = power_of_two(psi.shape[1]), class_chunks(seed.shape[1])
+    DP = power_of_two(psi.shape[1])
     launch = launch_rows.select(Case(kind, card.arch, DP, KP, logit_products, value_products, seed.shape[2]))
     operand = psi.dtype if exact else torch.float16
     if INTERPRETED and operand == torch.bfloat16:

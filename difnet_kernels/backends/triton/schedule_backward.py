@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import split_plan
 from .gradient_prepare import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
-from .plan import INTERPRETED, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walk
+from .plan import INTERPRETED, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walks
 from .prepared import PreparedPsi, PreparedState, prepare_psi, prepare_state
 from .walk_backward import walk_backward_combine_kernel, walk_backward_kernel
 
@@ -39,7 +39,7 @@ def cascade_backward(
     (grad_state None) the gradient of y⁰ is added to grad_seed (W5).
     """
     card = card_of(seed.device)
-    walks = [plan_walk("backward", p, seed, precision, card) for p in psi]
+    walks = plan_walks("backward", psi, seed, precision, card)
     with on_device(seed):
         if not INTERPRETED:
             _run(grad_states, state, seed, psi, mu, beta, walked, row_lse, walks, card,
@@ -98,7 +98,7 @@ def _run(
     every = grad_states.shape[0] == T
     first = seed if state is None else state
     pad = max(walk.launch.pad for walk in walks)
-    layout = Layout.of(seed, pad)
+    layout = Layout.of(seed, psi, pad)
     products = walks[0].value_products
     shape = dict(KC=layout.KC, KP=layout.KP, PAD=layout.PAD)
     start = prepare_state(state, seed, products, layout)
@@ -120,7 +120,7 @@ def _run(
                mu, beta, walked, row_lse, prepared.bias, seed, *seed.stride(), first, *first.stride(),
                streamed.y_hi, streamed.y_lo, streamed.h_hi, streamed.h_lo, streamed.h_scale, streamed.lse, streamed.level,
                streamed.drop, streamed.spread, seed_sum, gates[t], N, K, layout.units, layout.chunks, B, t, gradient.reaches, T,
-               **shape, R=R, VALUE_PRODUCTS=products, warps=8 if layout.KP * R > 4096 else 4)  # fmt: skip
+               **shape, R=R, VALUE_PRODUCTS=products, warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4)  # fmt: skip
         added = grad_states[t - 1] if every and t > 0 else None
         walk_backward(walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], seed)
         launch("gate_reduce", gate_reduce_kernel, 1, gates[t], grad_mu, grad_beta, gates[t].shape[0], t, R=256)
@@ -155,7 +155,7 @@ def walk_backward(
     D, tiles, chunks = grad_psi.shape[1], walk.launch, layout.chunks
     columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
     splits, split_tiles = split_plan.splits(B * row_tiles * chunks, columns, card.processors)
-    fused = splits == 1 and chunks == 1
+    fused = splits == 1 and chunks == 1 and tiles.fused
     part_psi, part_moved = gradient.reach, gradient.reach  # not touched when fused
     if not fused:
         part_psi = torch.empty((splits, B, layout.n_pad, walk.DP), dtype=torch.float32, device=seed.device)
@@ -185,4 +185,4 @@ def walk_backward(
         launch("walk_backward_combine", walk_backward_combine_kernel, B * gradient.reaches, part_psi, part_moved,
                streamed.y_hi, streamed.y_lo, psi.factor, psi.centre, start.scale, streamed.h_scale, gradient.g, gradient.reach,
                given, *given_strides, grad_psi, *grad_psi.stride(), N, D, K, layout.units, chunks, splits, B,
-               int(added is not None), **shape, R=R)  # fmt: skip
+               int(added is not None), **shape, R=R, warps=8 if walk.DP + layout.KP > 192 else 4)  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from . import split_plan
-from .plan import INTERPRETED, SHIFT, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walk
+from .plan import INTERPRETED, SHIFT, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walks
 from .prepared import PreparedPsi, PreparedState, prepare_psi, prepare_state
 from .walk_forward import walk_forward_combine_kernel, walk_forward_kernel
 
@@ -36,7 +36,7 @@ def cascade_forward(
     of the logits without the row terms that softmax ignores.
     """
     card = card_of(seed.device)
-    walks = [plan_walk("forward", p, seed, precision, card) for p in psi]
+    walks = plan_walks("forward", psi, seed, precision, card)
     with on_device(seed):
         if not INTERPRETED:
             _run(state, seed, psi, mu, beta, walks, card, states, walked, row_lse)
@@ -58,7 +58,7 @@ def _run(
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    layout = Layout.of(seed, max(walk.launch.pad for walk in walks))
+    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
     now = prepare_state(state, seed, walks[0].value_products, layout)
     spare_hi = torch.empty_like(now.hi)
     spare_lo = torch.empty_like(now.lo) if now.lo is not now.hi else spare_hi
@@ -90,8 +90,9 @@ def walk_forward(
     columns = triton.cdiv(N, tiles.cols)
     row_programs = B * layout.chunks * triton.cdiv(N, tiles.rows)
     splits, split_tiles = split_plan.splits(row_programs, columns, card.processors)
-    part, part_peak = row_lse, row_lse  # not touched without splits
-    if splits > 1:
+    fused = splits == 1 and tiles.fused
+    part, part_peak = row_lse, row_lse  # not touched when fused
+    if not fused:
         part = torch.empty((splits, B, layout.chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device)
         part_peak = torch.empty((splits, B, layout.chunks, layout.n_pad), dtype=torch.float32, device=seed.device)
     target = row_lse if out is None else out
@@ -101,9 +102,9 @@ def walk_forward(
     launch("walk_forward", walk_forward_kernel, row_programs * splits, psi.hi, psi.lo, psi.bias, psi.floor, psi.factor,
            now.hi, now.lo, *finish, part, part_peak, N, K, layout.units, layout.chunks, splits, split_tiles, B, t,
            **shape, DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products,
-           HAS_OUT=out is not None and splits == 1, FUSED=splits == 1, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
-    if splits > 1:
-        R = min(32, layout.PAD)
+           HAS_OUT=out is not None and fused, FUSED=fused, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
+    if not fused:
+        R = min(16 if layout.KP > 64 else 32, layout.PAD)
         launch("walk_forward_combine", walk_forward_combine_kernel, B * layout.chunks * triton.cdiv(N, R), *finish,
                part, part_peak, N, K, layout.units, layout.chunks, splits, B, t, **shape, R=R,
                HAS_OUT=out is not None)  # fmt: skip
