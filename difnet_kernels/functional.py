@@ -14,6 +14,7 @@ from difnet_kernels.problem import (
     accumulation_dtype,
     check_embeddings,
     check_field,
+    check_gate,
     check_gates,
     check_on_grid,
     check_precision,
@@ -86,8 +87,7 @@ def random_walk(
     # the operator returns a state like its seed, so the walk's own field decides dtype and memory format here
     seed = seed.to(state.dtype)
     exact = accumulation_dtype(seed, [psi])
-    mu = check_gates("mu", mu.reshape(1) if isinstance(mu, Tensor) else (mu,), 1, seed, exact)
-    beta = check_gates("beta", beta.reshape(1) if isinstance(beta, Tensor) else (beta,), 1, seed, exact)
+    mu, beta = check_gate("mu", mu, seed, exact), check_gate("beta", beta, seed, exact)
     check_precision(precision)
     backends.check_name(backend)
     next_state, _, _ = torch.ops.difnet_kernels.cascade_forward(

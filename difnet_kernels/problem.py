@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -115,11 +116,22 @@ def check_gates(name: str, gates: Tensor | Sequence[float] | float, walks: int, 
     for t, gate in enumerate(gates):
         if isinstance(gate, Tensor):
             raise TypeError(f"{name} must be one (T,) tensor or Python floats; got a list of tensors. Use torch.stack.")
+        if not isinstance(gate, Real):
+            raise TypeError(f"{name}[{t}] must be a number in [0, 1]; got {type(gate).__name__}.")
         if not 0.0 <= gate <= 1.0:
             raise ValueError(
                 f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
             )
     return torch.tensor(gates, dtype=dtype, device=seed.device)
+
+
+def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    """mu or beta of a single walk, as a (1,) tensor."""
+    if not isinstance(gate, Tensor):
+        return check_gates(name, (gate,), 1, seed, dtype)
+    if gate.numel() != 1:
+        raise ValueError(f"{name} must be a scalar, a 0-d or (1,) tensor, for a single walk; got {tuple(gate.shape)}.")
+    return check_gates(name, gate.reshape(1), 1, seed, dtype)
 
 
 def check_precision(precision: str) -> None:

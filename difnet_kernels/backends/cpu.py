@@ -1,13 +1,118 @@
-"""C++ kernels for the CPU (csrc/cpu)."""
+"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library and strings its walks into a cascade."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from difnet_kernels.problem import Problem
+
+LIBRARY = Path(__file__).parent.parent / "libdifnet_kernels.so"
+
+
+def _load() -> str | None:
+    """Load the compiled library; the reason if that fails."""
+    if not LIBRARY.exists():
+        return "the compiled library is missing: no C++ compiler was found at installation; install one and reinstall"
+    try:
+        torch.ops.load_library(LIBRARY)
+    except OSError as error:
+        return f"the compiled library does not load under torch {torch.__version__}: {error}"
+    return None
+
+
+_MISSING = _load()
+
+if _MISSING is None:
+
+    @torch.library.register_fake("difnet_kernels::walk_forward")
+    def _forward_fake(*args: object) -> None:
+        """The results are written into arguments."""
+
+    @torch.library.register_fake("difnet_kernels::walk_backward")
+    def _backward_fake(*args: object) -> None:
+        """The results are written into arguments."""
 
 
 def unusable() -> str | None:
-    return "the compiled library is missing"
+    return _MISSING
 
 
 def refuses(problem: Problem) -> str | None:
-    return None
+    return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
+
+
+def register_bits() -> int:
+    """Width of the SIMD registers in use."""
+    return torch.ops.difnet_kernels.register_bits()
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+) -> None:
+    walks, wanted = len(psi), states.shape[0]
+    current = seed if state is None else state  # (W5)
+    for t, p in enumerate(psi):
+        out = states[t - walks] if wanted == walks or t == walks - 1 else None
+        if t < walks - 1 and (out is None or out.dtype != walked.dtype):
+            # between walks the state keeps the accumulation dtype, whatever the caller's is
+            following = torch.empty_like(walked[t]).mT
+        else:
+            following = out
+        torch.ops.difnet_kernels.walk_forward.default(current, seed, p, mu, beta, t, following, walked[t], row_lse[t])
+        if out is not None and out is not following:
+            out.copy_(following)
+        current = following
+
+
+def cascade_backward(
+    grad_states: Tensor,
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor,
+    grad_psi: Sequence[Tensor],
+    grad_mu: Tensor,
+    grad_beta: Tensor,
+) -> None:
+    walks, exact = len(psi), walked.dtype
+    y = [seed if state is None else state]
+    for t in range(walks - 1):
+        mixed = torch.lerp(seed.mT.to(exact), walked[t], mu[t])  # (W3)
+        y.append(torch.lerp(y[t].to(exact), mixed.mT, beta[t]))  # (W4)
+    grad = grad_states[-1]
+    total_seed = torch.zeros_like(walked[0])
+    for t in reversed(range(walks)):
+        before = torch.empty_like(total_seed)
+        torch.ops.difnet_kernels.walk_backward.default(
+            grad, y[t], seed, psi[t], mu, beta, t, walked[t], row_lse[t],
+            before, total_seed, grad_psi[t], grad_mu, grad_beta,
+        )  # fmt: skip
+        grad = before.mT
+        if t > 0 and grad_states.shape[0] == walks:
+            grad = grad + grad_states[t - 1]
+    if grad_state is None:
+        grad = grad + total_seed.mT  # (W5): the seed is also the first state
+    else:
+        grad_state.copy_(grad)
+        grad = total_seed.mT
+    grad_seed.copy_(grad)

@@ -21,8 +21,8 @@ def refuses(problem: Problem) -> str | None:
 def transition(psi: Tensor) -> tuple[Tensor, Tensor]:
     """(W1) P = softmax of the rows of psi psi^T for node-major psi (B, N, D), and row_lse (B, N)."""
     logits = psi @ psi.mT
-    row_lse = logits.logsumexp(-1)
-    return (logits - row_lse.unsqueeze(-1)).exp(), row_lse
+    # softmax and not exp(logits - row_lse): beside a logit of 1e6, fp32 rounds the log of the row sum away
+    return logits.softmax(-1), logits.logsumexp(-1)
 
 
 def walk(state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,92 @@
+# One-word commands. `make test` and `make demo` work in a fresh clone: they need Python, a C++ compiler and pip's index.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.10
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# the environment need not be activated: its cmake, ninja, ruff ... come first
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# Triton decides at import whether it interprets, so its tests are a process of their own
+TRITON_TESTS := $(wildcard tests/triton)
+
+.PHONY: help env build test smoke demo check format lint bench gpu docs sanitize clean
+help:
+	@echo "make demo      segment a photograph: a figure, timings, memory (out/demo)"
+	@echo "make test      the whole test suite"
+	@echo "make check     format, lint, types and the smoke tests: before every commit"
+	@echo "make bench     measure against other implementations (benchmarks/results)"
+	@echo "make gpu       the tests on the GPU of this machine"
+	@echo "make docs      write the measured tables and figures of the documents again"
+	@echo "make sanitize  the C++ kernels under the address and undefined-behaviour sanitizers"
+	@echo "make env       only the environment, in $(VENV) (PYTHON=... picks the interpreter)"
+
+env: $(READY)
+
+# torch is installed first and the build isolated from nothing: otherwise pip would unpack torch a second time
+$(READY): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.12')"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" "cmake>=3.22" ninja
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test,demo,bench,check]"
+	@touch $@
+	@$(PY) -m difnet_kernels info
+
+# quick when nothing changed
+build: $(READY)
+	@$(PY) setup.py -q build_ext --inplace > out/build.log 2>&1 || { cat out/build.log; exit 1; }
+
+$(READY) build: | out
+out:
+	@mkdir -p $@
+
+test: build
+	$(PY) -m pytest tests --ignore=tests/triton
+ifneq ($(TRITON_TESTS),)
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton
+endif
+
+smoke: build
+	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q
+
+demo: build
+	$(PY) -m models.demo
+
+check: format lint smoke
+
+format: $(READY)
+	ruff format -q .
+	ruff check -q --fix-only .
+	clang-format -i $(CXX_FILES)
+
+lint: $(READY)
+	ruff format --check .
+	ruff check .
+	mypy
+	clang-format --dry-run -Werror $(CXX_FILES)
+
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: build
+	$(PY) -m pytest benchmarks --benchmark-only
+
+gpu: build
+	$(PY) -m pytest tests --ignore=tests/triton --backends triton
+
+docs: build
+	$(PY) -m benchmarks.tables
+
+# a copy of the package with an instrumented library; the loader needs the sanitizer before Python
+SANITIZED := build/sanitize
+sanitize: build
+	@mkdir -p $(SANITIZED) && rm -rf $(SANITIZED)/difnet_kernels $(SANITIZED)/tests
+	@cp -r difnet_kernels tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
+	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DDIFNET_KERNELS_SANITIZE=ON \
+	    -DDIFNET_KERNELS_OUTPUT=$(abspath $(SANITIZED))/difnet_kernels > out/sanitize.log
+	cmake --build $(SANITIZED)/cmake
+	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    $(abspath $(PY)) -m pytest tests --ignore=tests/triton --ignore=tests/test_packaging.py -m smoke -q -p no:cacheprovider
+
+clean:
+	rm -rf build out dist *.egg-info difnet_kernels/*.so difnet_kernels/build_report.json

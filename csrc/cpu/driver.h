@@ -1,0 +1,49 @@
+// What both directions of a walk need around the kernels: the instruction set, tensors as fields, and workspace.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "walk.h"
+
+namespace difnet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The kernels for the widest instruction set that this processor has, or that DIFNET_KERNELS_ISA allows.
+template <typename Real>
+const Kernels<Real>& kernels();
+
+inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Image `image` of a (B, C, N) tensor.
+Field field(const Tensor& tensor, int64_t image);
+
+Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit);
+
+// One allocation, handed out in pieces that start on their own cache line.
+template <typename Real>
+class Workspace {
+ public:
+  int64_t reserve(int64_t count) {
+    const int64_t start = size_;
+    size_ += round_up(count, 64 / int64_t(sizeof(Real)));
+    return start;
+  }
+  void allocate(const Tensor& like) {
+    memory_ = torch::stable::new_empty(like, {size_}, like.scalar_type());
+    base_ = static_cast<Real*>(memory_->mutable_data_ptr());
+  }
+  Real* at(int64_t start) const { return base_ + start; }
+
+ private:
+  int64_t size_ = 0;
+  std::optional<Tensor> memory_;
+  Real* base_ = nullptr;
+};
+
+}  // namespace difnet

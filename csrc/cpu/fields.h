@@ -1,0 +1,168 @@
+// Between the fields of the outside (any dtype, any strides) and tiles of Real.
+#pragma once
+
+#include "products.h"
+#include "walk.h"
+
+namespace difnet::DIFNET_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+#if defined(__FLT16_MAX__)
+using Half = _Float16;
+#else
+struct Half {
+  uint16_t bits;
+};
+DIFNET_INLINE float half_to_float(Half half) {
+  const uint32_t sign = uint32_t(half.bits & 0x8000u) << 16, magnitude = half.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | (magnitude << 13));
+  const float value = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;  // also right for subnormals
+  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, value));
+}
+DIFNET_INLINE Half float_to_half(float value) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000u,
+                 magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
+  if (magnitude < 0x38800000u) {  // subnormal: let the adder round at the right place
+    const float rounded = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return {uint16_t(sign | (__builtin_bit_cast(uint32_t, rounded) - 0x3f000000u))};
+  }
+  return {uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13))};
+}
+#endif
+
+template <typename Real>
+DIFNET_INLINE Real widen(float x) {
+  return Real(x);
+}
+template <typename Real>
+DIFNET_INLINE Real widen(double x) {
+  return Real(x);
+}
+template <typename Real>
+DIFNET_INLINE Real widen(BFloat16 x) {
+  return Real(__builtin_bit_cast(float, uint32_t(x.bits) << 16));
+}
+template <typename Real>
+DIFNET_INLINE Real widen(Half x) {
+#if defined(__FLT16_MAX__)
+  return Real(float(x));
+#else
+  return Real(half_to_float(x));
+#endif
+}
+
+DIFNET_INLINE void narrow(double x, float& to) { to = float(x); }
+DIFNET_INLINE void narrow(double x, double& to) { to = x; }
+DIFNET_INLINE void narrow(float x, float& to) { to = x; }
+DIFNET_INLINE void narrow(float x, double& to) { to = x; }
+DIFNET_INLINE void narrow(float x, BFloat16& to) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  to.bits = nan ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+DIFNET_INLINE void narrow(float x, Half& to) {
+#if defined(__FLT16_MAX__)
+  to = _Float16(x);
+#else
+  to = float_to_half(x);
+#endif
+}
+template <typename To>
+DIFNET_INLINE void narrow(double x, To& to) {
+  narrow(float(x), to);
+}
+
+// Calls body with a null pointer of the field's element type: the one place where dtypes become types.
+template <typename Body>
+DIFNET_INLINE void with_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kFloat: return body(static_cast<float*>(nullptr));
+    case DType::kDouble: return body(static_cast<double*>(nullptr));
+    case DType::kHalf: return body(static_cast<Half*>(nullptr));
+    case DType::kBFloat16: return body(static_cast<BFloat16*>(nullptr));
+  }
+}
+
+// The nodes of tile `tile` that exist; the rest of the tile is padding.
+DIFNET_INLINE int tile_nodes(int64_t nodes, int64_t tile) {
+  const int64_t left = nodes - tile * kTile;
+  return left < kTile ? int(left) : kTile;
+}
+
+// element(channel, node) for every real element of a tile, in the order its memory likes
+template <typename Element>
+DIFNET_INLINE void for_each_element(const Field& field, int64_t channels, int nodes, Element element) {
+  if (field.node_stride <= field.channel_stride) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int n = 0; n < nodes; ++n) element(c, n);
+  } else {
+    for (int n = 0; n < nodes; ++n)
+      for (int64_t c = 0; c < channels; ++c) element(c, n);
+  }
+}
+
+// A tile of a field into rows [kTile][stride], padding nodes and padding channels zero.
+template <typename Real>
+void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Real* rows, int64_t stride) {
+  for (int64_t x = 0; x < kTile * stride; ++x) rows[x] = 0;
+  with_type(field.dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
+    for_each_element(field, channels, nodes, [&](int64_t c, int n) {
+      rows[n * stride + c] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
+    });
+  });
+}
+
+// The same into lane blocks [kTile / kLanes][channels][kLanes].
+template <typename Real>
+void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, Real* lanes) {
+  constexpr int L = kLanes<Real>;
+  if (nodes < kTile)
+    for (int64_t x = 0; x < kTile * channels; ++x) lanes[x] = 0;
+  with_type(field.dtype, [&](auto* type) {
+    const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
+    if (field.node_stride == 1 && nodes == kTile) {  // straight copies, which the compiler turns into vectors
+      for (int block = 0; block < kTile / L; ++block)
+        for (int64_t c = 0; c < channels; ++c)
+          for (int lane = 0; lane < L; ++lane)
+            lanes[(block * channels + c) * L + lane] = widen<Real>(from[c * field.channel_stride + block * L + lane]);
+    } else {
+      for_each_element(field, channels, nodes, [&](int64_t c, int n) {
+        lanes[(n / L * channels + c) * L + n % L] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
+      });
+    }
+  });
+}
+
+// Rows [kTile][channels] already in memory, as lane blocks.
+template <typename Real>
+void rows_to_lanes(const Real* rows, int64_t stride, int64_t channels, Real* lanes) {
+  constexpr int L = kLanes<Real>;
+  for (int n = 0; n < kTile; ++n)
+    for (int64_t c = 0; c < channels; ++c) lanes[(n / L * channels + c) * L + n % L] = rows[n * stride + c];
+}
+
+template <typename Real>
+void write_rows(const Real* rows, int64_t stride, int64_t channels, int64_t tile, int nodes, const Field& field) {
+  with_type(field.dtype, [&](auto* type) {
+    auto* to = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
+    for_each_element(field, channels, nodes, [&](int64_t c, int n) {
+      narrow(rows[n * stride + c], to[c * field.channel_stride + n * field.node_stride]);
+    });
+  });
+}
+
+// x - x is 0 for finite x and NaN otherwise, and a NaN survives every sum.
+template <typename Real>
+DIFNET_INLINE bool all_finite(const Real* x, int64_t count) {
+  Real sum = 0;
+  for (int64_t k = 0; k < count; ++k) sum += x[k] - x[k];
+  return sum == 0;
+}
+
+}  // namespace difnet::DIFNET_ISA

@@ -1,0 +1,22 @@
+// The kernels of one instruction set. This file is compiled once for each, with DIFNET_ISA naming it; it includes no
+// standard library code, whose inline functions could otherwise leak instructions into the rest of the program.
+
+#include "walk_backward_tile.h"
+#include "walk_forward_tile.h"
+
+namespace difnet::DIFNET_ISA {
+
+template <typename Real>
+constexpr Kernels<Real> kernels() {
+  return {kRegisterBytes,
+          kChannelUnit<Real>,
+          {forward_open<Real>, forward_pair<Real>, forward_close<Real>},
+          {backward_open<Real>, backward_pair<Real>, backward_close<Real>}};
+}
+
+extern const Kernels<float> kFloat32;
+extern const Kernels<double> kFloat64;
+const Kernels<float> kFloat32 = kernels<float>();
+const Kernels<double> kFloat64 = kernels<double>();
+
+}  // namespace difnet::DIFNET_ISA

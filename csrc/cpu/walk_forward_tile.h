@@ -1,0 +1,172 @@
+// W1-W4 on tiles, without storing P. One strip of logits S_ij serves both directions, because S is symmetric:
+// rows of tile a take exp(S_ij - shift_i) state_j, rows of tile b take exp(S_ij - shift_j) state_i.
+//
+// shift_i starts at S_ii = |psi_i|^2, nearly always the row maximum, and is raised only when a logit exceeds it by more
+// than kSlack: exp stays far from overflow, and the sums are rescaled almost never.
+#pragma once
+
+#include "fields.h"
+
+namespace difnet::DIFNET_ISA {
+
+template <typename Real>
+inline constexpr Real kSlack = 16;
+
+// A weight below exp(-kNegligible) of its row sum (which is at least 1) changes no bit of the sum, also N times over.
+template <typename Real>
+inline constexpr Real kNegligible = sizeof(Real) == 4 ? 32 : 56;
+
+template <typename Real>
+struct ForwardTile : Slots<Real> {
+  alignas(64) Real row_weights[kTile * kTile];     // exp(S_ij - shift_i)
+  alignas(64) Real column_weights[kTile * kTile];  // exp(S_ij - shift_j)
+  Real highest;                                    // the largest exponent met
+};
+
+// Logits and weights of the nodes i of tile a against the nodes j of tile b.
+template <typename Real>
+DIFNET_INLINE void weigh(const Forward<Real>& walk, int64_t a, int64_t b, ForwardTile<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int L = kLanes<Real>, W = kWidth<Real>;
+  const int64_t D = walk.size.embed;
+  const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
+  const bool may_skip = walk.finite[a] && walk.finite[b];
+  V highest = broadcast<V>(-kNegligible<Real>);
+  for (int block = 0; block < tile.kBlocks; ++block) {
+    const int64_t i = a * kTile + block * L;
+    const V shift_low = load<V>(walk.shift + i), shift_high = load<V>(walk.shift + i + W);
+    for (int strip = 0; strip < tile.kStrips; ++strip) {
+      const int64_t j = b * kTile + strip * kStrip;
+      tile.live[block][strip] = block * L < nodes_a && strip * kStrip < nodes_b;
+      if (!tile.live[block][strip]) continue;
+      Strip<Real> S = {};
+      inner_products(walk.psi_lanes + i * D, walk.psi_lanes + (j - j % L) * D + j % L, D, S);  // (W1)
+      V most = S.at[0][0] - shift_low;
+#pragma GCC unroll 8
+      for (int c = 0; c < kStrip; ++c) {
+        const V shift_column = broadcast<V>(walk.shift[j + c]);
+        most = larger(most, S.at[c][0] - shift_low);
+        most = larger(most, S.at[c][1] - shift_high);
+        most = larger(most, S.at[c][0] - shift_column);
+        most = larger(most, S.at[c][1] - shift_column);
+      }
+      if (may_skip && !(largest_lane(most) > -kNegligible<Real>)) {
+        tile.live[block][strip] = false;
+        continue;
+      }
+      highest = larger(highest, most);
+      Real* row = tile.row_weights + tile.slot(block, strip);
+      Real* column = tile.column_weights + tile.slot(block, strip);
+#pragma GCC unroll 8
+      for (int c = 0; c < kStrip; ++c) {
+        const V shift_column = broadcast<V>(walk.shift[j + c]);
+        store(row + c * L, exponential(S.at[c][0] - shift_low));
+        store(row + c * L + W, exponential(S.at[c][1] - shift_high));
+        store(column + c * L, exponential(S.at[c][0] - shift_column));
+        store(column + c * L + W, exponential(S.at[c][1] - shift_column));
+      }
+    }
+  }
+  tile.highest = largest_lane(highest);
+}
+
+// Raises the shift of node n to `to`, keeping the meaning of its sums.
+template <typename Real>
+DIFNET_INLINE void raise_shift(const Forward<Real>& walk, int64_t n, Real to) {
+  if (!(to > walk.shift[n] + kSlack<Real>)) return;
+  const Real factor = exponential(broadcast<Vec<Real>>(walk.shift[n] - to))[0];
+  for (int64_t c = 0; c < walk.size.state_columns; ++c) walk.sums[n * walk.size.state_stride + c] *= factor;
+  walk.shift[n] = to;
+}
+
+// The rare case: some logit exceeds its row's shift by more than kSlack. Raises the shifts concerned, of both tiles.
+template <typename Real>
+__attribute__((noinline)) void raise_shifts(const Forward<Real>& walk, int64_t a, int64_t b) {
+  constexpr int L = kLanes<Real>, W = kWidth<Real>;
+  using V = Vec<Real>;
+  const int64_t D = walk.size.embed, end_a = a * kTile + tile_nodes(walk.size.nodes, a),
+                end_b = b * kTile + tile_nodes(walk.size.nodes, b);
+  for (int64_t i = a * kTile; i < end_a; i += L) {
+    V low = load<V>(walk.shift + i), high = load<V>(walk.shift + i + W);
+    for (int64_t j = b * kTile; j < end_b; j += kStrip) {
+      Strip<Real> S = {};
+      inner_products(walk.psi_lanes + i * D, walk.psi_lanes + (j - j % L) * D + j % L, D, S);
+      for (int c = 0; c < kStrip; ++c) {
+        low = larger(low, S.at[c][0]);
+        high = larger(high, S.at[c][1]);
+        raise_shift(walk, j + c, largest_lane(larger(S.at[c][0], S.at[c][1])));
+      }
+    }
+    for (int lane = 0; lane < W; ++lane) {
+      raise_shift(walk, i + lane, low[lane]);
+      raise_shift(walk, i + W + lane, high[lane]);
+    }
+  }
+}
+
+// (W2) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
+template <typename Real>
+DIFNET_INLINE void walk_tiles(const Forward<Real>& walk, int64_t a, int64_t b) {
+  const int64_t stride = walk.size.state_stride, columns = walk.size.state_columns;
+  ForwardTile<Real> tile;
+  weigh(walk, a, b, tile);
+  if (tile.highest > kSlack<Real>) {
+    raise_shifts(walk, a, b);
+    weigh(walk, a, b, tile);
+  }
+  const Real *states_a = walk.state_rows + a * kTile * stride, *states_b = walk.state_rows + b * kTile * stride;
+  for (int block = 0; block < tile.kBlocks; ++block)
+    tile.add_rows(block, tile.row_weights, states_b, stride, columns, walk.sums + a * kTile * stride);
+  if (a == b) return;
+  for (int strip = 0; strip < tile.kStrips; ++strip)
+    tile.add_columns(strip, tile.column_weights, states_a, stride, columns, walk.sums + b * kTile * stride);
+}
+
+template <typename Real>
+void forward_open(const Forward<Real>& walk, int64_t tile) {
+  constexpr int L = kLanes<Real>;
+  const int nodes = tile_nodes(walk.size.nodes, tile);
+  const int64_t K = walk.size.classes, D = walk.size.embed, stride = walk.size.state_stride, first = tile * kTile;
+  Real* lanes = walk.psi_lanes + first * D;
+  Real* states = walk.state_rows + first * stride;
+  read_lanes(walk.psi, D, tile, nodes, lanes);
+  read_rows(walk.state, K, tile, nodes, states, stride);
+  walk.finite[tile] = all_finite(lanes, kTile * D) && all_finite(states, kTile * stride);
+  for (int n = 0; n < nodes; ++n) states[n * stride + K] = 1;
+  for (int64_t x = 0; x < kTile * stride; ++x) walk.sums[first * stride + x] = 0;
+  for (int64_t n = 0; n < kTile; ++n) walk.shift[first + n] = 0;
+  for (int64_t block = 0; block < kTile / L; ++block)
+    for (const Real* x = lanes + block * D * L; x < lanes + (block + 1) * D * L; x += L)
+      for (int lane = 0; lane < L; ++lane) walk.shift[first + block * L + lane] += x[lane] * x[lane];
+  walk_tiles(walk, tile, tile);
+}
+
+template <typename Real>
+void forward_pair(const Forward<Real>& walk, int64_t a, int64_t b) {
+  walk_tiles(walk, a, b);
+}
+
+template <typename Real>
+void forward_close(const Forward<Real>& walk, int64_t tile) {
+  const int nodes = tile_nodes(walk.size.nodes, tile);
+  const int64_t K = walk.size.classes, stride = walk.size.state_stride, first = tile * kTile;
+  const Real mu = walk.mu, beta = walk.beta;
+  Real* rows = walk.sums + first * stride;
+  for (int n = 0; n < nodes; ++n) {
+    const Real total = rows[n * stride + K];
+    walk.row_lse[first + n] =
+        walk.shift[first + n] + (sizeof(Real) == 4 ? __builtin_logf(total) : __builtin_log(total));
+    for (int64_t c = 0; c < K; ++c) walk.walked[(first + n) * K + c] = rows[n * stride + c] / total;  // (W2)
+  }
+  with_type(walk.seed.dtype, [&](auto* type) {
+    const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
+    for_each_element(walk.seed, K, nodes, [&](int64_t c, int n) {
+      const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
+      const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;                       // (W3)
+      rows[n * stride + c] = beta * mixed + (1 - beta) * walk.state_rows[(first + n) * stride + c];  // (W4)
+    });
+  });
+  write_rows(rows, stride, K, tile, nodes, walk.next_state);
+}
+
+}  // namespace difnet::DIFNET_ISA

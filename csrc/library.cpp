@@ -1,0 +1,35 @@
+// The native operators: schemas here, kernels by device. Python (difnet_kernels/backends) allocates and checks; these
+// only compute. Built against the LibTorch stable ABI, so one binary serves every torch >= 2.10.
+
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/driver.h"
+#include "cpu/walk_backward.h"
+#include "cpu/walk_forward.h"
+
+namespace {
+
+// Width of the vector registers in use, in bits: 512 AVX-512, 256 AVX2, 128 the baseline of the architecture.
+int64_t register_bits() { return 8 * difnet::kernels<float>().register_bytes; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
+  m.def("register_bits() -> int");
+  m.def(
+      "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, Tensor(a!) next_state, "
+      "Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
+  m.def(
+      "walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, "
+      "Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, Tensor(c!) grad_psi, "
+      "Tensor(d!) grad_mu, Tensor(e!) grad_beta) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
+  m.impl("register_bits", TORCH_BOX(&register_bits));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CPU, m) {
+  m.impl("walk_forward", TORCH_BOX(&difnet::walk_forward));
+  m.impl("walk_backward", TORCH_BOX(&difnet::walk_backward));
+}

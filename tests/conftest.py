@@ -1,0 +1,148 @@
+"""Runs every test over every backend this machine can use, and says what did not run.
+
+A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a promise
+of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from difnet_kernels.backends import BACKENDS
+from tests import inventory
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends", help="comma-separated: test these and fail if one cannot run here (default: all that can)"
+    )
+
+
+
+
+def _chosen(config: pytest.Config) -> list[str]:
+    named = config.getoption("--backends")
+    if named is None:
+        return [name for name, backend in BACKENDS.items() if backend.unusable() is None]
+    chosen = named.split(",")
+    for name in chosen:
+        reason = BACKENDS[name].unusable() if name in BACKENDS else f"not one of {tuple(BACKENDS)}"
+        if reason is not None:
+            raise pytest.UsageError(f"--backends {name}: {reason}")
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = _chosen(metafunc.config)
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", chosen, ids=str)
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", [name for name in chosen if name != "reference"], ids=str)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
+    def has_all(item: pytest.Item) -> bool:
+        wanted = {"backend", "kernel"} & set(getattr(item, "fixturenames", ()))
+        return all(isinstance(item.callspec.params.get(name), str) for name in wanted)  # type: ignore[attr-defined]
+
+    items[:] = [item for item in items if has_all(item)]
+
+
+class Counts:
+    """What was collected of the walk's own tests (the files directly in this folder), and whether that is all of it."""
+
+    def __init__(self) -> None:
+        self.once = 0
+        self.per_backend: dict[str, int] = {}
+        self.whole = True
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.whole = self.whole and not items
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            if item.path.parent != HERE:
+                continue
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            backend = params.get("backend") or params.get("kernel")
+            if backend:
+                self.per_backend[backend] = self.per_backend.get(backend, 0) + 1
+            else:
+                self.once += 1
+        asked = {Path(arg.split("::")[0]).resolve() for arg in session.config.args if "::" not in arg}
+        self.whole = self.whole and bool(asked & {HERE, HERE.parent}) and self.once > 0
+
+    def complaints(self, skipped: int) -> list[str]:
+        wrong = []
+        if skipped != inventory.SKIPPED:
+            wrong.append(f"{skipped} skipped, pinned {inventory.SKIPPED}")
+        if self.whole:
+            if self.once != inventory.ONCE:
+                wrong.append(f"{self.once} backend-free tests, pinned {inventory.ONCE}")
+            for name, count in self.per_backend.items():
+                pinned = inventory.PER_BACKEND + (inventory.KERNELS_ONLY if name != "reference" else 0)
+                if count != pinned:
+                    wrong.append(f"{count} tests of {name}, pinned {pinned}")
+        return wrong
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(Counts(), "walk-counts")
+
+
+def _skipped(config: pytest.Config) -> list[pytest.TestReport]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return []
+    return [report for report in reporter.stats.get("skipped", []) if Path(report.fspath).resolve().parent == HERE]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    counts = session.config.pluginmanager.get_plugin("walk-counts")
+    if counts is not None and exitstatus == 0 and counts.complaints(len(_skipped(session.config))):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.pluginmanager.get_plugin("walk-counts")
+    if counts is None:
+        return
+    ran = ", ".join(f"{count} on {name}" for name, count in counts.per_backend.items())
+    absent = [f"{name} ({backend.unusable()})" for name, backend in BACKENDS.items() if backend.unusable() is not None]
+    skipped = _skipped(config)
+    terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
+    if absent:
+        terminalreporter.write_line(f"walk: not usable here, so not tested: {'; '.join(absent)}")
+    for complaint in counts.complaints(len(skipped)):
+        terminalreporter.write_line(f"FAILED walk: {complaint}; change tests/inventory.py in the commit that means it", red=True)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Every torch.empty is filled with NaN, so memory that nobody writes cannot look right by luck."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[assignment]
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[assignment]
+    torch.use_deterministic_algorithms(strict)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

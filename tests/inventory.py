@@ -1,0 +1,8 @@
+"""How many tests a whole run must hold. A test that vanishes or skips turns the run red, also when all others pass."""
+
+from __future__ import annotations
+
+ONCE = 0  # those without a backend
+PER_BACKEND = 0  # on each backend, the reference included
+KERNELS_ONLY = 0  # on each backend but the reference
+SKIPPED = 0
