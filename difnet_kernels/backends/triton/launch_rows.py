@@ -76,6 +76,7 @@ ROWS: tuple[Row, ...] = (
     Row(Launch(128, 64, 4, 3), "forward", HOPPER, DP=64, KP=32, products=1, min_nodes=65),
     Row(Launch(128, 64, 4, 2), "forward", HOPPER, DP=64, KP=32, min_nodes=65),
     Row(Launch(64, 32, 4, 2, fused=False), "forward", HOPPER, min_nodes=33),
+    Row(Launch(64, 64, 4, 2, fused=False), "backward", HOPPER, DP=64, KP=32, products=1, min_nodes=33),
     Row(Launch(64, 64, 4, 2), "backward", HOPPER, DP=64, KP=32, min_nodes=33),
     Row(Launch(64, 32, 4, 2, fused=False), "backward", HOPPER, DP=128, KP=64, products=1, min_nodes=33),
     Row(Launch(64, 16, 4, 2, fused=False), "backward", HOPPER, DP=128, KP=64, min_nodes=33),
