@@ -81,7 +81,7 @@ class Binary:
 
 
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*)")
 
 
 def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
