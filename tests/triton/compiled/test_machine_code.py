@@ -74,8 +74,9 @@ each_build = pytest.mark.parametrize("build", BUILDS, ids=str)
 @each_build
 def test_nothing_is_spilled(build: Build) -> None:
     for binary in built(build):
-        # 8 bytes, written before the loop and read after it, are what the 255 registers of the widest Hopper row leave
-        allowed = 8 if str(build) == "sm90-D128-K60-float32-high" and binary.kernel == "walk_backward_kernel" else 0
+        # two rows keep one value in 8 bytes of stack, written before the loop and read after it
+        around = ("sm90-D128-K60-float32-high", "sm100-D64-K150-float32-high")
+        allowed = 8 if str(build) in around and binary.kernel == "walk_backward_kernel" else 0
         assert binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
         assert binary.loop_count("LDL", "STL") == 0, str(binary)
 
