@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.10
+BASE ?= main
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -10,12 +11,13 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Triton decides at import whether it interprets, so its tests are a process of their own
 TRITON_TESTS := $(wildcard tests/triton)
 
-.PHONY: help env build test smoke demo check format lint bench gpu docs sanitize clean
+.PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
 	@echo "make demo      segment a photograph: a figure, timings, memory (out/demo)"
 	@echo "make test      the whole test suite"
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"
+	@echo "make compare   measure BASE (main) and the working tree, alternately"
 	@echo "make gpu       the tests on the GPU of this machine"
 	@echo "make docs      write the measured tables and figures of the documents again"
 	@echo "make sanitize  the C++ kernels under the address and undefined-behaviour sanitizers"
@@ -34,11 +36,8 @@ $(READY): pyproject.toml
 
 # quick when nothing changed
 build: $(READY)
+	@mkdir -p out
 	@$(PY) setup.py -q build_ext --inplace > out/build.log 2>&1 || { cat out/build.log; exit 1; }
-
-$(READY) build: | out
-out:
-	@mkdir -p $@
 
 test: build
 	$(PY) -m pytest tests --ignore=tests/triton
@@ -74,7 +73,11 @@ gpu: build
 	$(PY) -m pytest tests --ignore=tests/triton --backends triton
 
 docs: build
-	$(PY) -m benchmarks.tables
+	$(PY) -m benchmarks.report
+
+# two revisions, alternately: make compare BASE=main
+compare: build
+	$(PY) -m benchmarks.compare --base $(BASE)
 
 # a copy of the package with an instrumented library; the loader needs the sanitizer before Python
 SANITIZED := build/sanitize

@@ -5,6 +5,8 @@ The only file that knows torch.library. Everything is registered when the packag
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ _LIBRARY.define(
 def _empty_forward(seed: Tensor, psi: list[Tensor], all_steps: bool) -> tuple[Tensor, Tensor, Tensor]:
     """states like seed (stacked T times with all_steps), walked (T, B, N, K), row_lse (T, B, N)."""
     walks, batch, classes = len(psi), seed.shape[0], seed.shape[1]
-    nodes = seed[0, 0].numel() if batch else seed.shape[2:].numel()
+    nodes = math.prod(seed.shape[2:])
     exact = accumulation_dtype(seed, psi)
     states = empty_field_like(seed, steps=walks if all_steps else None)
     walked = seed.new_empty((walks, batch, nodes, classes), dtype=exact)

@@ -17,7 +17,7 @@ PRECISIONS = ("high", "medium")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Problem:
     """Sizes, dtypes and device of one cascade, after validation."""
 
@@ -25,7 +25,7 @@ class Problem:
     classes: int
     nodes: int
     embeds: tuple[int, ...]
-    dtypes: frozenset[torch.dtype]
+    dtypes: tuple[torch.dtype, ...]
     device: torch.device
     precision: str
 
@@ -35,8 +35,8 @@ class Problem:
             batch=seed.shape[0],
             classes=seed.shape[1],
             nodes=math.prod(seed.shape[2:]),
-            embeds=tuple(p.shape[1] for p in psi),
-            dtypes=frozenset(x.dtype for x in (seed, *psi)),
+            embeds=tuple([p.shape[1] for p in psi]),
+            dtypes=(seed.dtype, *[p.dtype for p in psi]),
             device=seed.device,
             precision=precision,
         )
@@ -155,4 +155,4 @@ def empty_field_like(x: Tensor, *, steps: int | None = None) -> Tensor:
 
 def flat(x: Tensor) -> Tensor:
     """(B, C, *S) as (B, C, N): a view wherever the spatial strides allow it."""
-    return x.reshape(x.shape[0], x.shape[1], math.prod(x.shape[2:]))
+    return x if x.dim() == 3 else x.flatten(2)

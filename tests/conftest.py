@@ -1,7 +1,8 @@
 """Runs every test over every backend this machine can use, and says what did not run.
 
 A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a promise
-of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
+of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make. One that takes
+`native` concerns the compiled library alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-
-
 def _chosen(config: pytest.Config) -> list[str]:
     named = config.getoption("--backends")
     if named is None:
@@ -44,12 +43,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", chosen, ids=str)
     if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", [name for name in chosen if name != "reference"], ids=str)
+    if "native" in metafunc.fixturenames:
+        metafunc.parametrize("native", [name for name in chosen if name == "cpu"], ids=str)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
     def has_all(item: pytest.Item) -> bool:
-        wanted = {"backend", "kernel"} & set(getattr(item, "fixturenames", ()))
+        wanted = {"backend", "kernel", "native"} & set(getattr(item, "fixturenames", ()))
         return all(isinstance(item.callspec.params.get(name), str) for name in wanted)  # type: ignore[attr-defined]
 
     items[:] = [item for item in items if has_all(item)]
@@ -73,7 +74,7 @@ class Counts:
             if item.path.parent != HERE:
                 continue
             params = item.callspec.params if hasattr(item, "callspec") else {}
-            backend = params.get("backend") or params.get("kernel")
+            backend = params.get("backend") or params.get("kernel") or params.get("native")
             if backend:
                 self.per_backend[backend] = self.per_backend.get(backend, 0) + 1
             else:
@@ -89,7 +90,9 @@ class Counts:
             if self.once != inventory.ONCE:
                 wrong.append(f"{self.once} backend-free tests, pinned {inventory.ONCE}")
             for name, count in self.per_backend.items():
-                pinned = inventory.PER_BACKEND + (inventory.KERNELS_ONLY if name != "reference" else 0)
+                pinned = inventory.PER_BACKEND
+                pinned += inventory.KERNELS_ONLY if name != "reference" else 0
+                pinned += inventory.NATIVE_ONLY if name == "cpu" else 0
                 if count != pinned:
                     wrong.append(f"{count} tests of {name}, pinned {pinned}")
         return wrong
@@ -122,10 +125,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     absent = [f"{name} ({backend.unusable()})" for name, backend in BACKENDS.items() if backend.unusable() is not None]
     skipped = _skipped(config)
     terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
+    if "cpu" in counts.per_backend:
+        terminalreporter.write_line(f"walk: the library uses registers of {BACKENDS['cpu'].register_bits()} bits here")
     if absent:
         terminalreporter.write_line(f"walk: not usable here, so not tested: {'; '.join(absent)}")
     for complaint in counts.complaints(len(skipped)):
-        terminalreporter.write_line(f"FAILED walk: {complaint}; change tests/inventory.py in the commit that means it", red=True)
+        terminalreporter.write_line(
+            f"FAILED walk: {complaint}; change tests/inventory.py in the commit that means it", red=True
+        )
 
 
 @pytest.fixture

@@ -97,7 +97,9 @@ def opposed(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) ->
     """Even and odd nodes point away from each other with norm² 1.6e5: half of the logits are below -1e5."""
     nodes = math.prod(grid)
     sign = 1.0 - 2.0 * (torch.arange(nodes) % 2)
-    return _nodes_to_grid(_direction(chance, batch, embed) * sign * 400 + 0 * _normal(chance, batch, embed, nodes), grid)
+    return _nodes_to_grid(
+        _direction(chance, batch, embed) * sign * 400 + 0 * _normal(chance, batch, embed, nodes), grid
+    )
 
 
 def zero(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,9 @@ def _grid() -> list[object]:
                 continue
             if case in REGIME_CASES and case.nodes == 33 and dtype == "fp64":
                 continue
-            quick = dtype in ("fp32", "bf16") and (case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127))
+            quick = dtype in ("fp32", "bf16") and (
+                case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127)
+            )
             rows.append(pytest.param(case, dtype, id=f"{case}-{dtype}", marks=[pytest.mark.smoke] * quick))
     return rows
 

@@ -13,7 +13,16 @@ from tests.cases import Case, make
 from tests.tolerances import GRADCHECK
 
 # (N, D, K, T): odd sizes, one of each, ties of D and K with lane counts
-SIZES = ((1, 1, 1, 1), (2, 1, 2, 2), (3, 2, 1, 3), (5, 3, 2, 2), (7, 4, 3, 1), (9, 2, 2, 2), (17, 1, 1, 1), (4, 16, 3, 1))
+SIZES = (
+    (1, 1, 1, 1),
+    (2, 1, 2, 2),
+    (3, 2, 1, 3),
+    (5, 3, 2, 2),
+    (7, 4, 3, 1),
+    (9, 2, 2, 2),
+    (17, 1, 1, 1),
+    (4, 16, 3, 1),
+)
 
 
 def _leaves(case: Case) -> list[Tensor]:
@@ -34,7 +43,9 @@ def _cascade(backend: str, steps: bool = False) -> Callable[..., Tensor]:
 def test_gradcheck(backend: str, regime: str, size: tuple[int, int, int, int]) -> None:
     nodes, embed, classes, walks = size
     leaves = _leaves(Case(2 if nodes < 9 else 1, (nodes,), embed, classes, walks, regime))
-    if regime == "equal":  # ties everywhere; norm² 150 would leave more truncation in the differences than gradcheck allows
+    if (
+        regime == "equal"
+    ):  # ties everywhere; norm² 150 would leave more truncation in the differences than gradcheck allows
         leaves = [(x.detach() / 8).requires_grad_() for x in leaves]
     assert torch.autograd.gradcheck(_cascade(backend), leaves, **GRADCHECK)
 
@@ -55,7 +66,9 @@ def test_gradcheck_where_the_maximum_moves(backend: str) -> None:
 
 
 def test_gradcheck_of_all_steps(backend: str) -> None:
-    assert torch.autograd.gradcheck(_cascade(backend, steps=True), _leaves(Case(1, (5,), 2, 2, 3, "smooth")), **GRADCHECK)
+    assert torch.autograd.gradcheck(
+        _cascade(backend, steps=True), _leaves(Case(1, (5,), 2, 2, 3, "smooth")), **GRADCHECK
+    )
 
 
 def test_gradcheck_of_strided_inputs(backend: str) -> None:

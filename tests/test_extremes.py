@@ -108,7 +108,9 @@ def test_a_maximum_that_grows_in_every_tile(backend: str, step: float) -> None:
     length = 2.0 + step * (torch.arange(nodes) // 64).double()
     psi = [torch.cat([length.expand(1, 1, -1), 0.3 * p[:, 1:]], 1) for p in inputs.psi]
     for order in (slice(None), slice(None, None, -1)):
-        turned = [p[..., torch.arange(nodes)[order] if order.step is None else torch.arange(nodes).flip(0)] for p in psi]
+        turned = [
+            p[..., torch.arange(nodes)[order] if order.step is None else torch.arange(nodes).flip(0)] for p in psi
+        ]
         narrow = replace(inputs, psi=turned).to(torch.float32)
         result, truth = both(narrow, backend), truth_of(narrow)
         assert_gradients(result, narrow, truth)

@@ -19,7 +19,9 @@ def _grid() -> list[object]:
         for dtype in DTYPES:
             if case.nodes > 257 and dtype in ("fp64", "fp16"):
                 continue
-            quick = dtype in ("fp32", "bf16") and (case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127))
+            quick = dtype in ("fp32", "bf16") and (
+                case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127)
+            )
             rows.append(pytest.param(case, dtype, id=f"{case}-{dtype}", marks=[pytest.mark.smoke] * quick))
     return rows
 
@@ -67,7 +69,11 @@ def test_any_number_of_spatial_axes(backend: str, grid: tuple[int, ...]) -> None
     case = Case(2, (30,), 8, 3, 2, "smooth")
     inputs, truth = known(case, torch.float32)
     shaped = Inputs(
-        inputs.seed.reshape(2, 3, *grid), [p.reshape(2, 8, *grid) for p in inputs.psi], inputs.mu, inputs.beta, inputs.grad
+        inputs.seed.reshape(2, 3, *grid),
+        [p.reshape(2, 8, *grid) for p in inputs.psi],
+        inputs.mu,
+        inputs.beta,
+        inputs.grad,
     )
     ours = forward(shaped, backend)
     assert ours.shape == (2, 3, *grid)

@@ -51,7 +51,9 @@ def _overlapping(x: Tensor) -> Tensor:
 
 PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "channels_last_slice": lambda x: _inside(x, channel=2).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]],
+    "channels_last_slice": lambda x: _inside(x, channel=2).contiguous(memory_format=torch.channels_last)[
+        :, : x.shape[1]
+    ],
     "batch_slice": lambda x: _inside(x, batch=1),
     "channel_slice": lambda x: _inside(x, channel=3),
     "crop": lambda x: _inside(x, row=2, column=1),
@@ -138,7 +140,9 @@ def test_the_stride_zero_gradient_of_a_sum(backend: str) -> None:
     y = cascaded_random_walk(seed, psi, mu, beta, backend=backend)
     y.sum().backward()
     truth = truth_of(_copy(ones))
-    result = replace(truth, grad_seed=leaves[0].grad, grad_psi=[p.grad for p in psi], grad_mu=mu.grad, grad_beta=beta.grad)
+    result = replace(
+        truth, grad_seed=leaves[0].grad, grad_psi=[p.grad for p in psi], grad_mu=mu.grad, grad_beta=beta.grad
+    )
     assert_gradients(result, ones, truth)
 
 
@@ -162,7 +166,9 @@ def test_psi_as_one_tensor_or_repeated(backend: str, layout: str) -> None:
     assert_same(list(gradient.unbind(0)), views.grad_psi)
 
 
-@pytest.mark.parametrize("pattern", ["channels_last", "crop", "every_other_column", "one_channel_expanded", "unaligned"])
+@pytest.mark.parametrize(
+    "pattern", ["channels_last", "crop", "every_other_column", "one_channel_expanded", "unaligned"]
+)
 def test_inputs_are_left_alone(backend: str, pattern: str) -> None:
     """Neither the inputs nor the memory around them change, forward and backward."""
     inputs = _with(make(CASE), "all", PATTERNS[pattern])

@@ -43,7 +43,9 @@ def test_a_bad_number_spreads_in_its_image_only(backend: str, regime: str, where
             inputs = replace(clean, seed=_spoiled(clean.seed, node, BAD[value]))
         else:
             t = 0 if where == "first psi" else 1
-            inputs = replace(clean, psi=[_spoiled(p, node, BAD[value]) if i == t else p for i, p in enumerate(clean.psi)])
+            inputs = replace(
+                clean, psi=[_spoiled(p, node, BAD[value]) if i == t else p for i, p in enumerate(clean.psi)]
+            )
         after = forward(inputs, backend)
         expected = _expected(inputs)
         assert expected.any()

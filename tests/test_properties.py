@@ -123,7 +123,9 @@ def test_08_gates_at_their_ends(backend: str, case: Case, dtype: str) -> None:
     psi, seed = inputs.psi[0], inputs.seed
     y = make(case, BOTH[dtype], 1).seed
     bound = setting(inputs).walk
-    assert_within("μ=0", random_walk(y, psi, seed, 0.0, 0.25, backend=backend), 0.25 * seed + 0.75 * y, 4 * FLOOR[BOTH[dtype]])
+    assert_within(
+        "μ=0", random_walk(y, psi, seed, 0.0, 0.25, backend=backend), 0.25 * seed + 0.75 * y, 4 * FLOOR[BOTH[dtype]]
+    )
     assert torch.equal(random_walk(y, psi, seed, 0.75, 0.0, backend=backend), y)
     P = torch.softmax(psi.double().flatten(2).mT @ psi.double().flatten(2), dim=-1)
     walked = (y.double().flatten(2) @ P.mT).reshape(y.shape)

@@ -82,7 +82,9 @@ def assert_within(name: str, ours: Tensor, truth: Tensor, bound: float, *, floor
         assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)} for {tuple(truth.shape)}"
         return
     assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)} for {tuple(truth.shape)}"
-    assert bool(ours.isfinite().all()), f"{name}: not finite in {int((~ours.isfinite()).sum())} of {ours.numel()} places"
+    assert bool(ours.isfinite().all()), (
+        f"{name}: not finite in {int((~ours.isfinite()).sum())} of {ours.numel()} places"
+    )
     error = (ours.double() - truth.double()).abs()
     bound = bound + HALF_ULP[ours.dtype]
     limit = bound * truth.double().abs().max().item() + floor

@@ -157,12 +157,15 @@ void write_rows(const Real* rows, int64_t stride, int64_t channels, int64_t tile
   });
 }
 
-// x - x is 0 for finite x and NaN otherwise, and a NaN survives every sum.
+// x - x is 0 for finite x and NaN otherwise, and a NaN survives every sum. `count` is a multiple of kTile.
 template <typename Real>
 DIFNET_INLINE bool all_finite(const Real* x, int64_t count) {
-  Real sum = 0;
-  for (int64_t k = 0; k < count; ++k) sum += x[k] - x[k];
-  return sum == 0;
+  Vec<Real> sum = {};
+  for (const Real* end = x + count; x < end; x += kWidth<Real>) {
+    const Vec<Real> value = load<Vec<Real>>(x);
+    sum += value - value;
+  }
+  return sum_lanes(sum) == 0;
 }
 
 }  // namespace difnet::DIFNET_ISA

@@ -36,33 +36,63 @@ DIFNET_INLINE void inner_products(const Real* rows, const Real* columns, int64_t
   }
 }
 
-// A term of `accumulate`: kStrip inner indices, their weights and their rows of the field. Element (row, inner) of the
-// weights is at weights[row * RowStride + inner * InnerStride]. The strides are compile-time constants because as
-// variables they cost the inner loop its registers.
+// Channels are computed in multiples of this: half a register where registers are wide enough to halve.
+template <typename Real>
+inline constexpr int kChannelUnit = kWidth<Real> >= 8 ? kWidth<Real> / 2 : kWidth<Real>;
+
+// A panel of channels that `accumulate` keeps in registers: `Full` registers and, if Half, half a register more.
+template <int Full, bool Half>
+struct Panel {};
+
+// body(panel, first channel) for the panels that cover `channels`, a multiple of kChannelUnit.
+template <typename Real, typename Body>
+DIFNET_INLINE void for_each_panel(int64_t channels, Body body) {
+  constexpr int W = kWidth<Real>, unit = kChannelUnit<Real>;
+  constexpr bool halves = unit < W;
+  for (int64_t first = 0; first < channels;) {
+    const int64_t left = channels - first;
+    if (left >= 2 * W) {
+      body(Panel<2, false>(), first);
+      first += 2 * W;
+    } else if (halves && left >= W + unit) {
+      body(Panel<1, halves>(), first);
+      first += W + unit;
+    } else if (left >= W) {
+      body(Panel<1, false>(), first);
+      first += W;
+    } else {
+      body(Panel<0, halves>(), first);
+      first += unit;
+    }
+  }
+}
+
+// A term of `accumulate`: kStrip inner indices, their weights and their rows of the field.
 template <typename Real>
 struct Term {
   const Real *weights, *field;
 };
 
-// out[kStrip rows][panel] += the sum of the terms, for a panel of `Full` registers and, if Half, half a register more.
+// out[kStrip rows][panel] += the sum of the terms, element (row, inner) of whose weights is at
+// weights[row * RowStride + inner * InnerStride]. The strides are compile-time constants because as variables they cost
+// the inner loop its registers.
 template <int RowStride, int InnerStride, int Full, bool Half, typename Real>
-DIFNET_INLINE void accumulate_panel(Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride,
-                             int64_t column) {
+DIFNET_INLINE void accumulate(Panel<Full, Half>, Real* out, int64_t stride, const Term<Real>* terms, int count,
+                              int64_t weight_offset, int64_t field_offset) {
   using V = Vec<Real>;
   using H = Vec<Real, Half ? kRegisterBytes / 2 : kRegisterBytes>;
   constexpr int W = kWidth<Real>;
   V sum[kStrip][Full > 0 ? Full : 1];
   H half[kStrip];
-  out += column;
 #pragma GCC unroll 8
   for (int r = 0; r < kStrip; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Full; ++v) sum[r][v] = load<V>(out + r * out_stride + v * W);
-    if constexpr (Half) half[r] = load<H>(out + r * out_stride + Full * W);
+    for (int v = 0; v < Full; ++v) sum[r][v] = load<V>(out + r * stride + v * W);
+    if constexpr (Half) half[r] = load<H>(out + r * stride + Full * W);
   }
   for (const Term<Real>* term = terms; term < terms + count; ++term) {
-    const Real *weight = term->weights, *row = term->field + column;
-    for (int c = 0; c < kStrip; ++c, row += field_stride, weight += InnerStride) {
+    const Real *weight = term->weights + weight_offset, *row = term->field + field_offset;
+    for (int c = 0; c < kStrip; ++c, row += stride, weight += InnerStride) {
       V channel[Full > 0 ? Full : 1];
       H last;
 #pragma GCC unroll 4
@@ -79,40 +109,14 @@ DIFNET_INLINE void accumulate_panel(Real* out, int64_t out_stride, const Term<Re
 #pragma GCC unroll 8
   for (int r = 0; r < kStrip; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Full; ++v) store(out + r * out_stride + v * W, sum[r][v]);
-    if constexpr (Half) store(out + r * out_stride + Full * W, half[r]);
-  }
-}
-
-// Channels are computed in multiples of this: half a register where registers are wide enough to halve.
-template <typename Real>
-inline constexpr int kChannelUnit = kWidth<Real> >= 8 ? kWidth<Real> / 2 : kWidth<Real>;
-
-// out[kStrip rows][channels] += the sum of the terms, for any number of channels (a multiple of kChannelUnit).
-template <int RowStride, int InnerStride, typename Real>
-DIFNET_INLINE void accumulate(Real* out, int64_t out_stride, const Term<Real>* terms, int count, int64_t field_stride,
-                       int64_t channels) {
-  constexpr int W = kWidth<Real>, R = RowStride, I = InnerStride;
-  constexpr bool kHalves = kChannelUnit<Real> < W;
-  for (int64_t done = 0; done < channels;) {
-    if (channels - done >= 2 * W) {
-      accumulate_panel<R, I, 2, false>(out, out_stride, terms, count, field_stride, done);
-      done += 2 * W;
-    } else if (kHalves && channels - done >= W + kChannelUnit<Real>) {
-      accumulate_panel<R, I, 1, kHalves>(out, out_stride, terms, count, field_stride, done);
-      done += W + kChannelUnit<Real>;
-    } else if (channels - done >= W) {
-      accumulate_panel<R, I, 1, false>(out, out_stride, terms, count, field_stride, done);
-      done += W;
-    } else {
-      accumulate_panel<R, I, 0, kHalves>(out, out_stride, terms, count, field_stride, done);
-      done += kChannelUnit<Real>;
-    }
+    for (int v = 0; v < Full; ++v) store(out + r * stride + v * W, sum[r][v]);
+    if constexpr (Half) store(out + r * stride + Full * W, half[r]);
   }
 }
 
 // Weights of a tile of nodes i against a tile of nodes j, in slots [lane block of i][strip of j]; a slot is [j][i]. A slot
-// without weight is left out of every sum.
+// without weight is left out of every sum. Fields and sums are rows [kTile][stride]. Panels are the outer loop: one panel
+// of a field stays in the first-level cache while all weights pass by.
 template <typename Real>
 struct Slots {
   static constexpr int L = kLanes<Real>, kBlocks = kTile / L, kStrips = kTile / kStrip, kSize = kStrip * L;
@@ -120,30 +124,38 @@ struct Slots {
 
   bool live[kBlocks][kStrips];
 
-  // out[nodes i] += sum over j of weights[i][j] field[j], for lane block `block`
-  DIFNET_MEMBER void add_rows(int block, const Real* weights, const Real* field, int64_t stride, int64_t channels,
-                       Real* out) const {
-    Term<Real> terms[kStrips];
-    int count = 0;
-    for (int s = 0; s < kStrips; ++s)
-      if (live[block][s]) terms[count++] = {weights + slot(block, s), field + s * kStrip * stride};
-    if (count == 0) return;
-    for (int row = 0; row < L; row += kStrip) {
-      accumulate<1, L>(out + (block * L + row) * stride, stride, terms, count, stride, channels);
-      for (int s = 0; s < count; ++s) terms[s].weights += kStrip;
-    }
+  // sums[i] += sum over j of weights[i][j] field[j]
+  DIFNET_MEMBER void add_rows(const Real* weights, const Real* field, int64_t stride, int64_t channels,
+                              Real* sums) const {
+    Term<Real> terms[kBlocks][kStrips];
+    int count[kBlocks] = {};
+    for (int block = 0; block < kBlocks; ++block)
+      for (int strip = 0; strip < kStrips; ++strip)
+        if (live[block][strip])
+          terms[block][count[block]++] = {weights + slot(block, strip), field + strip * kStrip * stride};
+    for_each_panel<Real>(channels, [&](auto panel, int64_t channel) __attribute__((always_inline)) {
+      for (int block = 0; block < kBlocks; ++block)
+        for (int row = 0; row < L && count[block] > 0; row += kStrip)
+          accumulate<1, L>(panel, sums + (block * L + row) * stride + channel, stride, terms[block], count[block], row,
+                           channel);
+    });
   }
 
-  // out[nodes j] += sum over i of weights[i][j] field[i], for strip `strip`
-  DIFNET_MEMBER void add_columns(int strip, const Real* weights, const Real* field, int64_t stride, int64_t channels,
-                          Real* out) const {
-    Term<Real> terms[kTile / kStrip];
-    int count = 0;
-    for (int block = 0; block < kBlocks; ++block)
-      if (live[block][strip])
-        for (int i = 0; i < L; i += kStrip)
-          terms[count++] = {weights + slot(block, strip) + i, field + (block * L + i) * stride};
-    if (count > 0) accumulate<L, 1>(out + strip * kStrip * stride, stride, terms, count, stride, channels);
+  // sums[j] += sum over i of weights[i][j] field[i]
+  DIFNET_MEMBER void add_columns(const Real* weights, const Real* field, int64_t stride, int64_t channels,
+                                 Real* sums) const {
+    Term<Real> terms[kStrips][kTile / kStrip];
+    int count[kStrips] = {};
+    for (int strip = 0; strip < kStrips; ++strip)
+      for (int block = 0; block < kBlocks; ++block)
+        for (int i = 0; i < L && live[block][strip]; i += kStrip)
+          terms[strip][count[strip]++] = {weights + slot(block, strip) + i, field + (block * L + i) * stride};
+    for_each_panel<Real>(channels, [&](auto panel, int64_t channel) __attribute__((always_inline)) {
+      for (int strip = 0; strip < kStrips; ++strip)
+        if (count[strip] > 0)
+          accumulate<L, 1>(panel, sums + strip * kStrip * stride + channel, stride, terms[strip], count[strip], 0,
+                           channel);
+    });
   }
 };
 

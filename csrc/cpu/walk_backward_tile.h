@@ -112,15 +112,11 @@ DIFNET_INLINE void walk_tiles(const Backward<Real>& walk, int64_t a, int64_t b) 
   BackwardTile<Real> tile;
   weigh(walk, a, b, tile);
   if (a == b) drop_diagonal(walk, a, tile);
-  for (int block = 0; block < tile.kBlocks; ++block) {
-    tile.add_rows(block, tile.T, walk.psi_rows + b * kTile * psi, psi, psi_columns, walk.psi_sums + a * kTile * psi);
-    tile.add_rows(block, tile.P_ji, walk.h_rows + b * kTile * h, h, h_columns, walk.state_sums + a * kTile * h);
-  }
+  tile.add_rows(tile.T, walk.psi_rows + b * kTile * psi, psi, psi_columns, walk.psi_sums + a * kTile * psi);
+  tile.add_rows(tile.P_ji, walk.h_rows + b * kTile * h, h, h_columns, walk.state_sums + a * kTile * h);
   if (a == b) return;
-  for (int strip = 0; strip < tile.kStrips; ++strip) {
-    tile.add_columns(strip, tile.T, walk.psi_rows + a * kTile * psi, psi, psi_columns, walk.psi_sums + b * kTile * psi);
-    tile.add_columns(strip, tile.P_ij, walk.h_rows + a * kTile * h, h, h_columns, walk.state_sums + b * kTile * h);
-  }
+  tile.add_columns(tile.T, walk.psi_rows + a * kTile * psi, psi, psi_columns, walk.psi_sums + b * kTile * psi);
+  tile.add_columns(tile.P_ij, walk.h_rows + a * kTile * h, h, h_columns, walk.state_sums + b * kTile * h);
 }
 
 template <typename Real>

@@ -115,11 +115,8 @@ DIFNET_INLINE void walk_tiles(const Forward<Real>& walk, int64_t a, int64_t b) {
     weigh(walk, a, b, tile);
   }
   const Real *states_a = walk.state_rows + a * kTile * stride, *states_b = walk.state_rows + b * kTile * stride;
-  for (int block = 0; block < tile.kBlocks; ++block)
-    tile.add_rows(block, tile.row_weights, states_b, stride, columns, walk.sums + a * kTile * stride);
-  if (a == b) return;
-  for (int strip = 0; strip < tile.kStrips; ++strip)
-    tile.add_columns(strip, tile.column_weights, states_a, stride, columns, walk.sums + b * kTile * stride);
+  tile.add_rows(tile.row_weights, states_b, stride, columns, walk.sums + a * kTile * stride);
+  if (a != b) tile.add_columns(tile.column_weights, states_a, stride, columns, walk.sums + b * kTile * stride);
 }
 
 template <typename Real>

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +64,19 @@ def _node_major(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT.to(dtype)
 
 
+def _in_full_precision(run: Callable[..., None]) -> Callable[..., None]:
+    """Autocast would round the logits to 16 bits, and logits decide everything."""
+
+    @functools.wraps(run)
+    def without_autocast(*args: Any, **results: Any) -> None:
+        device = next(x.device for x in results.values() if isinstance(x, Tensor))
+        with torch.autocast(device_type=device.type, enabled=False):
+            run(*args, **results)
+
+    return without_autocast
+
+
+@_in_full_precision
 def cascade_forward(
     state: Tensor | None,
     seed: Tensor,
@@ -84,6 +99,7 @@ def cascade_forward(
     states[-1] = y.mT
 
 
+@_in_full_precision
 def cascade_backward(
     grad_states: Tensor,
     state: Tensor | None,

@@ -1,0 +1,96 @@
+"""Taking time: contenders one after the other in every round, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median of `samples` and their 20th and 80th percentile."""
+
+    samples: tuple[float, ...]
+
+    def quantile(self, q: float) -> float:
+        ordered = sorted(self.samples)
+        place = q * (len(ordered) - 1)
+        below = int(place)
+        above = min(below + 1, len(ordered) - 1)
+        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+    @property
+    def median(self) -> float:
+        return self.quantile(0.5)
+
+
+def once(call: Call, device: str = "cpu") -> float:
+    """Seconds of one call: events on a GPU, whose L2 cache is flushed first; the wall clock elsewhere."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    flush = _flush_buffer(device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush.zero_()
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
+
+
+def alternate(
+    calls: Mapping[str, Call],
+    *,
+    seconds: float,
+    device: str = "cpu",
+    rounds: tuple[int, int] = (3, 200),
+) -> dict[str, Timing]:
+    """Time all calls in turn, in `rounds` (least, most) rounds and about `seconds` in all.
+
+    Every round runs each contender once, in the opposite order of the round before. A slow contender leaves after the
+    least number of rounds once its share of the time is spent; the others go on. One call that takes as long as all of
+    the time ends its contender's part after two.
+    """
+    least, most = rounds
+    share = seconds / max(len(calls), 1)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    for number in range(most):
+        going = [
+            name
+            for name in calls
+            if spent[name] < share or number < (least if spent[name] < number * seconds else min(least, 2))
+        ]
+        if not going:
+            break
+        for name in going if number % 2 == 0 else reversed(going):
+            taken = once(calls[name], device)
+            samples[name].append(taken)
+            spent[name] += taken
+    return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def in_a_row(call: Call, times: int) -> Call:
+    """`times` calls as one, for calls too short to be timed alone; divide the result by `times`."""
+
+    def run() -> None:
+        for _ in range(times):
+            call()
+
+    return run
+
+
+_FLUSH: dict[str, torch.Tensor] = {}
+
+
+def _flush_buffer(device: str) -> torch.Tensor:
+    if device not in _FLUSH:
+        _FLUSH[device] = torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
+    return _FLUSH[device]

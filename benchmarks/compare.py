@@ -1,0 +1,191 @@
+"""Is this revision faster than that one? `python -m benchmarks.compare --base REV`, or `make compare BASE=REV`.
+
+Builds REV in a temporary worktree and installs it in a temporary folder, starts one process with it and one with the
+working tree, and lets the two take turns on the same problems: whatever the machine does meanwhile, it does to both.
+Instruction counts of one thread, where they can be had, do not depend on the noise at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import show
+from benchmarks.cases import CASES, Case
+from benchmarks.clock import Timing
+from benchmarks.counts import instructions
+
+ROOT = Path(__file__).parent.parent
+# one walk is enough to compare kernels with; the tiny one compares the way to them
+PROBLEMS: tuple[tuple[Case, str, str], ...] = (
+    (CASES["eval505"].but(walks=1), "fp32", "forward"),
+    (CASES["eval505"].but(walks=1), "fp32", "forward+backward"),
+    (CASES["eval505"].but(walks=1), "bf16", "forward"),
+    (CASES["eval505"].but(walks=1), "bf16", "forward+backward"),
+    (CASES["train321_one"].but(walks=1), "fp32", "forward"),
+    (CASES["train321_one"].but(walks=1), "fp32", "forward+backward"),
+    (Case("tiny", 1, 16, 64, 21, 1), "fp32", "forward"),
+)
+
+
+class Worker:
+    """A process with one revision of the package: one line of JSON in, one out (benchmarks/worker.py)."""
+
+    def __init__(self, name: str, package: Path) -> None:
+        self.name = name
+        # the package of this revision first, then the benchmarks of the working tree, whatever the current folder holds
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
+        self._away = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from benchmarks.worker import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            cwd=self._away.name,
+        )
+        self.about = self._answer()
+        loaded = Path(str(self.about["package"])).resolve()
+        if not loaded.is_relative_to(package.resolve()):
+            self.close()
+            raise RuntimeError(f"{name} should load the package of {package}, but loads {loaded}.")
+
+    def ask(self, **question: object) -> dict[str, object]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, object]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended; its message is above.")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self._away.cleanup()
+
+
+@contextmanager
+def installed(revision: str) -> Iterator[Path]:
+    """A folder with the package of `revision`, built from its own sources."""
+    with tempfile.TemporaryDirectory() as name:
+        source, site = Path(name) / "source", Path(name) / "site"
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(source), revision], cwd=ROOT, check=True, stdout=sys.stderr
+        )
+        try:
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+            subprocess.run([*pip, "--target", str(site), str(source)], check=True, stdout=sys.stderr)
+            yield site
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(source)], cwd=ROOT, check=False)
+
+
+def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str, rounds: int) -> dict[str, Timing]:
+    """The times of both, taken in turns."""
+    question = {"case": asdict(case), "dtype": dtype, "direction": direction}
+    # short calls are repeated within a sample until it lasts long enough for the clock
+    alone = max(float(worker.ask(task="prepare", **question)["seconds"]) for worker in (base, head))
+    repeats = max(1, round(5e-3 / alone))
+    samples: dict[str, list[float]] = {base.name: [], head.name: []}
+    for number in range(rounds):
+        for worker in (base, head) if number % 2 == 0 else (head, base):
+            samples[worker.name].append(float(worker.ask(task="time", repeats=repeats)["seconds"]))
+    return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def compared(
+    base: Worker, head: Worker, problems: Sequence[tuple[Case, str, str]], rounds: int
+) -> list[dict[str, object]]:
+    """One result per problem; prints them as they come."""
+    results = []
+    for case, dtype, direction in problems:
+        times = alternate(base, head, case, dtype, direction, rounds)
+        ratios = Timing(tuple(b / h for b, h in zip(times[base.name].samples, times[head.name].samples, strict=True)))
+        low, high = ratios.quantile(0.2), ratios.quantile(0.8)
+        line = f"{case.name + case.sizes:<36} {dtype} {direction:<17}"
+        line += f" {show.seconds(times[base.name].median):>9} -> {show.seconds(times[head.name].median):>9}"
+        # a ratio is only called a difference if its whole spread lies on one side of one
+        verdict = "faster" if low > 1 else "SLOWER" if high < 1 else "same within the noise"
+        print(f"{line}  {ratios.median:5.3f}x ({low:.3f} - {high:.3f})  {verdict}", flush=True)
+        result = {"case": asdict(case), "dtype": dtype, "direction": direction, "p20": low, "p80": high}
+        result |= {"ratio": ratios.median, "base": times[base.name].median, "head": times[head.name].median}
+        results.append(result)
+    return results
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", required=True, help="the revision to compare the working tree with")
+    parser.add_argument("--head", help="another revision instead of the working tree")
+    parser.add_argument("--rounds", type=int, default=21, help="turns of each per problem (default 21)")
+    parser.add_argument("--short", action="store_true", help="two problems, few rounds: for CI")
+    parser.add_argument("--counts", action="store_true", help="count instructions too, if the machine lets us")
+    parser.add_argument(
+        "--fail-below", type=float, default=0.0, help="fail if a ratio lies below, with its whole spread"
+    )
+    parser.add_argument("--any-backend", action="store_true", help="compare even if only one has its library")
+    parser.add_argument("--json", type=Path, help="also write the results there")
+    options = parser.parse_args(arguments)
+    problems, rounds = (PROBLEMS[:2], 9) if options.short else (PROBLEMS, options.rounds)
+    # a revision is never built from anything but itself; the working tree runs as it was built last
+    head_folder = installed(options.head) if options.head else _working_tree()
+    with installed(options.base) as base_folder, head_folder as head_package:
+        base, head = Worker(f"base {options.base}", base_folder), Worker("head", head_package)
+        try:
+            for worker in (base, head):
+                print(f"{worker.name}: backend {worker.about['backend']}, of {worker.about['package']}")
+            if base.about["backend"] != head.about["backend"] and not options.any_backend:
+                raise SystemExit(
+                    f"the two run different backends, so a ratio would say nothing about a kernel: {base.name} misses "
+                    f"{base.about['missing']}, {head.name} {head.about['missing']}. Build both, or pass --any-backend."
+                )
+            results = compared(base, head, problems, rounds)
+        finally:
+            base.close()
+            head.close()
+        if options.counts:
+            for result, (case, dtype, direction) in zip(results, problems, strict=True):
+                counts = {
+                    worker.name: instructions(case, dtype, direction, worker.environment) for worker in (base, head)
+                }
+                result["instructions"] = {name: count.value for name, count in counts.items()}
+                print(
+                    f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(list(counts.values())), flush=True
+                )
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    slow = [result for result in results if float(result["p80"]) < options.fail_below]
+    return 1 if slow else 0
+
+
+def _told(counts: list) -> str:
+    if any(count.value is None for count in counts):
+        return f"not available: {next(count.reason for count in counts if count.value is None)}"
+    base, head = (count.value for count in counts)
+    return f"{base / 1e6:.2f} M -> {head / 1e6:.2f} M per call, {base / head:.3f}x ({counts[0].how})"
+
+
+@contextmanager
+def _working_tree() -> Iterator[Path]:
+    yield ROOT
+
+
+if __name__ == "__main__":
+    if shutil.which("git") is None:
+        raise SystemExit("benchmarks.compare needs git")
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""How a task becomes pytest-benchmark rows: measured once with all its contenders taking turns, then played back.
+
+pytest-benchmark times one function after another, so a machine that slows down half way would decide who wins. Here the
+first test of a task measures all of its contenders alternately (`benchmarks.clock`), and each test hands its own
+samples to pytest-benchmark through a clock that is a tape of them.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import show
+from benchmarks.tasks import FAILED, MEASURED, Row, Task
+
+_ROWS: dict[str, dict[str, Row]] = {}
+
+
+class Tape:
+    """A clock that stands still until `play` moves it by one recorded sample."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def play(self, seconds: float) -> None:
+        self.now += seconds
+
+
+TAPE = Tape()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=TAPE))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def measured(device: str):
+    """The rows of a task, by contender; measured when first asked for."""
+
+    def rows_of(task: Task) -> dict[str, Row]:
+        if str(task) not in _ROWS:
+            _ROWS[str(task)] = {row.contender: row for row in task.measure(device)}
+        return _ROWS[str(task)]
+
+    return rows_of
+
+
+@pytest.fixture
+def play(benchmark, measured):
+    """Give the row of one contender to pytest-benchmark: its times, or a visible reason why there are none."""
+
+    def played(task: Task, contender: str) -> Row:
+        row = measured(task)[contender]
+        benchmark.group = str(task)
+        benchmark.extra_info.update({key: value for key, value in row.as_dict().items() if value not in (None, "", {})})
+        if row.status == FAILED:
+            pytest.fail(f"{row.title}: {row.reason}; no time is reported", pytrace=False)
+        if row.status != MEASURED:
+            pytest.skip(f"{row.title}: {row.reason}")
+        if row.samples:
+            tape = iter(row.samples)
+            benchmark.pedantic(lambda: TAPE.play(next(tape)), rounds=len(row.samples), iterations=1)
+        else:
+            # memory: a row of bytes, which pytest-benchmark shows among the extra info and our own table below
+            benchmark.pedantic(lambda: TAPE.play(1e-9), rounds=1, iterations=1)
+        return row
+
+    return played
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Every task with all of its rows, also those without a time."""
+    if _ROWS:
+        terminalreporter.section("benchmarks: peers side by side")
+        for name, rows in _ROWS.items():
+            terminalreporter.write_line(show.task(name, list(rows.values())))

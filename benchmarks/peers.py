@@ -1,0 +1,260 @@
+"""Who is measured: ours, and what a user could reach for today, each at its best.
+
+A contender maps fields to fields, `seed (B, K, *S), psi, mu, beta -> y (B, K, *S)`: all T walks with their epilogue,
+and the padding that it needs, because a user pays for that too. Everyone gets the same channels-last fields, whose
+nodes are rows in memory: the layout that suits all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from benchmarks.cases import Case
+from benchmarks.cost import dense_bytes
+
+Cascade = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
+# w = P y for node-major psi (B, N, D) and state (B, N, K)
+Walk = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is asked of a contender."""
+
+    case: Case
+    dtype: torch.dtype
+    device: str
+    direction: str  # "forward" or "forward+backward"
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """why_not: the reason that it cannot run a setting, or None. fp32_logits: whether its 16-bit path keeps them."""
+
+    name: str
+    title: str
+    why_not: Callable[[Setting], str | None]
+    build: Callable[[Setting], Cascade]
+    fp32_logits: bool = False
+
+
+def cascade_of(walk: Walk) -> Cascade:
+    """T walks around any product P y (W3-W5)."""
+
+    def cascade(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tensor:
+        s = seed.flatten(2).mT  # (B, N, K), a view of a channels-last field
+        mu, beta = mu.to(s.dtype), beta.to(s.dtype)
+        y = s
+        for t, p in enumerate(psi):
+            w = walk(p.flatten(2).mT, y)
+            y = beta[t] * (mu[t] * w + (1 - mu[t]) * s) + (1 - beta[t]) * y
+        return y.mT.reshape(seed.shape)
+
+    return cascade
+
+
+def dense_walk(psi: Tensor, state: Tensor) -> Tensor:
+    """The formula of the paper, matrices and all."""
+    return torch.softmax(psi @ psi.mT, -1) @ state
+
+
+def _ours(setting: Setting) -> Cascade:
+    from difnet_kernels import cascaded_random_walk
+
+    return cascaded_random_walk
+
+
+def backend_in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """The backend that `cascaded_random_walk` chooses for a small problem on `device`."""
+    from difnet_kernels import backends
+    from difnet_kernels.problem import Problem
+
+    field = torch.zeros(1, 8, 16, dtype=dtype, device=device)
+    problem = Problem.of(field, [field], "high")
+    return next(name for name in backends.BACKENDS if backends.why_not(name, problem) is None)
+
+
+def _ours_unfit(setting: Setting) -> str | None:
+    # without a compiled library the package falls back to the dense reference, which has the dense path's appetite
+    return _too_large(setting) if backend_in_use(setting.device, setting.dtype) == "reference" else None
+
+
+def available_bytes(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return 8 * 2**30
+
+
+def _too_large(setting: Setting) -> str | None:
+    needed = dense_bytes(setting.case, setting.direction, torch.finfo(setting.dtype).bits // 8)
+    limit = 0.6 * available_bytes(setting.device)
+    return None if needed < limit else f"needs about {needed / 2**30:.1f} GiB for N × N matrices"
+
+
+def _compiled(setting: Setting) -> Cascade:
+    mode = "max-autotune-no-cudagraphs" if setting.on_gpu else None
+    return cascade_of(torch.compile(dense_walk, dynamic=False, mode=mode))
+
+
+def _uncompilable(setting: Setting) -> str | None:
+    if not setting.on_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        return "torch.compile needs a C++ compiler"
+    return None
+
+
+def _sdpa(backend: str | None, widths: Callable[[int, int], tuple[int, int]]) -> Callable[[Setting], Cascade]:
+    """SDPA with Q = K = ψ, V = y, scale 1; `widths(D, K)` are what this kernel wants Q and V padded to."""
+
+    def build(setting: Setting) -> Cascade:
+        wide, values = widths(setting.case.embed, setting.case.classes)
+
+        def walk(psi: Tensor, state: Tensor) -> Tensor:
+            classes = state.shape[-1]
+            q = pad(psi, (0, wide - psi.shape[-1])).unsqueeze(1) if wide > psi.shape[-1] else psi.unsqueeze(1)
+            v = pad(state, (0, values - classes)).unsqueeze(1) if values > classes else state.unsqueeze(1)
+            return scaled_dot_product_attention(q, q, v, scale=1.0)[:, 0, :, :classes]
+
+        cascade = cascade_of(walk)
+        if backend is None:
+            return cascade
+
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        def only(*arguments: Tensor) -> Tensor:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return cascade(*arguments)
+
+        return only
+
+    return build
+
+
+def _same_widths(embed: int, classes: int) -> tuple[int, int]:
+    wide = _up(max(embed, classes), 8)
+    return wide, wide
+
+
+def _own_widths(embed: int, classes: int) -> tuple[int, int]:
+    return _up(embed, 8), _up(classes, 8)
+
+
+def _flex(setting: Setting) -> Cascade:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attention = torch.compile(flex_attention, dynamic=False)
+    # the GPU kernel takes powers of two, from 16
+    values = max(16, 1 << (setting.case.classes - 1).bit_length()) if setting.on_gpu else setting.case.classes
+
+    def walk(psi: Tensor, state: Tensor) -> Tensor:
+        q, classes = psi.unsqueeze(1), state.shape[-1]
+        v = pad(state, (0, values - classes)).unsqueeze(1)
+        return attention(q, q, v, scale=1.0)[:, 0, :, :classes]
+
+    return cascade_of(walk)
+
+
+def _flex_unfit(setting: Setting) -> str | None:
+    if not setting.on_gpu and setting.direction != "forward":
+        return "FlexAttention has no backward on a CPU"
+    return _uncompilable(setting)
+
+
+def _keops(setting: Setting) -> Cascade:
+    from pykeops.torch import Vi, Vj
+
+    def walk(psi: Tensor, state: Tensor) -> Tensor:
+        psi, state = psi.contiguous(), state.contiguous()
+        return (Vi(psi) | Vj(psi)).sumsoftmaxweight(Vj(state), dim=2)
+
+    return cascade_of(walk)
+
+
+def _flash_attention(module: str) -> Callable[[Setting], Cascade]:
+    def build(setting: Setting) -> Cascade:
+        attention = importlib.import_module(module).flash_attn_func
+        wide = _up(max(setting.case.embed, setting.case.classes), 8)
+
+        def walk(psi: Tensor, state: Tensor) -> Tensor:
+            classes = state.shape[-1]
+            q = pad(psi, (0, wide - psi.shape[-1])).unsqueeze(2)  # (B, N, 1 head, D)
+            out = attention(q, q, pad(state, (0, wide - classes)).unsqueeze(2), softmax_scale=1.0)
+            return (out[0] if isinstance(out, tuple) else out)[:, :, 0, :classes]
+
+        return cascade_of(walk)
+
+    return build
+
+
+def _needs(module: str, *, gpu: bool = False, half: bool = False) -> Callable[[Setting], str | None]:
+    def why_not(setting: Setting) -> str | None:
+        if gpu and not setting.on_gpu:
+            return "runs on a GPU only"
+        if half and setting.dtype not in (torch.float16, torch.bfloat16):
+            return "takes fp16 and bf16 only"
+        if module and importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+        return None
+
+    return why_not
+
+
+def _keops_unfit(setting: Setting) -> str | None:
+    missing = _needs("pykeops")(setting)
+    return missing or ("KeOps has no bf16" if setting.dtype == torch.bfloat16 else None)
+
+
+def _sdpa_unfit(setting: Setting) -> str | None:
+    return "see the rows of its kernels" if setting.on_gpu else None
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+OURS = Contender("ours", "difnet_kernels", _ours_unfit, _ours, fp32_logits=True)
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        OURS,
+        Contender("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
+        Contender("dense_compiled", "dense, torch.compile", lambda s: _uncompilable(s) or _too_large(s), _compiled),
+        Contender("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
+        Contender("sdpa_flash", "SDPA, flash", _needs("", gpu=True, half=True), _sdpa("FLASH_ATTENTION", _same_widths)),
+        Contender(
+            "sdpa_efficient", "SDPA, memory-efficient", _needs("", gpu=True), _sdpa("EFFICIENT_ATTENTION", _own_widths)
+        ),
+        Contender("sdpa_cudnn", "SDPA, cuDNN", _needs("", gpu=True, half=True), _sdpa("CUDNN_ATTENTION", _own_widths)),
+        Contender("flex", "FlexAttention", _flex_unfit, _flex),
+        Contender("keops", "KeOps", _keops_unfit, _keops),
+        Contender(
+            "flash_attention_2",
+            "FlashAttention-2",
+            _needs("flash_attn", gpu=True, half=True),
+            _flash_attention("flash_attn"),
+        ),
+        Contender(
+            "flash_attention_3",
+            "FlashAttention-3",
+            _needs("flash_attn_interface", gpu=True, half=True),
+            _flash_attention("flash_attn_interface"),
+        ),
+    )
+}
+ON_CPU = ("ours", "dense", "dense_compiled", "sdpa", "flex", "keops")
+ON_GPU = tuple(name for name in CONTENDERS if name != "sdpa")

@@ -1,0 +1,107 @@
+"""Measure everything and keep it: `python -m benchmarks.record --out benchmarks/results/NAME.json`.
+
+On a quiet machine the default takes at most six minutes on two cores. The file is rewritten after every task, so a run
+that is cut short loses nothing; tasks that the time did not suffice for say so in their rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from benchmarks import machine, show
+from benchmarks.peers import CONTENDERS, backend_in_use
+from benchmarks.questions import QUESTIONS, all_tasks
+from benchmarks.tasks import FAILED, NOT_MEASURED, Row, Task
+
+SCHEMA = 1
+BUSY = 0.5  # a load above this before the start means that somebody else is computing
+
+
+def header(device: str) -> dict[str, object]:
+    """What a results file says before its rows."""
+    return {
+        "schema": SCHEMA,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": machine.commit(),
+        "backend": backend_in_use(device),
+        "machine": machine.describe(device),
+        "peak": machine.cpu_peak() if device == "cpu" else None,
+    }
+
+
+def write(path: Path, head: dict[str, object], rows: Iterable[Row | dict[str, object]], *, complete: bool) -> None:
+    """Write a results file as a whole or not at all."""
+    listed = [row.as_dict() if isinstance(row, Row) else row for row in rows]
+    # one row per line: a changed number is a changed line
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in listed)
+    facts = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
+    text = f'{{\n{facts},\n "complete": {json.dumps(complete)},\n "rows": [\n  {lines}\n ]\n}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def not_measured(task: Task, reason: str) -> list[Row]:
+    names = {name: CONTENDERS[name].title if name in CONTENDERS else name for name in task.contenders}
+    return [task.row(name, title, status=NOT_MEASURED, reason=reason) for name, title in names.items()]
+
+
+def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) -> list[Row]:
+    """Measure `tasks` until `minutes` are over; the rows of every task, measured or not."""
+    start = time.monotonic()
+    head = header(device)
+    rows: list[Row] = []
+    for number, task in enumerate(tasks, 1):
+        spent = time.monotonic() - start
+        if spent > 60 * minutes:
+            rows += not_measured(task, f"the run was limited to {minutes:g} minutes")
+            continue
+        print(f"[{number}/{len(tasks)}, {spent:.0f} s] ", end="", flush=True)
+        found = task.measure(device)
+        print(show.task(str(task), found).lstrip(), flush=True)
+        rows += found
+        write(path, head, rows, complete=False)
+    if device == "cpu":
+        head["peak"] = _higher(head["peak"], machine.cpu_peak())
+    head["seconds"] = round(time.monotonic() - start)
+    write(path, head, rows, complete=True)
+    return rows
+
+
+def _higher(before: object, after: dict[str, object]) -> object:
+    # the clock wanders: a fraction of peak is taken of the highest rate seen around the measurements
+    assert isinstance(before, dict)
+    return max((before, after), key=lambda peak: peak["flop_per_s"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the results file, such as benchmarks/results/cpu.json")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--only", nargs="*", default=(), choices=tuple(QUESTIONS), help="some questions only")
+    parser.add_argument("--minutes", type=float, default=5.5, help="start no task after this time (default 5.5)")
+    options = parser.parse_args(arguments)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY:
+        print(
+            f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping",
+            file=sys.stderr,
+        )
+    rows = record(all_tasks(options.device, tuple(options.only)), options.device, options.out, minutes=options.minutes)
+    failed = [row for row in rows if row.status == FAILED]
+    for row in failed:
+        print(f"FAILED {row.task} {row.title}: {row.reason}", file=sys.stderr)
+    print(f"{options.out}: {len(rows)} rows, {len(failed)} failed. Next: python -m benchmarks.report")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""Reading results files: the newest measurement of every task, per kind of device."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.cost import Machine, cpu, h200
+from benchmarks.questions import QUESTIONS
+from benchmarks.tasks import Row, Task
+
+FOLDER = Path(__file__).with_name("results")
+
+
+@dataclass
+class Results:
+    """What is known of one kind of device, "cpu" or "gpu": the header of the newest file, rows by task and
+    contender."""
+
+    kind: str
+    head: dict = field(default_factory=dict)
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Machine | None:
+        """Peak rates for roofline and floor, where they are known."""
+        if not self.head:
+            return None
+        device = self.head["machine"]["device"]
+        if self.kind == "cpu":
+            return cpu(self.head["machine"]["cpu"], self.head["peak"]["flop_per_s"])
+        return h200() if "H200" in device else None
+
+    def of(self, task: Task) -> list[Row]:
+        """One row per contender of the task; "not measured" where there is none."""
+        missing = {name: task.row(name, name) for name in task.contenders}
+        return [self.rows.get((str(task), name), row) for name, row in missing.items()]
+
+    def tasks(self, question: str) -> list[Task]:
+        return QUESTIONS[question]("cpu" if self.kind == "cpu" else "cuda")
+
+
+def load(folder: Path = FOLDER) -> dict[str, Results]:
+    """All results files of a folder, later ones over earlier ones; a kind of device without a file is empty."""
+    found = {"cpu": Results("cpu"), "gpu": Results("gpu")}
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
+    for file in sorted(files, key=lambda file: file["date"]):
+        results = found["cpu" if file["machine"]["device"] == "cpu" else "gpu"]
+        results.head = {key: value for key, value in file.items() if key != "rows"}
+        for facts in file["rows"]:
+            row = Row(**facts)
+            results.rows[row.task, row.contender] = row
+    return found

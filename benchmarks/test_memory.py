@@ -1,0 +1,13 @@
+"""How much the process grows during a cascade."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.parametrize import contenders_of
+from benchmarks.tasks import Task
+
+
+@pytest.mark.parametrize(("task", "contender"), contenders_of("memory"))
+def test_memory(task: Task, contender: str, play) -> None:
+    play(task, contender)

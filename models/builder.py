@@ -1,0 +1,134 @@
+"""Networks by name: the one place that knows depths, widths and how the parts of Fig. 1 are put together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from difnet_kernels import ImportanceMap
+from models.deeplab import SeedBranch, SimDeeplab
+from models.diffusion import Cascade, ClosedForm
+from models.difnet import WALKS, DifNet, check_walks
+from models.heads import ASPP, ASPP_RATES, LargeFOV
+from models.resnet import ResNetTrunk
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is: both branches of a DifNet share it."""
+
+    block: str
+    blocks: tuple[int, ...]
+    width: int = 64
+    embed_dim: int = 64
+    rates: tuple[int, ...] = ASPP_RATES
+
+
+SIZES = {
+    "18": Size("basic", (2, 2, 2, 2)),
+    "34": Size("basic", (3, 4, 6, 3)),
+    "50": Size("bottleneck", (3, 4, 6, 3)),
+    "101": Size("bottleneck", (3, 4, 23, 3)),
+    "152": Size("bottleneck", (3, 8, 36, 3)),
+    # for a CPU: trains in a minute on 97² images, whose 13×13 nodes would never see rates of 12 and more
+    "tiny": Size("basic", (1, 1, 1, 1), width=16, embed_dim=32, rates=(1, 2, 4, 6)),
+}
+
+NAMES = {
+    **{f"difnet{depth}": ("difnet", depth, "aspp") for depth in ("18", "34", "50", "101", "152")},
+    "difnet50_noaspp": ("difnet", "50", "large_fov"),
+    "difnet_tiny": ("difnet", "tiny", "aspp"),
+    **{f"sim_deeplab{depth}": ("sim_deeplab", depth, "aspp") for depth in ("18", "34", "50", "101", "152")},
+    "sim_deeplab_tiny": ("sim_deeplab", "tiny", "aspp"),
+}
+
+
+def model_names() -> list[str]:
+    """Every name `build_model` knows."""
+    return list(NAMES)
+
+
+def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Module:
+    """A network with fresh weights, by name; the name and the options are kept as `model_name`, `options`.
+
+    Options of all networks: stride_in ("conv1", or "conv2" as torchvision), aspp_init ("normal", "authors"),
+    blocks and width (another size than the name's). Of DifNets also: walks (which of 1 … 5), importance (False
+    leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim, diffusion ("cascade", or "closed_form",
+    the dense Eq. 2 for small images), device_map ({"seed": device, "similarity": device}).
+    Raises ValueError for an unknown name or option, listing the valid ones.
+    """
+    if name not in NAMES:
+        raise ValueError(f"Unknown model {name!r}. Valid names: {', '.join(NAMES)}.")
+    family, depth, head = NAMES[name]
+    build = {"difnet": _build_difnet, "sim_deeplab": _build_sim_deeplab}[family]
+    known = OPTIONS[family]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}. Valid options: {', '.join(known)}.")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2 (background and one class); got {num_classes}.")
+    model = build(SIZES[depth], head, num_classes, **options)
+    model.model_name = name
+    model.num_classes = num_classes
+    # devices belong to a machine, not to the network: they do not go into checkpoints
+    model.options = {key: value for key, value in options.items() if key != "device_map"}
+    return model
+
+
+def _build_trunk(
+    size: Size, blocks: Sequence[int] | None = None, width: int | None = None, stride_in: str = "conv1"
+) -> ResNetTrunk:
+    return ResNetTrunk(size.block, blocks or size.blocks, width or size.width, stride_in)
+
+
+def _build_seed_branch(
+    size: Size, head: str, num_classes: int, *, aspp_init: str = "normal", **trunk_options: object
+) -> SeedBranch:
+    trunk = _build_trunk(size, **trunk_options)
+    if head == "large_fov":
+        return SeedBranch(trunk, LargeFOV(trunk.out_channels[-1], num_classes, init=aspp_init))
+    return SeedBranch(trunk, ASPP(trunk.out_channels[-1], num_classes, size.rates, aspp_init))
+
+
+def _build_sim_deeplab(size: Size, head: str, num_classes: int, **options: object) -> SimDeeplab:
+    return SimDeeplab(_build_seed_branch(size, head, num_classes, **options))
+
+
+def _build_difnet(
+    size: Size,
+    head: str,
+    num_classes: int,
+    *,
+    walks: Sequence[int] = WALKS,
+    importance: bool = True,
+    bn_init: str = "one",
+    embed_dim: int | None = None,
+    diffusion: str = "cascade",
+    device_map: Mapping[str, str | torch.device] | None = None,
+    **branch: object,
+) -> DifNet:
+    if bn_init not in ("one", "uniform"):
+        raise ValueError(f"bn_init must be 'one' or 'uniform'; got {bn_init!r}.")
+    if diffusion not in DIFFUSIONS:
+        raise ValueError(f"diffusion must be one of {', '.join(DIFFUSIONS)}; got {diffusion!r}.")
+    walks = check_walks(walks)
+    seed_branch = _build_seed_branch(size, head, num_classes, **branch)
+    similarity_branch = _build_trunk(size, **{key: value for key, value in branch.items() if key != "aspp_init"})
+    channels = [3, *similarity_branch.out_channels]
+    walk = DIFFUSIONS[diffusion]([channels[t - 1] for t in walks], embed_dim=embed_dim or size.embed_dim)
+    model = DifNet(seed_branch, similarity_branch, ImportanceMap(num_classes) if importance else None, walk, walks)
+    if bn_init == "uniform":
+        for part in (model.importance, model.walk):
+            for module in part.modules() if part is not None else ():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    nn.init.uniform_(module.weight)
+    return model if device_map is None else model.place(device_map)
+
+
+DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm}
+BRANCH_OPTIONS = ("blocks", "width", "stride_in", "aspp_init")
+OPTIONS = {
+    "sim_deeplab": BRANCH_OPTIONS,
+    "difnet": (*BRANCH_OPTIONS, "walks", "importance", "bn_init", "embed_dim", "diffusion", "device_map"),
+}

@@ -1,0 +1,220 @@
+"""The paper's claims, run again on generated images with several seeds.
+
+python -m models.experiments --budget cpu --out runs/experiments       six minutes on two cores
+python -m models.experiments --budget gpu --out runs/experiments       nine minutes on one large GPU
+
+Every variant is trained from scratch on the same images for the same number of updates; seed k decides its weights and
+the order and augmentation of the data. Results: results.json (every run) and results.md (the tables), in --out.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import checkpoints
+from models.data import build_dataset, build_transform
+from models.data.synthetic import generate
+from models.difnet import DifNet
+from models.evaluate import evaluate
+from models.experiment_report import report
+from models.stages import ReadOut, stages
+from models.train import train
+from models.training import TrainConfig
+from models.training.config import resolve_recipe
+from models.training.run_folder import RunFolder, environment
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and the question it answers by comparison with the first variant."""
+
+    name: str
+    question: str
+    model: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is computed. `deeper` gives the baseline about the parameters of the DifNet."""
+
+    difnet: str
+    baseline: str
+    deeper: tuple[str, dict[str, Any]]
+    preset: str
+    classes: int
+    size: int
+    train_images: int
+    val_images: int
+    epochs: int
+    batch_size: int
+    lr: float
+    seeds: int = 3
+    amp: str = "none"
+    workers: int = 0
+
+    def variants(self) -> list[Variant]:
+        deeper, options = self.deeper
+        return [
+            Variant("DifNet", "the paper's network", self.difnet),
+            Variant("Sim-Deeplab, equal depth", "Table 1: do walks help at equal depth?", self.baseline),
+            Variant("Sim-Deeplab, equal parameters", "Table 1: and at equal size?", deeper, options),
+            Variant("walks 1, 3, 5", "§5.3: does every level help?", self.difnet, {"walks": [1, 3, 5]}),
+            Variant("walk 5 alone", "§4: does a cascade help?", self.difnet, {"walks": [5]}),
+            Variant("closed form", "Eq. 2 on level 5 instead of a cascade", self.difnet, {"diffusion": "closed_form"}),
+            Variant("without importance map", "§4: does M help?", self.difnet, {"importance": False}),
+        ]
+
+
+BUDGETS = {
+    "cpu": Budget(
+        "difnet_tiny", "sim_deeplab_tiny", ("sim_deeplab_tiny", {"blocks": [2, 2, 2, 2]}),
+        preset="paper", classes=7, size=65, train_images=400, val_images=100, epochs=7, batch_size=8, lr=0.02,
+    ),
+    "gpu": Budget(
+        "difnet18", "sim_deeplab18", ("sim_deeplab34", {}),
+        preset="paper", classes=21, size=129, train_images=2000, val_images=300, epochs=8, batch_size=16, lr=0.02,
+        amp="bf16", workers=4,
+    ),
+    # for tests: every step of the way, no meaning
+    "smoke": Budget(
+        "difnet_tiny", "sim_deeplab_tiny", ("sim_deeplab_tiny", {"blocks": [2, 2, 2, 2]}),
+        preset="easy", classes=4, size=48, train_images=8, val_images=2, epochs=2, batch_size=4, lr=0.02, seeds=2,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: picklable, so that another process can do it."""
+
+    variant: Variant
+    seed: int
+    budget: Budget
+    data: str
+    out: str
+    device: str
+    threads: int
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train one variant with one seed (or find it finished) and read every stage of the network."""
+    torch.set_num_threads(job.threads)
+    budget, variant = job.budget, job.variant
+    recipe = resolve_recipe(
+        "scratch", epochs=budget.epochs, batch_size=budget.batch_size, crop=budget.size, lr=budget.lr
+    )
+    config = TrainConfig(
+        variant.model, recipe, variant.options, job.data, seed=job.seed, amp=budget.amp, val_every=budget.epochs
+    )
+    folder = RunFolder(job.out)
+    started = time.perf_counter()
+    if len(folder.read_metrics()) < budget.epochs:
+        train(
+            config,
+            job.out,
+            resume=folder.last.exists(),
+            device=job.device,
+            workers=budget.workers,
+            check=False,
+            progress=False,
+        )
+    history = folder.read_metrics()
+    model, _ = checkpoints.restore(folder.last)
+    return {
+        "variant": variant.name,
+        "seed": job.seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "mean_iou": history[-1]["mean_iou"],
+        "pixel_accuracy": history[-1]["pixel_accuracy"],
+        "loss": [row["loss"] for row in history],
+        "mu": [row["mu"] for row in history if "mu" in row],
+        "beta": [row["beta"] for row in history if "beta" in row],
+        "stages": read_stages(model, job) if variant.name == "DifNet" else {},
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def read_stages(model: DifNet, job: Job) -> dict[str, float]:
+    """Mean IoU of the score map, of the seed and after every walk."""
+    val_set = build_dataset(job.data, "voc", "val", build_transform("default"))
+    model.to(job.device)
+    return {
+        str(stage): evaluate(ReadOut(model, stage), val_set, amp=job.budget.amp, device=job.device).mean_iou
+        for stage in stages(model)
+    }
+
+
+def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: int | None = None) -> dict[str, Any]:
+    """All variants and seeds of a budget, `parallel` at a time; finished runs in `out` are kept."""
+    if budget_name not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}; got {budget_name!r}.")
+    budget, out = BUDGETS[budget_name], Path(out)
+    started = time.perf_counter()
+    counts = {"train": budget.train_images, "val": budget.val_images}
+    out.mkdir(parents=True, exist_ok=True)
+    data = generate(out / "data", budget.preset, budget.classes, counts, size=budget.size)
+    threads = max(1, torch.get_num_threads() // parallel)
+    jobs = [
+        Job(variant, seed, budget, str(data), str(out / f"{folder_name(variant.name)}-{seed}"), device, threads)
+        for seed in range(seeds or budget.seeds)
+        for variant in budget.variants()
+    ]
+    if parallel > 1:
+        # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive
+        with multiprocessing.get_context("spawn").Pool(parallel) as pool:
+            runs = list(_counted(pool.imap(run_job, jobs), len(jobs)))
+    else:
+        runs = list(_counted(map(run_job, jobs), len(jobs)))
+    result = {
+        "budget": budget_name,
+        "settings": asdict(budget),
+        "questions": {variant.name: variant.question for variant in budget.variants()},
+        "environment": {**environment(), "device": device, "parallel": parallel},
+        "seconds": time.perf_counter() - started,
+        "runs": runs,
+    }
+    for name, text in (("results.json", json.dumps(result, indent=1) + "\n"), ("results.md", report(result))):
+        checkpoints.write_atomically(out / name, lambda temporary, text=text: Path(temporary).write_text(text))
+    return result
+
+
+def folder_name(variant: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in variant.lower())
+
+
+def _counted(runs: Any, total: int) -> Any:
+    for index, result in enumerate(runs, start=1):
+        print(f"[{index}/{total}] {result['variant']}, seed {result['seed']}: mIoU {100 * result['mean_iou']:.2f} "
+              f"({result['seconds']:.0f} s)", file=sys.stderr, flush=True)  # fmt: skip
+        yield result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m models.experiments", description=__doc__.splitlines()[0])
+    parser.add_argument("--budget", default="cpu", help=", ".join(BUDGETS))
+    parser.add_argument("--out", default="runs/experiments")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parallel", type=int, help="runs at a time; default: one a core, on a GPU four")
+    parser.add_argument("--seeds", type=int, help="instead of the budget's")
+    options = parser.parse_args(arguments)
+    parallel = options.parallel or (4 if options.device.startswith("cuda") else os.cpu_count() or 1)
+    try:
+        print(report(run(options.budget, options.out, options.device, parallel, options.seeds)))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A run on disk: config.json, environment.json, log.txt, metrics.jsonl, last.safetensors, best.safetensors."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import difnet_kernels
+from models.checkpoints import write_atomically
+from models.training.config import TrainConfig
+
+
+class RunFolder:
+    """The files of one run. Only the first process writes; the others hold the paths."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.last = self.path / "last.safetensors"
+        self.best = self.path / "best.safetensors"
+
+    @classmethod
+    def create(cls, path: str | Path, config: TrainConfig) -> "RunFolder":
+        """A new run. FileExistsError if the folder holds results of one; a start that failed leaves none."""
+        folder = cls(path)
+        if folder.last.exists() or folder.metrics_file.exists():
+            raise FileExistsError(
+                f"{folder.path} already holds a run. Continue it with --resume {folder.path}, or choose another --out."
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_json("config.json", config.to_dict())
+        folder.write_json("environment.json", environment())
+        return folder
+
+    def read_config(self) -> TrainConfig:
+        """The configuration the run was started with."""
+        if not self.config_file.exists():
+            raise FileNotFoundError(f"{self.path} holds no run: {self.config_file.name} is missing.")
+        return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
+
+    def write_json(self, name: str, content: Any) -> None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, lambda temporary: Path(temporary).write_text(text))
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """One epoch as one line of metrics.jsonl."""
+        with open(self.metrics_file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop metrics of epochs past `epoch`: a crash can leave lines that the last checkpoint does not know."""
+        rows = self.read_metrics()
+        kept = [row for row in rows if row["epoch"] <= epoch]
+        if len(kept) < len(rows):
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            write_atomically(self.metrics_file, lambda temporary: Path(temporary).write_text(text))
+
+    def open_log(self) -> logging.Logger:
+        """A logger that writes log.txt (appending) and the terminal."""
+        logger = logging.getLogger(f"difnet.run.{self.path.resolve()}")
+        close_log(logger)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        to_file = logging.FileHandler(self.path / "log.txt")
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        to_terminal = logging.StreamHandler(sys.stdout)
+        for handler in (to_file, to_terminal):
+            logger.addHandler(handler)
+        return logger
+
+
+def close_log(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they can change a number."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "difnet_kernels": difnet_kernels.__version__,
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "commit": commit(),
+        "command": sys.argv,
+    }
+
+
+def processor_name() -> str:
+    """The CPU's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with "+" for uncommitted changes; None outside a repository."""
+    root = Path(__file__).resolve().parent
+    try:
+        head = subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+        dirty = subprocess.run(["git", "-C", root, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None

@@ -1,0 +1,349 @@
+"""The loop: epochs of updates, validation, checkpoints.
+
+Every update depends on (configuration, iteration) alone, so a run that was stopped and resumed ends bit-equal to one
+that was not (on a CPU; on a GPU with `deterministic`).
+"""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from models import build_model, checkpoints
+from models.data import IGNORE, EpochSampler
+from models.recipes import build_optimizer, poly
+from models.training.config import TrainConfig
+from models.training.processes import Processes
+from models.training.report import gates, open_board, peak_memory_mb, summary, write_board
+from models.training.run_folder import RunFolder
+
+Validate = Callable[[nn.Module], dict[str, Any]]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number; the run folder's diverged.json names the batch."""
+
+
+class Stopped(RuntimeError):
+    """A signal asked for the end; everything needed to resume is saved."""
+
+
+class Batches(Sampler[list[int]]):
+    """The batches of one process in one epoch, from a given step on: a function of (seed, epoch, step)."""
+
+    def __init__(self, length: int, size: int, steps: int, seed: int, processes: Processes) -> None:
+        self.order = EpochSampler(length, True, seed, processes.rank, processes.size)
+        self.size, self.steps, self.start = size, steps, 0
+
+    def place(self, epoch: int, start: int) -> None:
+        self.order.set_epoch(epoch)
+        self.start = start
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self.order)
+        for step in range(self.start, self.steps):
+            yield indices[step * self.size : (step + 1) * self.size]
+
+
+class Trainer:
+    """Trains one network on `train_set`, a data set of models.data (or one like it: classes, set_epoch, samples).
+
+    validate: network in eval mode -> {"mean_iou": float, …}; None trains blindly.
+    Every process of a group makes the same calls; the first one writes.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: Dataset,
+        folder: RunFolder,
+        processes: Processes,
+        validate: Validate | None = None,
+        workers: int = 0,
+        progress: bool | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        recipe = config.recipe
+        local_batch, rest = divmod(recipe.batch_size, processes.size)
+        if rest:
+            raise ValueError(f"batch_size {recipe.batch_size} must be a multiple of the {processes.size} processes.")
+        self.steps = len(train_set) // recipe.batch_size
+        if not self.steps:
+            raise ValueError(
+                f"The training set has {len(train_set)} images, less than one batch of {recipe.batch_size}."
+            )
+        self.config, self.folder, self.processes, self.validate = config, folder, processes, validate
+        self.train_set = train_set
+        self.batches = Batches(len(train_set), local_batch, self.steps, config.seed, processes)
+        self.loader = DataLoader(
+            train_set,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,  # starting them anew would cost more than a short epoch
+            pin_memory=processes.device.type == "cuda",
+        )
+        self.show_bar = processes.is_first and (sys.stderr.isatty() if progress is None else progress)
+        self.log = folder.open_log() if processes.is_first else logging.getLogger("difnet.silent")
+        self.board = open_board(folder.path) if tensorboard and processes.is_first else None
+
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True)
+        torch.manual_seed(config.seed)
+        self.network = build_model(config.model, len(train_set.classes), **config.options)
+        origin = load_initial_weights(self.network, config)
+        if "device_map" not in config.options:  # which has placed the branches already
+            self.network.to(processes.device)
+        if config.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        self.network = prepare_batch_norm(self.network, config.batch_norm, processes)
+        self.optimizer = build_optimizer(self.network, recipe)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
+        self.model: nn.Module = self.network
+        if processes.size > 1:
+            self.model = DistributedDataParallel(self.network)
+        if config.compile:
+            self.model = torch.compile(self.model)
+
+        self.epoch, self.step, self.loss_sum = 0, 0, 0.0  # the position: `step` updates of `epoch` are done
+        self.best: dict[str, Any] = {}
+        self.stop_asked = False
+        parameters = sum(p.numel() for p in self.network.parameters())
+        self.log.info("%s, %s parameters, weights: %s", config.model, f"{parameters:,}", origin)
+        self.log.info("recipe %s: %s", recipe.name, recipe.to_dict())
+
+    @property
+    def iteration(self) -> int:
+        return self.epoch * self.steps + self.step
+
+    def fit(self, stop_after: int | None = None) -> dict[str, Any]:
+        """Train from the current position to the last epoch, or to `stop_after`; returns the last epoch's metrics.
+
+        Raises Stopped after a signal and TrainingDiverged for a loss that is not finite.
+        """
+        end = min(self.config.recipe.epochs, stop_after or self.config.recipe.epochs)
+        row: dict[str, Any] = {}
+        previous = {name: signal.signal(name, self._ask_to_stop) for name in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while self.epoch < end:
+                row = self._run_epoch()
+        finally:
+            for name, handler in previous.items():
+                signal.signal(name, handler)
+            if self.board:
+                self.board.flush()
+        return row
+
+    def _run_epoch(self) -> dict[str, Any]:
+        started, first_step = time.perf_counter(), self.step
+        self._train_epoch()
+        seconds = time.perf_counter() - started
+        row = {
+            "epoch": self.epoch + 1,
+            "iteration": self.iteration,
+            "loss": self.loss_sum / self.steps,
+            "lr": self.config.recipe.lr * self._poly(self.iteration - 1),
+            "images_per_s": (self.steps - first_step) * self.config.recipe.batch_size / max(seconds, 1e-9),
+            "memory_mb": peak_memory_mb(self.processes.device),
+            **gates(self.network),
+        }
+        self.save_last()  # before validation, which may be long and may be killed
+        every = self.config.val_every
+        if self.validate and every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.recipe.epochs):
+            self._share_buffers()
+            self.network.eval()
+            row.update(self.validate(self.network))
+        self._finish_epoch(row)
+        return row
+
+    def _finish_epoch(self, row: dict[str, Any]) -> None:
+        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        improved = "mean_iou" in row and not row["mean_iou"] <= self.best.get("mean_iou", -math.inf)
+        if improved:
+            self.best = {"epoch": row["epoch"], "mean_iou": row["mean_iou"]}
+        self.save_last(row)
+        if not self.processes.is_first:
+            return
+        if improved:
+            self._save(self.folder.best, row, resumable=False)
+        self.folder.append_metrics(row)
+        self.log.info("%s", summary(row, self.best))
+        if self.board:
+            write_board(self.board, row)
+
+    def _train_epoch(self) -> None:
+        self.network.train()
+        if self.config.batch_norm == "frozen":
+            for module in batch_norms(self.network):
+                module.eval()
+        self.train_set.set_epoch(self.epoch)
+        self.batches.place(self.epoch, self.step)
+        bar = tqdm(
+            total=self.steps, initial=self.step, disable=not self.show_bar, leave=False, desc=f"epoch {self.epoch + 1}"
+        )
+        with bar:
+            for batch in self.loader:
+                if self.stop_asked and self.processes.size == 1:
+                    self._stop()
+                loss, lr = self._update(batch)
+                self.loss_sum += loss
+                self.step += 1
+                memory = peak_memory_mb(self.processes.device)
+                rate = (bar.format_dict["rate"] or 0) * self.config.recipe.batch_size
+                bar.set_postfix_str(
+                    f"loss {loss:.3f}, lr {lr:.2e}, {rate:.1f} images/s, {memory:.0f} MB", refresh=False
+                )
+                bar.update()
+
+    def _update(self, batch: dict[str, Any]) -> tuple[float, float]:
+        """One step of SGD; returns the loss, over all processes, and the base learning rate."""
+        config, device = self.config, self.processes.device
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        image = batch["image"].to(device, non_blocking=True, memory_format=layout)
+        mask = batch["mask"].to(device, non_blocking=True)
+        lr = config.recipe.lr * self._poly(self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+        valid = self.processes.total((mask != IGNORE).sum())[0].clamp(min=1).to(torch.float32)
+        dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            logits = self.model(image)
+        errors = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="sum")
+        self.optimizer.zero_grad(set_to_none=True)
+        # pixels count alike over all processes; data parallel training averages gradients, hence the factor
+        self.scaler.scale(errors * self.processes.size / valid).backward()
+        # the device works on the backward while this waits for the loss: one wait a step, before weights change
+        total, stop = self.processes.total(errors.detach() / valid, float(self.stop_asked)).tolist()
+        if not math.isfinite(total):
+            self._diverge(batch["name"], total, lr)
+        if config.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if stop and self.processes.size > 1:  # a signal reached some process: all stop after the same update
+            self.step, self.loss_sum = self.step + 1, self.loss_sum + total
+            self._stop()
+        return total, lr
+
+    def _poly(self, iteration: int) -> float:
+        return poly(iteration, self.config.recipe.epochs * self.steps, self.config.recipe.power)
+
+    def _share_buffers(self) -> None:
+        # every process has updated its own running statistics; those that are saved are those to validate
+        if self.processes.size > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.stop_asked = True
+
+    def _stop(self) -> None:
+        self.save_last()
+        self.log.info("stopped by a signal at epoch %d, step %d; resume with --resume", self.epoch + 1, self.step)
+        raise Stopped(f"Saved {self.folder.last}. Continue with --resume {self.folder.path}.")
+
+    def _diverge(self, names: list[str], loss: float, lr: float) -> None:
+        gathered = [names]
+        if self.processes.size > 1:
+            gathered = [None] * self.processes.size
+            dist.all_gather_object(gathered, names)
+        where = {"epoch": self.epoch + 1, "step": self.step, "iteration": self.iteration, "loss": str(loss), "lr": lr}
+        names = [name for part in gathered for name in part]
+        if self.processes.is_first:
+            self.folder.write_json("diverged.json", {**where, "names": names})
+        message = (
+            f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}, for {', '.join(names)} (saved in "
+            f"{self.folder.path / 'diverged.json'}). The checkpoints are from before. Lower --lr, or set --clip."
+        )
+        self.log.error(message)
+        raise TrainingDiverged(message)
+
+    def save_last(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write last.safetensors: weights, momentum and position, in one atomic step."""
+        if self.processes.is_first:
+            self._save(self.folder.last, metrics or {}, resumable=True)
+        self.processes.wait()
+
+    def _save(self, path: Any, metrics: dict[str, Any], resumable: bool) -> None:
+        position = {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "best": self.best}
+        checkpoints.save(
+            path,
+            self.network,
+            classes=self.train_set.classes,
+            recipe=self.config.recipe.to_dict(),
+            metrics=metrics,
+            training={**position, "scaler": self.scaler.state_dict()} if resumable else None,
+            training_tensors=self._momentum() if resumable else None,
+        )
+
+    def _momentum(self) -> dict[str, torch.Tensor]:
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.network.named_parameters()}
+        return {f"momentum.{name}": s["momentum_buffer"] for name, s in states.items() if "momentum_buffer" in s}
+
+    def resume(self) -> None:
+        """Continue from the run folder's last checkpoint; without one, from the beginning."""
+        if not self.folder.last.exists():
+            self.log.info("no checkpoint yet: starting from the beginning")
+            return
+        checkpoint = checkpoints.load(self.folder.last)
+        checkpoints.load_into(self.network, checkpoint)
+        for name, parameter in self.network.named_parameters():
+            momentum = checkpoint.training_tensors.get(f"momentum.{name}")
+            if momentum is not None:
+                buffer = torch.empty_like(parameter).copy_(momentum)  # in the parameter's memory format
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        position = checkpoint.training
+        self.epoch, self.step, self.loss_sum = position["epoch"], position["step"], position["loss_sum"]
+        self.best = position["best"]
+        if position["scaler"]:
+            self.scaler.load_state_dict(position["scaler"])
+        if self.processes.is_first:
+            self.folder.forget_after(self.epoch)
+        self.log.info("resumed at epoch %d, step %d", self.epoch + 1, self.step)
+
+
+def load_initial_weights(network: nn.Module, config: TrainConfig) -> str:
+    """Fill `network` as the configuration says; returns where the weights come from, for the log."""
+    if config.init and config.backbone:
+        raise ValueError("--init brings the weights of the whole network: leave --backbone out.")
+    if config.init:
+        report = checkpoints.load_into(network, checkpoints.load(config.init), config.reset_head)
+        return f"{config.init}" + (f" (fresh: {', '.join(report.reset)})" if report.reset else "")
+    if config.backbone:
+        checkpoints.load_backbone(network, config.backbone)
+        return f"trunks from {config.backbone}, the rest from scratch"
+    return "from scratch"
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def prepare_batch_norm(network: nn.Module, mode: str, processes: Processes) -> nn.Module:
+    """Apply the batch_norm option of `TrainConfig`."""
+    if mode == "sync":
+        if processes.device.type != "cuda":
+            raise ValueError("--batch-norm sync needs GPUs: torch has no synchronised batch norm for CPUs.")
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if mode == "frozen":
+        for module in batch_norms(network):
+            module.requires_grad_(False)
+    return network

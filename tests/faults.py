@@ -1,0 +1,112 @@
+"""Mistakes that such kernels are known to contain, each as an edit of the C++ sources and the truth that must catch it.
+
+All edits go into one copy of the sources, each behind a switch, so that one build holds every fault and an environment
+variable of that build picks one. The library that is shipped knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FORWARD, BACKWARD = "cpu/walk_forward_tile.h", "cpu/walk_backward_tile.h"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """In `file`, the expression `good` becomes `bad`; the tests of `truth` (a file, or one test of it) must then fail."""
+
+    name: str
+    file: str
+    good: str
+    bad: str
+    truth: str
+    around: str = ""  # the line's text around `good`, with {} for it, where `good` alone is not unique
+
+
+FAULTS = (
+    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[n * stride + K] = 1"),
+    Fault("the diagonal tile counts twice", FORWARD, "a == b", "false", "forward", "if ({}) return;"),
+    Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
+    Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
+    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.1666f", "forward"),
+    Fault("a maximum is never raised", FORWARD, "tile.highest > kSlack<Real>", "false", "extremes"),
+    Fault("a raised maximum leaves its sums", FORWARD, "factor", "Real(1)", "extremes", "*= {};"),
+    Fault("only rows raise their maximum", FORWARD, "to > walk.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
+    Fault("weights are skipped too soon", FORWARD, "-kNegligible<Real>", "-Real(3)", "forward", "(most) > {})) {{"),
+    Fault("skipped tiles hide NaN", FORWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
+    Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  "),
+    Fault("delta is missing", BACKWARD, "h * w", "Real(0)", "backward", "delta += {};"),
+    Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * L) + {})"),
+    Fault("P_ij and P_ji are swapped", BACKWARD, "tile.P_ji", "tile.P_ij", "backward", "add_rows(block, {}, walk.h_rows"),
+    Fault("padding pulls at the diagonal", BACKWARD, "strip * kStrip + c >= nodes_b", "false", "backward"),
+    Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
+    Fault("skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
+    Fault("d mu misses beta", BACKWARD, "double(beta)", "1.0", "backward", "{} * grad_mu"),
+    Fault("strides are ignored in full tiles", "cpu/fields.h", "field.node_stride == 1", "true", "layouts"),
+    Fault(
+        "offsets of images are 32-bit", "cpu/driver.cpp", "image * tensor.stride(0) * int64_t(tensor.element_size())",
+        "int32_t(uint32_t(image * tensor.stride(0) * int64_t(tensor.element_size())))", "sizes.py::test_strides_beyond_int32",
+    ),
+)  # fmt: skip
+DECLARED = "namespace difnet {\n"
+SWITCH = "cpu/walk.h", "extern int fault;\n"
+DEFINITION = (
+    "cpu/driver.cpp",
+    'int fault = std::getenv("DIFNET_FAULT") ? std::atoi(std::getenv("DIFNET_FAULT")) : -1;\n',
+)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    count = text.count(old)
+    assert count == 1, f"{path.name} holds {old!r} {count} times, not once: the sources changed, adjust tests/faults.py"
+    path.write_text(text.replace(old, new))
+
+
+def plant(sources: Path) -> None:
+    """Every fault into a copy of csrc, behind its number."""
+    for number, fault in enumerate(FAULTS):
+        around = fault.around or "{}"
+        switched = f"(::difnet::fault == {number} ? ({fault.bad}) : ({fault.good}))"
+        _edit(sources / fault.file, around.format(fault.good), around.format(switched))
+    for file, line in (SWITCH, DEFINITION):
+        path = sources / file
+        path.write_text(path.read_text().replace(DECLARED, DECLARED + line, 1))
+
+
+def build(folder: Path) -> None:
+    """A copy of the package and its tests in `folder`, with a library that holds every fault."""
+    for part in ("csrc", "difnet_kernels", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("CMakeLists.txt", "pyproject.toml"):
+        shutil.copy2(ROOT / file, folder / file)
+    plant(folder / "csrc")
+    scripts = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
+    settings = [f"-DDIFNET_KERNELS_OUTPUT={folder / 'difnet_kernels'}", f"-DPython3_EXECUTABLE={sys.executable}"]
+    for command in (["cmake", "-S", ".", "-B", "build", "-G", "Ninja", *settings], ["cmake", "--build", "build"]):
+        program = shutil.which(command[0], path=scripts)
+        assert program is not None, f"{command[0]} is needed to build the faults: pip install cmake ninja"
+        done = subprocess.run(
+            [program, *command[1:]], cwd=folder, env={**os.environ, "PATH": scripts}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def judge(folder: Path, fault: Fault | None) -> subprocess.CompletedProcess[str]:
+    """The truth that `fault` offends, or all of these truths without any fault, in a process of its own."""
+    truths = [fault.truth] if fault else sorted({other.truth for other in FAULTS})
+    files = [f"tests/test_{truth if '.py' in truth else truth + '.py'}" for truth in truths]
+    chosen = [] if fault and "::" in fault.truth else ["-m", "smoke"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "--backends", "cpu", "-p", "no:cacheprovider"]
+    number = str(FAULTS.index(fault)) if fault else "-1"
+    environment = {**os.environ, "DIFNET_FAULT": number, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *chosen, *files], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )

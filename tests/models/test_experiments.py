@@ -1,0 +1,86 @@
+"""The experiments run from data to tables, resume where they stopped, and compare what they say they compare."""
+
+import json
+
+import pytest
+import torch
+
+from models import build_model, experiments
+from models.experiment_report import comparison, report
+from models.experiments import BUDGETS
+from models.stages import ReadOut, stages
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("experiments")
+    return experiments.run("smoke", out, "cpu", parallel=1), out
+
+
+def test_every_variant_runs_with_every_seed(result):
+    result, out = result
+    names = {variant.name for variant in BUDGETS["smoke"].variants()}
+    assert {(run["variant"], run["seed"]) for run in result["runs"]} == {
+        (name, seed) for name in names for seed in (0, 1)
+    }
+    assert json.loads((out / "results.json").read_text())["runs"] == result["runs"]
+    text = (out / "results.md").read_text()
+    assert text == report(result) and all(name in text for name in names)
+
+
+def test_the_last_stage_is_the_network(result):
+    runs = [run for run in result[0]["runs"] if run["variant"] == "DifNet"]
+    for run in runs:
+        assert list(run["stages"]) == ["scores", "seed", "1", "2", "3", "4", "5"]
+        assert run["stages"]["5"] == pytest.approx(run["mean_iou"], abs=1e-12)
+
+
+def test_finished_runs_are_kept(result, monkeypatch):
+    first, out = result
+
+    def no_training(*args, **arguments):
+        raise AssertionError("a finished run was trained again")
+
+    monkeypatch.setattr(experiments, "train", no_training)
+    again = experiments.run("smoke", out, "cpu", parallel=1)
+    assert [run["mean_iou"] for run in again["runs"]] == [run["mean_iou"] for run in first["runs"]]
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_equal_depth_and_equal_parameters_mean_what_they_say(name):
+    """Equal depth: the same trunk. Equal parameters: within 15 %, as the paper's 48.8 against 44.0 million."""
+    budget = BUDGETS[name]
+    with torch.device("meta"):
+        difnet, same_depth, same_size = (
+            build_model(v.model, budget.classes, **v.options) for v in budget.variants()[:3]
+        )
+    keys = set(difnet.seed_branch.trunk.state_dict())
+    assert set(same_depth.seed_branch.trunk.state_dict()) == keys
+    counts = [sum(p.numel() for p in model.parameters()) for model in (difnet, same_size)]
+    assert counts[1] / counts[0] == pytest.approx(1, abs=0.15)
+
+
+def test_differences_are_paired_by_seed():
+    runs = [
+        {"variant": name, "seed": seed, "mean_iou": score, "parameters": 1000}
+        for name, scores in (("a", (0.5, 0.6)), ("b", (0.4, 0.5)))
+        for seed, score in enumerate(scores)
+    ]
+    last = comparison(runs, ["a", "b"], {"a": "?", "b": "?"}).splitlines()[-1]
+    assert last == "| b | ? | 1,000 | 45.00 ± 7.07 | -10.00 ± 0.00 |"
+
+
+def test_read_out_stages_of_a_network():
+    torch.manual_seed(0)
+    model, image = build_model("difnet_tiny", 4, walks=(1, 5)).eval(), torch.randn(1, 3, 33, 33)
+    assert stages(model) == ["scores", "seed", 1, 2]
+    with torch.no_grad():
+        assert torch.equal(ReadOut(model, 2)(image), model(image))
+        assert not torch.equal(ReadOut(model, 1)(image), model(image))
+    with pytest.raises(ValueError, match="stage must be one of"):
+        ReadOut(model, 3)
+
+
+def test_unknown_budget_lists_the_valid_ones(capsys, tmp_path):
+    assert experiments.main(["--budget", "tpu", "--out", str(tmp_path)]) == 1
+    assert "cpu, gpu, smoke" in capsys.readouterr().err

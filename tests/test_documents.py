@@ -1,0 +1,59 @@
+"""What the documents say can be followed: links lead somewhere, examples run, commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_commands_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE))
+    assert named - targets == set()
+
+
+@pytest.mark.smoke
+def test_the_examples_of_the_readme_run() -> None:
+    """The first inside another network, the second on embeddings."""
+    inside, bare = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.scores = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 5, 1)
+
+        def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            features = self.features(image)
+            return self.scores(features), [image, features]
+
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(inside, names)
+    network = Network()
+    image = torch.randn(2, 3, 13, 11)
+    scores, _ = network(image)
+    diffused = names["Diffused"](network, [3, 8])(image)
+    assert diffused.shape == scores.shape
+    # "a small gate changes nothing at first": each of two walks moves a state by at most 1 % of the range of the scores
+    assert (diffused - scores).abs().max() <= 0.02 * (scores.max() - scores.min())
+
+    names = {"scores": scores, "psi1": torch.randn(2, 4, 6, 5), "psi2": torch.randn(2, 7, 6, 5)}
+    exec(bare, names)
+    assert names["y"].shape == scores.shape

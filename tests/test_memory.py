@@ -1,0 +1,141 @@
+"""Memory grows with N, not with N²; nothing is kept after a call; nothing is written beyond what is allocated."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import textwrap
+import weakref
+
+import pytest
+import torch
+
+from difnet_kernels import BACKENDS, cascaded_random_walk
+from tests.cases import DTYPES, Case, make
+from tests.truth import assert_same, both
+
+GROWTH = textwrap.dedent(
+    """
+    import sys, torch
+    from difnet_kernels import cascaded_random_walk
+
+    backend, nodes, walks, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(threads)
+
+    def run(n):
+        seed = torch.randn(1, 21, n).requires_grad_()
+        psi = [torch.randn(1, 64, n).mul_(0.3).requires_grad_() for _ in range(walks)]
+        y = cascaded_random_walk(seed, psi, [0.5] * walks, [0.5] * walks, backend=backend)
+        y.sum().backward()
+
+    def peak():  # MiB; getrusage would count what the parent held when it forked
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+    run(64)
+    before = peak()
+    inputs = nodes * (21 + 64 * walks) * 4 / 2**20  # and as much again for their gradients
+    run(nodes)
+    print(peak() - before - 2 * inputs)
+    """
+)
+
+
+def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
+    """MiB by which a fresh process grows in one forward and backward, inputs and their gradients not counted."""
+    command = [sys.executable, "-c", GROWTH, backend, str(nodes), str(walks), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("walks", [1, 5])
+def test_memory_is_linear_in_the_nodes(kernel: str, walks: int) -> None:
+    """505² at h/5: one P of 10,201² in fp32 is 397 MiB; the promise is 64 MiB for five walks, forward and backward."""
+    assert _growth(kernel, 10_201, walks) < (64 if walks == 5 else 32)
+
+
+def test_memory_does_not_follow_the_threads(kernel: str) -> None:
+    """A copy of the sums per thread would show at 16 threads."""
+    assert _growth(kernel, 10_201, 1, threads=16) < 40
+
+
+def test_the_dense_reference_shows_that_growth_is_seen() -> None:
+    """The twin: a backend that does store N x N fails the same measurement."""
+    assert _growth("reference", 3_000, 1) > 64
+
+
+def test_nothing_is_kept_after_a_thousand_calls(backend: str) -> None:
+    """The graph, the saved walks and the inputs go when the result goes."""
+    inputs = make(Case(1, (9,), 4, 3, 2, "smooth"))
+    watched = []
+    for _ in range(1000):
+        psi = [p.clone().requires_grad_() for p in inputs.psi]
+        y = cascaded_random_walk(inputs.seed, psi, inputs.mu, inputs.beta, backend=backend)
+        assert isinstance(y, torch.Tensor)
+        y.sum().backward()
+        watched += [weakref.ref(y), weakref.ref(psi[0]), weakref.ref(psi[0].grad)]
+    del psi, y
+    gc.collect()
+    assert not any(reference() is not None for reference in watched)
+
+
+def test_no_cycle_keeps_the_graph_alive(backend: str) -> None:
+    """Without the garbage collector: reference counts alone must free the saved tensors."""
+    inputs = make(Case(1, (9,), 4, 3, 1, "smooth"))
+    gc.collect()
+    gc.disable()
+    try:
+        psi = inputs.psi[0].clone().requires_grad_()
+        y = cascaded_random_walk(inputs.seed, [psi], inputs.mu, inputs.beta, backend=backend)
+        assert isinstance(y, torch.Tensor)
+        node = weakref.ref(y.grad_fn)
+        alive = weakref.ref(y)
+        del y
+        assert node() is None and alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("nodes", [1, 7, 63, 65, 129])
+def test_poisoned_and_plain_allocations_agree(backend: str, poisoned: None, nodes: int, dtype: str) -> None:
+    """What torch.empty happens to hold (NaN here) has no say in the result."""
+    assert torch.empty(5).isnan().all(), "the poison works"
+    inputs = make(Case(2, (nodes,), 17, 5, 2, "smooth"), DTYPES[dtype])
+    bitten = both(inputs, backend).tensors()
+    assert all(x.isfinite().all() for x in bitten)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[assignment]
+    assert_same(both(inputs, backend).tensors(), bitten)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last", "steps"])
+def test_guard_bands_around_the_results_stay(backend: str, layout: str) -> None:
+    """The backend's own entry, given results that lie inside larger memory: only they are written, and all of them."""
+    case = Case(2, (65,), 6, 5, 2, "smooth")
+    inputs = make(case)
+    run = BACKENDS[backend]
+
+    def guarded(shape: tuple[int, ...], last: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        if last:
+            memory, view = guarded((shape[0], shape[1], shape[3], shape[2]))
+            return memory, view.mT
+        size = torch.Size(shape).numel()
+        memory = torch.full((size + 128,), 12345.0)
+        return memory, memory[64 : 64 + size].view(shape)
+
+    steps = case.walks if layout == "steps" else 1
+    frames = [guarded((steps, 2, 5, 65), layout == "channels_last"), guarded((2, 2, 65, 5)), guarded((2, 2, 65))]
+    (_, states), (_, walked), (_, row_lse) = frames
+    run.cascade_forward(
+        None, inputs.seed, inputs.psi, inputs.mu, inputs.beta, "high", states=states, walked=walked, row_lse=row_lse
+    )
+    gradients = [guarded((2, 5, 65)), guarded((2, 6, 65)), guarded((2, 6, 65)), guarded((2,)), guarded((2,))]
+    run.cascade_backward(
+        inputs.grad.unsqueeze(0), None, inputs.seed, inputs.psi, inputs.mu, inputs.beta, walked, row_lse, "high",
+        grad_state=None, grad_seed=gradients[0][1], grad_psi=[gradients[1][1], gradients[2][1]],
+        grad_mu=gradients[3][1], grad_beta=gradients[4][1],
+    )  # fmt: skip
+    for memory, view in [*frames, *gradients]:
+        assert bool((memory[:64] == 12345).all()) and bool((memory[-64:] == 12345).all())
+        assert not (view == 12345).any()

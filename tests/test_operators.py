@@ -1,0 +1,108 @@
+"""The operators as torch sees them: schema, fake kernels, autograd registration, ahead-of-time dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import difnet_kernels
+from difnet_kernels.backends import BACKENDS
+from tests.cases import DTYPES, Case, make
+
+OPS = torch.ops.difnet_kernels
+# every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
+CHECKED = {"cascade_forward", "cascade_backward", "walk_forward", "walk_backward", "register_bits"}
+MUTABLE = ("test_schema", "test_faketensor")
+
+
+def _registered() -> set[str]:
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.split("::")[1].split(".")[0] for name in names if name.startswith("difnet_kernels::")}
+
+
+def _inputs(layout: str, dtype: str, walks: int, grad: bool) -> tuple[list[torch.Tensor], Any]:
+    made = make(Case(3, (5, 7), 6, 4, walks, "smooth"), DTYPES[dtype])
+    tensors = [made.seed, *made.psi]
+    if layout == "channels_last":
+        tensors = [x.contiguous(memory_format=torch.channels_last) for x in tensors]
+    elif layout == "odd":
+        tensors = [x.new_zeros(3, x.shape[1] + 1, 7, 12)[:, 1:, :, ::2][..., :5].copy_(x.mT).mT for x in tensors]
+    tensors = [x.detach().requires_grad_(grad) for x in tensors]
+    return tensors, made
+
+
+def test_every_operator_is_checked_here() -> None:
+    native = {"walk_forward", "walk_backward", "register_bits"}
+    expected = CHECKED if BACKENDS["cpu"].unusable() is None else CHECKED - native
+    assert _registered() == expected
+    assert difnet_kernels.__version__
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd"])
+@pytest.mark.parametrize("steps", [False, True], ids=["last", "steps"])
+@pytest.mark.parametrize("with_state", [False, True], ids=["from_seed", "from_state"])
+def test_cascade_forward(backend: str, with_state: bool, steps: bool, layout: str) -> None:
+    (seed, *psi), made = _inputs(layout, "fp32", 2, grad=True)
+    state = torch.randn_like(seed).requires_grad_() if with_state else None
+    gates = made.mu.requires_grad_(), made.beta.requires_grad_()
+    torch.library.opcheck(OPS.cascade_forward.default, (state, seed, psi, *gates, "high", backend, steps))
+
+
+@pytest.mark.parametrize("dtype", ["fp64", "bf16", "fp16"])
+def test_cascade_forward_in_other_dtypes(backend: str, dtype: str) -> None:
+    (seed, *psi), made = _inputs("channels_last", dtype, 1, grad=True)
+    gates = made.mu.requires_grad_(), made.beta.requires_grad_()
+    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, psi, *gates, "high", backend, False))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd"])
+@pytest.mark.parametrize("steps", [False, True], ids=["last", "steps"])
+@pytest.mark.parametrize("with_state", [False, True], ids=["from_seed", "from_state"])
+def test_cascade_backward(backend: str, with_state: bool, steps: bool, layout: str) -> None:
+    (seed, *psi), made = _inputs(layout, "fp32", 2, grad=False)
+    state = torch.randn_like(seed) if with_state else None
+    arguments = (state, seed, psi, made.mu, made.beta)
+    states, walked, row_lse = OPS.cascade_forward(*arguments, "high", backend, steps)
+    torch.library.opcheck(
+        OPS.cascade_backward.default,
+        (torch.randn_like(states), *arguments, walked, row_lse, "high", backend, steps),
+    )
+
+
+@pytest.mark.parametrize("grad_layout", ["contiguous", "expanded"])
+def test_cascade_backward_of_strange_gradients(backend: str, grad_layout: str) -> None:
+    (seed, *psi), made = _inputs("channels_last", "fp32", 1, grad=False)
+    states, walked, row_lse = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False)
+    grad = torch.ones(states.shape) if grad_layout == "contiguous" else torch.ones(1).expand(states.shape)
+    torch.library.opcheck(
+        OPS.cascade_backward.default,
+        (grad, None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, False),
+    )
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_native_walks(native: str, layout: str) -> None:
+    """They write into their arguments, as their schemas say, and into no other."""
+    (seed, psi), made = _inputs(layout, "fp32", 1, grad=False)
+    fields = [x.flatten(2) for x in (seed, psi)]
+    new = seed.new_empty
+    after, walked, row_lse = torch.zeros_like(fields[0]), torch.zeros(3, 35, 4), torch.zeros(3, 35)
+    forward = (fields[0], fields[0], fields[1], made.mu, made.beta, 0, after, walked, row_lse)
+    torch.library.opcheck(OPS.walk_forward.default, forward, test_utils=MUTABLE)
+    OPS.walk_forward(*forward)
+    backward = (
+        torch.randn_like(fields[0]), fields[0], fields[0], fields[1], made.mu, made.beta, 0, walked, row_lse,
+        new(3, 35, 4).zero_(), new(3, 35, 4).zero_(), torch.zeros_like(fields[1]), new(1).zero_(), new(1).zero_(),
+    )  # fmt: skip
+    torch.library.opcheck(OPS.walk_backward.default, backward, test_utils=MUTABLE)
+
+
+@pytest.mark.parametrize("empty", ["batch", "nodes"])
+def test_nothing(backend: str, empty: str) -> None:
+    shape = (0, 3, 5) if empty == "batch" else (2, 3, 0)
+    seed, psi = torch.randn(shape).requires_grad_(), torch.randn(shape).requires_grad_()
+    gates = torch.tensor([0.5]).requires_grad_(), torch.tensor([0.5]).requires_grad_()
+    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, [psi], *gates, "high", backend, False))

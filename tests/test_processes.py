@@ -1,0 +1,204 @@
+"""Forks, threads, fresh processes and other instruction sets."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from difnet_kernels.backends import BACKENDS
+from tests.cases import Case, make
+from tests.truth import assert_same, both, forward
+
+ROOT = Path(__file__).parent.parent
+CASE = Case(3, (130,), 16, 5, 2, "smooth")
+WIDTHS = {"baseline": 128, "avx2": 256, "avx512": 512}
+
+
+def _child(connection: Connection, backend: str) -> None:
+    torch.set_num_threads(1)
+    connection.send([x.numpy() for x in both(make(CASE), backend).tensors()])
+
+
+@pytest.mark.parametrize("children", [1, 3])
+def test_a_fork_after_a_parallel_call_does_not_hang(backend: str, threads: None, children: int) -> None:
+    """As in a data loader's workers, which torch gives one thread each: the parent's thread pool does not survive the
+    fork, and a child must not wait for it. (With several threads torch's own operators hang there too.)"""
+    torch.set_num_threads(2)
+    expected = both(make(CASE), backend).tensors()
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(children)]
+    processes = [context.Process(target=_child, args=(there, backend)) for _, there in pipes]
+    for process in processes:
+        process.start()
+    try:
+        for here, _ in pipes:
+            assert here.poll(60), "the child hangs"
+            for mine, yours in zip(here.recv(), expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(mine), yours, rtol=1e-4, atol=1e-4)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+class _Walks(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return forward(make(CASE, number=number), self.backend)
+
+
+def test_workers_of_a_data_loader(backend: str, threads: None) -> None:
+    torch.set_num_threads(2)
+    data = _Walks(backend)
+    expected = [data[number] for number in range(len(data))]
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=None, num_workers=2, timeout=60, multiprocessing_context="fork"
+    )
+    for mine, yours in zip(loader, expected, strict=True):
+        torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("callers", [2, 8])
+def test_calls_from_many_threads_at_once(backend: str, callers: int) -> None:
+    """No state is shared between calls: each thread gets what it would get alone."""
+    problems = [make(CASE, number=n) for n in range(callers)]
+    alone = [both(inputs, backend).tensors() for inputs in problems]
+    gate = threading.Barrier(callers)
+
+    def call(inputs):  # type: ignore[no-untyped-def]
+        gate.wait()
+        return [both(inputs, backend).tensors() for _ in range(10)]
+
+    with ThreadPoolExecutor(callers) as pool:
+        for results, expected in zip(pool.map(call, problems), alone, strict=True):
+            for tensors in results:
+                for mine, yours in zip(tensors, expected, strict=True):
+                    torch.testing.assert_close(mine, yours, rtol=1e-4, atol=1e-4)
+                if backend != "reference":  # a BLAS may choose another blocking on another thread
+                    assert_same(tensors, expected)
+
+
+def test_a_call_inside_a_parallel_region_of_torch(kernel: str) -> None:
+    """autograd's own threads run the backward of two losses at a time."""
+    inputs = make(CASE)
+    expected = both(inputs, kernel).tensors()
+    results: list[list[torch.Tensor]] = []
+    workers = [threading.Thread(target=lambda: results.append(both(inputs, kernel).tensors())) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(results) == 4
+    for tensors in results:
+        assert_same(tensors, expected)
+
+
+FIRST_CALL = """
+import sys, torch
+from tests.cases import Case, make
+from tests.truth import both
+inputs = make(Case(3, (130,), 16, 5, 2, "smooth"))
+first, second = both(inputs, sys.argv[1]).tensors(), both(inputs, sys.argv[1]).tensors()
+assert all(torch.equal(a, b) for a, b in zip(first, second)), "the first call of a process differs from the second"
+torch.save(first, sys.argv[2])
+"""
+
+
+def test_the_first_call_of_a_process_is_like_any_other(backend: str, tmp_path: Path) -> None:
+    """Nothing is tuned on live data, nothing depends on what ran before: two fresh processes agree, bit for bit."""
+    answers = []
+    for number in range(2):
+        target = tmp_path / f"{number}.pt"
+        subprocess.run([sys.executable, "-c", FIRST_CALL, backend, str(target)], cwd=ROOT, check=True, timeout=100)
+        answers.append(torch.load(target, weights_only=True))
+    assert_same(*answers)
+
+
+def test_import_starts_nothing(tmp_path: Path) -> None:
+    """Importing compiles nothing, connects nowhere and writes nothing: no child process, no socket, no file."""
+    script = (
+        "import sys\n"
+        "import torch\n"
+        "bad = []\n"
+        "def hook(event, args):\n"
+        "    if event.startswith(('subprocess.', 'os.system', 'os.exec', 'os.fork', 'socket.connect')):\n"
+        "        bad.append((event, args))\n"
+        "    if event == 'open' and isinstance(args[1], str) and set(args[1]) & set('wax+') and '.pyc' not in str(args[0]):\n"
+        "        bad.append((event, args))\n"
+        "sys.addaudithook(hook)\n"
+        "import difnet_kernels\n"
+        "assert not bad, bad\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=100)
+    assert not list(tmp_path.iterdir())
+
+
+def _instruction_sets() -> list[str]:
+    """Those this processor has, up to the widest that the library chooses by itself."""
+    return [name for name, bits in WIDTHS.items() if bits <= BACKENDS["cpu"].register_bits()]
+
+
+def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
+    """The library picks its instructions when it is loaded, so each set that this processor has gets a process of its own
+    and the smoke subset of the truths. The summary names the widest; one that is missing here is tested elsewhere."""
+    sets = _instruction_sets()
+    assert "baseline" in sets
+    for name in sets[:-1]:  # the widest is what all other tests use
+        environment = {**os.environ, "DIFNET_KERNELS_ISA": name}
+        probe = "from difnet_natives.backends import cpu; print(cpu.register_bits())"
+        told = subprocess.run(
+            [sys.executable, "-c", probe],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert int(told.stdout) == WIDTHS[name]
+        files = [f"tests/test_{truth}.py" for truth in ("forward", "backward", "extremes", "layouts", "nonfinite")]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-m",
+            "smoke",
+            "--backends",
+            native,
+            "-p",
+            "no:cacheprovider",
+        ]
+        done = subprocess.run(
+            [*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}"
+        assert " passed" in done.stdout
+
+
+def test_instruction_sets_agree_closely(native: str, tmp_path: Path) -> None:
+    """They may round differently (a register holds other partial sums), but no more than fp32 allows."""
+    inputs = make(CASE)
+    target = tmp_path / "result.pt"
+    environment = {**os.environ, "DIFNET_KERNELS_ISA": "baseline"}
+    subprocess.run(
+        [sys.executable, "-c", FIRST_CALL, native, str(target)], cwd=ROOT, env=environment, check=True, timeout=100
+    )
+    for mine, yours in zip(torch.load(target, weights_only=True), both(inputs, native).tensors(), strict=True):
+        torch.testing.assert_close(mine, yours, rtol=2e-5, atol=2e-5 * yours.abs().max().item())
