@@ -3,10 +3,12 @@
 import triton
 import triton.language as tl
 
-# P leaves the softmax times 2⁷, so that small weights stay normal fp16 numbers. Not more: at huge logits the maximum minus the shift
-# is rounded to a multiple of 8, 16, 32 ..., and from 7 that never reaches 16, where a weight of 1 would overflow.
+# P leaves the softmax times 2⁷, so that small weights stay normal fp16 numbers. Not more: at huge logits the maximum
+# minus the shift is rounded to a multiple of 8, 16, 32 ..., and from 7 that never reaches 16, where a weight of 1
+# would overflow.
 WEIGHT_SHIFT = tl.constexpr(7.0)
-# In the backward P_ji·2¹³ and the row operand h_i·2¹³ make T·2¹³, which stays below 2¹⁵ (|h·y - δ| ≤ 2 in scaled units).
+# In the backward P_ji·2¹³ and the row operand h_i·2¹³ make T·2¹³, which stays below 2¹⁵ (|h·y - δ| ≤ 2 in scaled
+# units).
 TRANSPOSED_SHIFT = tl.constexpr(8192.0)
 
 

@@ -1,7 +1,8 @@
 """What surrounds walk_backward: B1, B2, B7, the recomputed states, and the halves of h that the walk streams.
 
-h is scaled like the state: class k by 1/scale_k (so that h·y is unchanged), the image by a power of two that brings Σ_k |h_k| to
-at most 1. Then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. Only the spare column of chunk 0 holds -δ.
+h is scaled like the state: class k by 1/scale_k (so that h·y is unchanged), the image by a power of two that brings
+Σ_k |h_k| to at most 1. Then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. Only the spare column of
+chunk 0 holds -δ.
 """
 
 import triton
@@ -12,11 +13,12 @@ from .state_prepare import store_state_halves
 
 _INTS = [
     "N", "K", "pad_units", "chunks", "batch", "step", "reaches", "programs", "walks",
-    "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k", "out_n",
+    "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k",
+    "out_n",
 ]  # fmt: skip
 
-# P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in P_ij is then
-# below 2⁻⁴⁶ in P_ji
+# P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in
+# P_ij is then below 2⁻⁴⁶ in P_ji
 SPREAD = tl.constexpr(80.0)
 
 
@@ -29,7 +31,8 @@ def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside):
 
 @triton.jit(do_not_specialize=_INTS)
 def gradient_begin_kernel(
-    grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64, g_ptr, scale_ptr, reach_ptr, N, K, pad_units, chunks,
+    grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64, g_ptr, scale_ptr, reach_ptr, N, K, pad_units,
+    chunks,
     KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """g = ∂L/∂yᵀ as [B, C, n_pad, KP] fp32, and per block of rows max_i Σ_k |g_k| / scale_k."""
@@ -54,7 +57,8 @@ def gradient_prepare_kernel(
     g_ptr, reach_ptr, scale_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr, bias_ptr,
     seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64,
-    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, drop_ptr, spread_ptr, seed_sum_ptr, gate_ptr,
+    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, drop_ptr, spread_ptr, seed_sum_ptr,
+    gate_ptr,
     N, K, pad_units, chunks, batch, step, reaches, walks,
     KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +78,9 @@ def gradient_prepare_kernel(
     reach = 0.0
     for begin in range(0, reaches, 128):
         at = begin + tl.arange(0, 128)
-        reach = tl.maximum(reach, tl.max(tl.load(reach_ptr + image * reaches + at, mask=at < reaches, other=0.0), axis=0))
+        reach = tl.maximum(
+            reach, tl.max(tl.load(reach_ptr + image * reaches + at, mask=at < reaches, other=0.0), axis=0)
+        )
     h_scale = 0.5 / power_of_two_below(tl.abs(mu * beta) * reach)
     delta = tl.zeros([R], tl.float32)
     grad_mu = tl.zeros([R], tl.float32)

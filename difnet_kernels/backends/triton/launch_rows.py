@@ -30,7 +30,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Case:
-    """What a launch depends on. DP and KP: padded widths; products: 1 or 3 (hi/lo split) for the logits and the values."""
+    """What a launch depends on. DP and KP: padded widths; products: 1 or 3 (hi/lo split) for the logits and the
+    values."""
 
     kind: str
     arch: int
@@ -43,7 +44,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A launch and the cases it serves: the given kind and architectures, DP and KP up to a width, products as given."""
+    """A launch and the cases it serves: the given kind and architectures, DP and KP up to a width, products as
+    given."""
 
     launch: Launch
     kind: str | None = None
@@ -64,8 +66,9 @@ class Row:
         )
 
 
-# Hopper multiplies from shared memory by warp groups (64 rows); Blackwell's data-centre parts accumulate in tensor memory; the
-# others hold every operand in registers and want small tiles. sm_86, sm_89 and sm_120 have 99 KiB of shared memory.
+# Hopper multiplies from shared memory by warp groups (64 rows); Blackwell's data-centre parts accumulate in tensor
+# memory; the others hold every operand in registers and want small tiles. sm_86, sm_89 and sm_120 have 99 KiB of
+# shared memory.
 HOPPER = (90,)
 BLACKWELL = (100, 103)
 AMPERE = (80, 86, 87, 89)

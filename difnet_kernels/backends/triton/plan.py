@@ -22,7 +22,7 @@ SHIFT = float(getattr(WEIGHT_SHIFT, "value", WEIGHT_SHIFT))
 
 @dataclass(frozen=True)
 class Card:
-    """Architecture (90 for sm_90) and number of SMs; (0, 0) stands for no card and takes the rows that run everywhere."""
+    """Architecture (90 for sm_90) and number of SMs; (0, 0) is no card and takes the rows that run everywhere."""
 
     arch: int = 0
     processors: int = 0
@@ -75,8 +75,8 @@ class Layout:
 
 
 def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
-    """(chunks, classes per chunk, columns per chunk with the spare one). One chunk of up to 128 columns if K and D allow it,
-    else chunks of 64."""
+    """(chunks, classes per chunk, columns per chunk with the spare one): one chunk of up to 128 columns if K and D
+    allow it, else chunks of 64."""
     chunks = triton.cdiv(classes, 127 if embed <= 128 and classes <= 127 else 63)
     per_chunk = triton.cdiv(classes, chunks)
     return chunks, per_chunk, power_of_two(per_chunk + 1)
@@ -113,15 +113,17 @@ def plan_walk(kind: str, psi: Tensor, seed: Tensor, KP: int, precision: str, car
     return Walk(operand, not exact, DP, logit_products, value_products, launch)
 
 
-def launch(what: str, kernel: Any, programs: int, *args: Any, warps: int = 4, stages: int = 2, **constants: Any) -> None:
+def launch(
+    what: str, kernel: Any, programs: int, *args: Any, warps: int = 4, stages: int = 2, **constants: Any
+) -> None:
     """Runs `programs` programs on axis 0, the only grid axis without a limit of 65,535. Contraction of a·b - c is off:
     a fused product would not be rounded like the maximum that is subtracted from it."""
     try:
         kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
     except (triton.CompilationError, triton.OutOfResources) as error:
         raise RuntimeError(
-            f"the Triton kernel of {what} with {warps} warps, {stages} stages and {constants} cannot run on this GPU: {error}. "
-            "Use backend='cpu' or 'reference', or report the case with this line."
+            f"the Triton kernel of {what} with {warps} warps, {stages} stages and {constants} cannot run on this GPU: "
+            f"{error}. Use backend='cpu' or 'reference', or report the case with this line."
         ) from error
 
 

@@ -14,7 +14,8 @@ from .state_prepare import class_reach_kernel, state_prepare_kernel
 
 
 def reduction_blocks(nodes: int) -> tuple[int, int]:
-    """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in any batch."""
+    """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in
+    any batch."""
     per_block = max(64, triton.cdiv(nodes, 64 * 64) * 64)
     return triton.cdiv(nodes, per_block), per_block
 
@@ -46,7 +47,8 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
     warps = 8 if DP > 128 else 4
     partial = empty(B, blocks, 3, DP) if walk.centred else out.factor
     if walk.centred:
-        launch("psi statistics", psi_statistics_kernel, B * blocks, psi, *psi.stride(), partial, N, D, blocks, block_nodes,
+        launch("psi statistics", psi_statistics_kernel, B * blocks, psi, *psi.stride(), partial, N, D, blocks,
+               block_nodes,
                DP=DP, R=R, warps=warps)  # fmt: skip
     launch("psi preparation", psi_prepare_kernel, B * (layout.n_pad // R), psi, *psi.stride(), partial,
            out.hi, out.lo, out.bias, out.floor, out.centre, out.factor, N, D, blocks, layout.units,
@@ -75,10 +77,12 @@ def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layou
     blocks, block_nodes = reduction_blocks(N)
     R = layout.block
     partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
-    launch("class scales", class_reach_kernel, B * layout.chunks * blocks, seed, *seed.stride(), source, *source.stride(),
+    launch("class scales", class_reach_kernel, B * layout.chunks * blocks, seed, *seed.stride(), source,
+           *source.stride(),
            partial, N, K, blocks, block_nodes, layout.chunks, KC=layout.KC, KP=layout.KP, R=R,
            HAS_STATE=state is not None)  # fmt: skip
-    launch("state preparation", state_prepare_kernel, B * layout.chunks * (layout.n_pad // R), source, *source.stride(), partial,
+    launch("state preparation", state_prepare_kernel, B * layout.chunks * (layout.n_pad // R), source,
+           *source.stride(), partial,
            out.y, out.hi, out.lo, out.scale, N, K, blocks, layout.units, layout.chunks, KC=layout.KC, KP=layout.KP,
            PAD=layout.PAD, R=R, VALUE_PRODUCTS=value_products)  # fmt: skip
     return out

@@ -4,8 +4,8 @@ fp32 ψ is centred by c = mean ψ and scaled by κ = √log2(e)·2⁻ᵉ before 
 
     log2(e)·S_ij = σ·(ψ̃_i·ψ̃_j) + bias_j + (a term of row i alone, which softmax ignores),   σ = 2²ᵉ, ψ̃ = κ (ψ - c).
 
-e is 0 until a centred entry passes 2¹⁴ and then keeps fp16 in range. 16-bit ψ is used as it is: c = 0, κ = 1, σ = log2(e).
-Rows past N hold zeros and a bias of -∞, so the walks need no mask. Two passes, fixed order, no atomics.
+e is 0 until a centred entry passes 2¹⁴ and then keeps fp16 in range. 16-bit ψ is used as it is: c = 0, κ = 1, σ =
+log2(e). Rows past N hold zeros and a bias of -∞, so the walks need no mask. Two passes, fixed order, no atomics.
 """
 
 import triton

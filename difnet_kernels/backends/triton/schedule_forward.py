@@ -1,12 +1,14 @@
 """The cascade forward: prepare the state once, then per walk prepare ψ, walk, and combine if the columns were split.
 
-Everything between two walks stays in fp32; what the walks stream is padded, node-major and 16-bit. All buffers come from torch's
-allocator on the current stream and nothing waits for the device, so the whole cascade can be captured in a CUDA graph.
+Everything between two walks stays in fp32; what the walks stream is padded, node-major and 16-bit. All buffers come
+from torch's allocator on the current stream and nothing waits for the device, so the whole cascade can be captured in
+a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -30,9 +32,11 @@ def cascade_forward(
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any strides.
+    """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any
+    strides.
 
-    states (S, B, K, N) takes every step when S = T, else the last. row_lse is private to this backend's backward: log2 units,
+    states (S, B, K, N) takes every step when S = T,
+    else the last. row_lse is private to this backend's backward: log2 units,
     of the logits without the row terms that softmax ignores.
     """
     card = card_of(seed.device)
@@ -65,7 +69,9 @@ def _run(
     for t, walk in enumerate(walks):
         after = PreparedState(now.y, spare_hi, spare_lo, now.scale)
         out = states[t] if states.shape[0] == len(walks) else states[0] if t == len(walks) - 1 else None
-        walk_forward(t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, seed, mu, beta, walked, row_lse, out)
+        walk_forward(
+            t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, seed, mu, beta, walked, row_lse, out
+        )
         now, spare_hi, spare_lo = after, now.hi, now.lo
 
 
@@ -98,7 +104,9 @@ def walk_forward(
     target = row_lse if out is None else out
     strides = (0, 0, 0) if out is None else out.stride()
     finish = (now.scale, now.y, after.hi, after.lo, seed, *seed.stride(), mu, beta, walked, row_lse, target, *strides)
-    shape = dict(KC=layout.KC, KP=layout.KP, PAD=layout.PAD, VALUE_PRODUCTS=walk.value_products, SHIFT=SHIFT)
+    shape: dict[str, Any] = dict(
+        KC=layout.KC, KP=layout.KP, PAD=layout.PAD, VALUE_PRODUCTS=walk.value_products, SHIFT=SHIFT
+    )
     launch("walk_forward", walk_forward_kernel, row_programs * splits, psi.hi, psi.lo, psi.bias, psi.floor, psi.factor,
            now.hi, now.lo, *finish, part, part_peak, N, K, layout.units, layout.chunks, splits, split_tiles, B, t,
            **shape, DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products,

@@ -1,14 +1,16 @@
 """How many parts the columns of a walk are cut into, so that a small batch fills the card. A model, never a timing.
 
-A walk has `tiles` row tiles; `slots` programs run at once. With p parts the card needs ceil(tiles·p / slots) rounds, each of
-ceil(columns / p) column tiles plus the fixed cost of a program, and p > 1 pays for writing and adding the parts.
+A walk has `tiles` row tiles; `slots` programs run at once. With p parts the card needs ceil(tiles·p / slots) rounds,
+each of ceil(columns / p) column tiles plus the fixed cost of a program, and p > 1 pays for writing and adding the
+parts.
 """
 
 from __future__ import annotations
 
 import math
 
-# in units of one column tile: entering and leaving a program, the combining launch, and its traffic per part and wave of rows
+# in units of one column tile: entering and leaving a program, the combining launch, and its traffic per part and wave
+# of rows
 START, COMBINE, PART = 3.0, 6.0, 0.25
 MAX_SPLITS = 16
 PROGRAMS_PER_SM = 2

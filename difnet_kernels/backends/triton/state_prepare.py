@@ -1,8 +1,8 @@
 """y (B, K, N), any strides -> what the walks stream: node-major fp16 halves, scaled per class, with a column of ones.
 
-A chunk holds KC classes and a spare column at KC (KP ≥ KC + 1 columns in all). y is scaled by a power of two per image and
-class that brings |seed| and |y⁰| to at most 1: every later state is a convex combination of the two, so one scale serves
-the whole cascade. Layouts: state [B, C, n_pad, KP] fp32, halves likewise fp16, scale [B, C, KP].
+A chunk holds KC classes and a spare column at KC (KP ≥ KC + 1 columns in all). y is scaled by a power of two per
+image and class that brings |seed| and |y⁰| to at most 1: every later state is a convex combination of the two, so one
+scale serves the whole cascade. Layouts: state [B, C, n_pad, KP] fp32, halves likewise fp16, scale [B, C, KP].
 """
 
 import triton
@@ -37,7 +37,9 @@ def class_reach_kernel(
         x = tl.load(seed_ptr + image * seed_b + n[:, None] * seed_n + label[None, :] * seed_k, mask=inside, other=0.0)
         reach = tl.maximum(reach, tl.max(tl.abs(x.to(tl.float32)), axis=0))
         if HAS_STATE:
-            y = tl.load(state_ptr + image * state_b + n[:, None] * state_n + label[None, :] * state_k, mask=inside, other=0.0)
+            y = tl.load(
+                state_ptr + image * state_b + n[:, None] * state_n + label[None, :] * state_k, mask=inside, other=0.0
+            )
             reach = tl.maximum(reach, tl.max(tl.abs(y.to(tl.float32)), axis=0))
     tl.store(partial_ptr + program * KP + column, reach)
 
@@ -99,7 +101,9 @@ def finish_walk(
     inside = rows[:, None] & is_class[None, :]
     at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
     y = tl.load(state_ptr + at)
-    s = tl.load(seed_ptr + image * seed_b + n[:, None].to(tl.int64) * seed_n + label[None, :] * seed_k, mask=inside, other=0.0)
+    s = tl.load(
+        seed_ptr + image * seed_b + n[:, None].to(tl.int64) * seed_n + label[None, :] * seed_k, mask=inside, other=0.0
+    )
     y = blend(walked, s.to(tl.float32), y, tl.load(mu_ptr + step), tl.load(beta_ptr + step))  # (W3, W4)
     y = tl.where(inside, y, 0.0)
     to_row = (step.to(tl.int64) * batch + image) * N + n

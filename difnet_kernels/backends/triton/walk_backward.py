@@ -1,18 +1,18 @@
 """One walk backwards (B3-B6): a program owns I rows, streams all columns once and writes only its rows. No atomics.
 
-S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both. In
-scaled units (see `gradient_prepare`), with the spare columns y = (y | 1) and h = (h | -δ):
+S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both.
+In scaled units (see `gradient_prepare`), with the spare columns y = (y | 1) and h = (h | -δ):
 
     T = P_ij (h_i·y_j - δ_i) + P_ji (h_j·y_i - δ_j)        grad_psi_i += T_ij ψ_j        moved_i += P_ji (h_j | -δ_j)
 
 The spare column of moved gives Σ_j P_ji (h_j·y_i - δ_j) = moved_i·(y_i | 1), which carries the centre that ψ̃ left out.
 
-The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a difference of equal numbers. Because
-Σ_j P_ij (h_i·y_j - δ_i) = 0, its term is minus the others', -against_i, which does not cancel; where P_ii is below one half, the
-direct product is the better of the two. own_i = P_ii adds h_i to moved at the end.
+The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a difference of equal numbers.
+Because Σ_j P_ij (h_i·y_j - δ_i) = 0, its term is minus the others', -against_i, which does not cancel; where P_ii is
+below one half, the direct product is the better of the two. own_i = P_ii adds h_i to moved at the end.
 
-Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI loops over
-the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
+Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
+loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
 """
 
 import triton
@@ -41,26 +41,21 @@ def product(a_hi, a_lo, b_hi, b_lo, acc, PRODUCTS: tl.constexpr):
 @triton.jit
 def load_halves(hi_ptr, lo_ptr, at, PRODUCTS: tl.constexpr):
     hi = tl.load(hi_ptr + at)
-    if PRODUCTS == 3:
-        lo = tl.load(lo_ptr + at)
-    else:
-        lo = hi
+    lo = tl.load(lo_ptr + at) if PRODUCTS == 3 else hi
     return hi, lo
 
 
 @triton.jit
 def split_halves(x, like: tl.constexpr, PRODUCTS: tl.constexpr):
     hi = x.to(like)
-    if PRODUCTS == 3:
-        lo = (x - hi.to(tl.float32)).to(like)
-    else:
-        lo = hi
+    lo = (x - hi.to(tl.float32)).to(like) if PRODUCTS == 3 else hi
     return hi, lo
 
 
 @triton.jit
 def finish_gradient(
-    sum_psi, sum_t, itself, psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d, psi_n,
+    sum_psi, sum_t, itself, psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d,
+    psi_n,
     image, n, n_pad, N, D, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """(B5) grad_psi = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss; itself = T_ii / 2."""
@@ -82,9 +77,9 @@ def finish_moved(
     moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n,
     add_grad, image, chunk, chunks, n, n_pad, N, K, KC: tl.constexpr, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """(B6) g += Σ_j P_ji h_j, plus the gradient that the caller gave for this step. Returns 2¹³ Σ_(j≠i) P_ji (h_j·y_i - δ_j),
-    2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k."""
-    column, label, is_class, spare = class_columns(chunk, K, KC, KP)
+    """(B6) g += Σ_j P_ji h_j, plus the gradient that the caller gave for this step. Returns 2¹³ Σ_(j≠i) P_ji
+    (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k."""
+    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
     at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
     y = tl.load(y_hi_ptr + at).to(tl.float32)
     h = tl.load(h_hi_ptr + at).to(tl.float32)
@@ -105,11 +100,13 @@ def finish_moved(
 
 @triton.jit(do_not_specialize=_INTS)
 def walk_backward_kernel(
-    psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr, level_ptr, drop_ptr,
-    spread_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr, grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
+    psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr,
+    level_ptr, drop_ptr,
+    spread_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr, grad_ptr, grad_b: tl.int64, grad_k: tl.int64,
+    grad_n: tl.int64,
     grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, part_psi_ptr, part_moved_ptr,
     part_against_ptr, part_own_ptr, N, D, K, pad_units, chunks, programs_chunks, splits, split_tiles, batch, add_grad,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, WANT_PSI: tl.constexpr, WANT_MOVED: tl.constexpr,
     ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
@@ -222,11 +219,13 @@ def walk_backward_kernel(
 
     if FUSED:
         sum_t, itself, reach = finish_moved(
-            moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n,
+            moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b,
+            grad_k, grad_n,
             add_grad, image, 0, chunks, i, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
         )  # fmt: skip
         finish_gradient(
-            sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d,
+            sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr,
+            h_scale_ptr, grad_psi_ptr, psi_b, psi_d,
             psi_n, image, i, n_pad, N, D, DP, LOGIT_PRODUCTS,
         )  # fmt: skip
         tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
@@ -244,11 +243,14 @@ def walk_backward_kernel(
 
 @triton.jit(do_not_specialize=_INTS)
 def walk_backward_combine_kernel(
-    part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr, psi_hi_ptr, psi_lo_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr,
+    part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr, psi_hi_ptr, psi_lo_ptr, y_hi_ptr, y_lo_ptr,
+    h_hi_ptr, h_lo_ptr,
     factor_ptr, centre_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr,
     grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
-    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, splits, batch, add_grad,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr,
+    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, splits, batch,
+    add_grad,
+    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of R rows in the order of their splits, then finishes the rows, chunk by chunk."""
@@ -277,14 +279,16 @@ def walk_backward_combine_kernel(
             row = split * split_rows * chunks + (image * chunks + chunk) * n_pad + n
             moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
         more_t, more_itself, more_reach = finish_moved(
-            moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n,
+            moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b,
+            grad_k, grad_n,
             add_grad, image, chunk, chunks, n, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
         )  # fmt: skip
         sum_t += more_t
         itself += more_itself
         reach += more_reach
     finish_gradient(
-        sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr,
+        sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr,
+        h_scale_ptr,
         grad_psi_ptr, psi_b, psi_d, psi_n, image, n, n_pad, N, D, DP, LOGIT_PRODUCTS,
     )  # fmt: skip
     tl.store(reach_ptr + program, tl.max(reach, axis=0))

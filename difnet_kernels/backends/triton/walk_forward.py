@@ -1,12 +1,13 @@
-"""One walk (W1-W4) without storing P. A program owns I rows of one image and streams a range of the columns in tiles of J.
+"""One walk (W1-W4) without storing P. A program owns I rows of one image and streams a range of the columns in tiles
+of J.
 
-Every operand of the stream is padded to whole tiles (`psi_prepare`, `state_prepare`), so the loop has no mask: columns past N
-carry a bias of -∞. With one split the rows are finished in registers; with more, `walk_forward_combine_kernel` adds the
-parts in a fixed order. A wide K runs one program per chunk of classes.
+Every operand of the stream is padded to whole tiles (`psi_prepare`, `state_prepare`), so the loop has no mask:
+columns past N carry a bias of -∞. With one split the rows are finished in registers; with more,
+`walk_forward_combine_kernel` adds the parts in a fixed order. A wide K runs one program per chunk of classes.
 
 The running maximum starts just below the row's own logit S_ii, nearly always the row's maximum, so it is right from the
-first tile wherever that tile lies. The rescale of acc is not guarded by a branch: acc is 32 columns, the block-wide vote that a branch
-needs costs more than the multiplications it would save.
+first tile wherever that tile lies. The rescale of acc is not guarded by a branch: acc is 32 columns, the block-wide
+vote that a branch needs costs more than the multiplications it would save.
 """
 
 import triton
@@ -26,11 +27,12 @@ def walk_forward_kernel(
     scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     mu_ptr, beta_ptr, walked_ptr, lse_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64,
     part_ptr, part_peak_ptr, N, K, pad_units, chunks, splits, split_tiles, batch, step,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,
+    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, SHIFT: tl.constexpr, HAS_OUT: tl.constexpr,
     FUSED: tl.constexpr,
 ):  # fmt: skip
-    """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] over the tiles of one split; then finished here (FUSED) or left in part."""
+    """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] over the tiles of one split; then finished here (FUSED) or left in
+    part."""
     n_pad = pad_units * PAD
     row_tiles = tl.cdiv(N, I)
     program = tl.program_id(0).to(tl.int64)
@@ -88,7 +90,8 @@ def walk_forward_kernel(
 
     if FUSED:
         finish_walk(
-            acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr, beta_ptr,
+            acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr,
+            beta_ptr,
             walked_ptr, lse_ptr, out_ptr, out_b, out_k, out_n, image, chunk, chunks, batch, step, i, n_pad, N, K,
             KC, KP, SHIFT, VALUE_PRODUCTS, HAS_OUT,
         )  # fmt: skip

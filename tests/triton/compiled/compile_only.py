@@ -1,8 +1,8 @@
 """Compiles what a run on a GPU would compile, on a machine without one, and reads the binary.
 
-The real launch code runs on CPU tensors under a driver that only knows an architecture: every kernel is specialised by the very
-arguments of the run (alignment, constants) and compiled to a cubin, but not started. So the binary that is looked at is
-the binary that would run.
+The real launch code runs on CPU tensors under a driver that only knows an architecture: every kernel is specialised
+by the very arguments of the run (alignment, constants) and compiled to a cubin, but not started. So the binary that
+is looked at is the binary that would run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Binary:
     registers: int = 0
     stack: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
-    loop: Counter[str] = field(default_factory=Counter)  # one turn of the loop with the matrix instructions, one column tile
+    loop: Counter[str] = field(
+        default_factory=Counter
+    )  # one turn of the loop with the matrix instructions, one column tile
 
     def __str__(self) -> str:
         shape = "".join(f"{key}{value}-" for key, value in self.constants.items() if key in ("DP", "KP", "I", "J"))
@@ -107,7 +109,9 @@ def _read(binary: Binary) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.cubin)
         file.flush()
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
         sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
     report = usage.stdout + usage.stderr
     binary.registers = int(re.search(r"REG:(\d+)", report)[1])  # type: ignore[index]

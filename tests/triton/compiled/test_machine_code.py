@@ -1,4 +1,5 @@
-"""What ptxas made of every launch row: matrix units used, copies asynchronous, nothing spilled, room for the planned programs."""
+"""What ptxas made of every launch row: matrix units used, copies asynchronous, nothing spilled, room for the planned
+programs."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def built(build: Build) -> list[Binary]:
             None, seed, psi, gates, gates, build.precision, states=seed[None], walked=walked, row_lse=row_lse
         )
         triton_backend.cascade_backward(
-            seed[None], None, seed, psi, gates, gates, walked, row_lse, build.precision, grad_state=None, grad_seed=seed,
+            seed[None], None, seed, psi, gates, gates, walked, row_lse, build.precision, grad_state=None,
+            grad_seed=seed,
             grad_psi=psi, grad_mu=gates, grad_beta=gates,
         )  # fmt: skip
     return found
@@ -95,7 +97,8 @@ def test_the_walks_use_the_matrix_units(build: Build) -> None:
 
 @each_build
 def test_warp_group_products_are_not_serialised(build: Build) -> None:
-    """One wait per product, not one per instruction: ptxas falls back to that when something else defines an accumulator."""
+    """One wait per product, not one per instruction: ptxas falls back to that when something else defines an
+    accumulator."""
     for binary in walks(build):
         if binary.loop_count("HGMMA"):
             assert binary.loop_count("WARPGROUP") < binary.loop_count("HGMMA"), f"{binary}: {dict(binary.loop)}"
@@ -105,7 +108,9 @@ def test_warp_group_products_are_not_serialised(build: Build) -> None:
 def test_the_stream_is_copied_asynchronously(build: Build) -> None:
     for binary in walks(build):
         if binary.stages == 1:
-            assert binary.constants["I"] == ROWS[-1].launch.rows, f"{binary}: only the row that runs everywhere may do without"
+            assert binary.constants["I"] == ROWS[-1].launch.rows, (
+                f"{binary}: only the row that runs everywhere may do without"
+            )
             continue
         assert binary.loop_count("LDGSTS", "UTMALDG") > 0, str(binary)
         # nothing of the stream is left to a plain load, which would wait for memory inside the loop

@@ -38,7 +38,12 @@ class Answer:
     saved: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {"states": self.states, "grad_seed": self.grad_seed, "grad_mu": self.grad_mu, "grad_beta": self.grad_beta}
+        named = {
+            "states": self.states,
+            "grad_seed": self.grad_seed,
+            "grad_mu": self.grad_mu,
+            "grad_beta": self.grad_beta,
+        }
         named |= {f"grad_psi[{t}]": p for t, p in enumerate(self.grad_psi)}
         return named | ({} if self.grad_state is None else {"grad_state": self.grad_state})
 

@@ -66,7 +66,11 @@ def test_mixed_dtypes(seed_dtype: torch.dtype, psi_dtype: torch.dtype) -> None:
     p.seed, p.grad = p.seed.to(seed_dtype), p.grad.to(seed_dtype)
     p.psi = [p.psi[0].to(psi_dtype), p.psi[1]]
     answer = assert_right(p)
-    assert [answer.states.dtype, answer.grad_seed.dtype, answer.grad_psi[0].dtype] == [seed_dtype, seed_dtype, psi_dtype]
+    assert [answer.states.dtype, answer.grad_seed.dtype, answer.grad_psi[0].dtype] == [
+        seed_dtype,
+        seed_dtype,
+        psi_dtype,
+    ]
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -107,7 +111,9 @@ def test_a_batch_is_its_images_one_by_one() -> None:
     p = problem(3, 5, 35, (16, 3))
     whole = run(p)
     for b in range(3):
-        one = run(dataclasses.replace(p, seed=p.seed[b : b + 1], psi=[x[b : b + 1] for x in p.psi], grad=p.grad[:, b : b + 1]))
+        one = run(
+            dataclasses.replace(p, seed=p.seed[b : b + 1], psi=[x[b : b + 1] for x in p.psi], grad=p.grad[:, b : b + 1])
+        )
         assert torch.equal(one.states, whole.states[:, b : b + 1])
         assert torch.equal(one.grad_seed, whole.grad_seed[b : b + 1])
         assert torch.equal(one.grad_psi[0], whole.grad_psi[0][b : b + 1])
@@ -118,6 +124,8 @@ def test_walks_in_one_call_are_single_walks() -> None:
     together = run(p).states
     state = None
     for t in range(3):
-        one = dataclasses.replace(p, psi=[p.psi[t]], mu=p.mu[t : t + 1], beta=p.beta[t : t + 1], grad=p.grad[:1], state=state)
+        one = dataclasses.replace(
+            p, psi=[p.psi[t]], mu=p.mu[t : t + 1], beta=p.beta[t : t + 1], grad=p.grad[:1], state=state
+        )
         state = run(one).states[0]
         assert torch.equal(state, together[t])

@@ -1,4 +1,5 @@
-"""Where the numbers leave the ordinary: huge and one-hot logits, tiny and huge scores, wide spreads, values that are not finite."""
+"""Where the numbers leave the ordinary: huge and one-hot logits, tiny and huge scores, wide spreads, values that are
+not finite."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def test_far_apart_nodes_keep_their_scores(size: float) -> None:
 
 @pytest.mark.parametrize("confidence", (0.9, 0.99, 0.999, 0.99999))
 def test_gradients_of_a_nearly_one_hot_walk(confidence: float) -> None:
-    """N orthogonal nodes of norm² L: P_ii = 1 / (1 + (N-1) e^-L), and the gradient of psi is of the size of 1 - P_ii."""
+    """N orthogonal nodes of norm² L: P_ii = 1 / (1 + (N-1) e^-L), and the gradient of psi is of the size of 1 -
+    P_ii."""
     N = 64
     p = problem(1, 5, N, (N,))
     level = torch.tensor(confidence / (1 - confidence) * (N - 1)).log()
@@ -41,7 +43,8 @@ def test_gradients_of_a_nearly_one_hot_walk(confidence: float) -> None:
 
 @pytest.mark.parametrize("length", (3.0, 14.0, 30.0), ids=["one_exp", "both_branches", "two_exps"])
 def test_levels_of_any_spread(length: float) -> None:
-    """Norms that grow along the nodes spread the row sums: tiles with a small spread take one exponential, the others two."""
+    """Norms that grow along the nodes spread the row sums: tiles with a small spread take one exponential, the
+    others two."""
     p = problem(1, 5, 97, (8,), size=0.3, offset=0.0)
     direction = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
     p.psi = [p.psi[0] + direction[None, :, None] * torch.linspace(0, length, 97)]

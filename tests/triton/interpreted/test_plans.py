@@ -1,4 +1,5 @@
-"""However the work is cut (tiles, splits, fused or combined), the answer is the same; and the cuts themselves are sound."""
+"""However the work is cut (tiles, splits, fused or combined), the answer is the same; and the cuts themselves are
+sound."""
 
 from __future__ import annotations
 
