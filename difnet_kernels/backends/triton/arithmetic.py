@@ -40,7 +40,7 @@ def blend(walked, seed, state, mu, beta):
 
 
 @triton.jit
-def class_columns(chunk, K, KC: tl.constexpr, KP: tl.constexpr):
+def class_columns(chunk, K, KC, KP: tl.constexpr):
     """Columns of one padded chunk: (column, class index, is a class, is the spare column)."""
     column = tl.arange(0, KP)
     label = chunk * KC + column

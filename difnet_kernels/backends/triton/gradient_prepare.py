@@ -11,8 +11,10 @@ import triton.language as tl
 from .arithmetic import blend, class_columns, low_half, power_of_two_below
 from .state_prepare import store_state_halves
 
-_INTS = [
-    "N", "K", "pad_units", "chunks", "batch", "step", "reaches", "programs", "walks",
+# sizes, strides and the caller's pointers: a new value must not compile a new kernel
+_PLAIN = [
+    "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks", "batch", "step",
+    "reaches", "programs", "walks",
     "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k",
     "out_n",
 ]  # fmt: skip
@@ -29,11 +31,11 @@ def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside):
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def gradient_begin_kernel(
     grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64, g_ptr, scale_ptr, reach_ptr, N, K, pad_units,
     chunks,
-    KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """g = ∂L/∂yᵀ as [B, C, n_pad, KP] fp32, and per block of rows max_i Σ_k |g_k| / scale_k."""
     n_pad = pad_units * PAD
@@ -52,7 +54,7 @@ def gradient_begin_kernel(
     tl.store(reach_ptr + program, tl.max(reach, axis=0))
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def gradient_prepare_kernel(
     g_ptr, reach_ptr, scale_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr, bias_ptr,
     seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
@@ -60,7 +62,7 @@ def gradient_prepare_kernel(
     y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, drop_ptr, spread_ptr, seed_sum_ptr,
     gate_ptr,
     N, K, pad_units, chunks, batch, step, reaches, walks,
-    KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """One step t for R rows: yᵗ and h as halves, g <- (1-β) g, seed_sum += β(1-μ) g, ∂μ and ∂β of the block.
 
@@ -147,11 +149,11 @@ def gradient_prepare_kernel(
         tl.store(h_scale_ptr + image, h_scale)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def gradient_end_kernel(
     g_ptr, seed_sum_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, N, K, pad_units, chunks,
-    KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
     """∂L/∂y⁰ and ∂L/∂s in the caller's layout; without a state the first is added to the second (W5)."""
     n_pad = pad_units * PAD
@@ -174,7 +176,7 @@ def gradient_end_kernel(
     tl.store(to, total.to(seed_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def gate_reduce_kernel(gate_ptr, grad_mu_ptr, grad_beta_ptr, programs, step, R: tl.constexpr):
     """∂μ_t, ∂β_t: the blocks' parts [programs, 2], added in a fixed order by one program."""
     mu = tl.zeros([R], tl.float32)

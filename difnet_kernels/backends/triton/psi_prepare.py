@@ -13,12 +13,13 @@ import triton.language as tl
 
 from .arithmetic import low_half
 
-_INTS = ["N", "D", "blocks", "block_nodes", "pad_units", "stride_b", "stride_d", "stride_n"]
+# sizes, strides and the caller's pointer: a new value must not compile a new kernel
+_PLAIN = ["psi_ptr", "N", "D", "blocks", "block_nodes", "pad_units", "stride_b", "stride_d", "stride_n"]
 LOG2E = tl.constexpr(1.4426950408889634)
 SQRT_LOG2E = tl.constexpr(1.2011224087864498)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def psi_statistics_kernel(
     psi_ptr, stride_b: tl.int64, stride_d: tl.int64, stride_n: tl.int64, partial_ptr, N, D, blocks, block_nodes,
     DP: tl.constexpr, R: tl.constexpr,
@@ -46,7 +47,7 @@ def psi_statistics_kernel(
     tl.store(out + 2 * DP, high)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def psi_prepare_kernel(
     psi_ptr, stride_b: tl.int64, stride_d: tl.int64, stride_n: tl.int64, partial_ptr,
     hi_ptr, lo_ptr, bias_ptr, floor_ptr, centre_ptr, factor_ptr, N, D, blocks, pad_units,

@@ -10,17 +10,18 @@ import triton.language as tl
 
 from .arithmetic import blend, class_columns, low_half, power_of_two_below
 
-_INTS = [
-    "N", "K", "blocks", "block_nodes", "pad_units", "chunks", "step", "batch",
+# sizes, strides and the caller's pointers: a new value must not compile a new kernel
+_PLAIN = [
+    "seed_ptr", "source_ptr", "KC", "N", "K", "blocks", "block_nodes", "pad_units", "chunks", "step", "batch",
     "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k", "out_n",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def class_reach_kernel(
     seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64, state_ptr, state_b: tl.int64, state_k: tl.int64,
     state_n: tl.int64, partial_ptr, N, K, blocks, block_nodes, chunks,
-    KC: tl.constexpr, KP: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
+    KC, KP: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
     """max |seed|, |state| per class over one block of nodes -> partial [B, C, blocks, KP]."""
     program = tl.program_id(0).to(tl.int64)
@@ -54,11 +55,11 @@ def store_state_halves(hi_ptr, lo_ptr, at, scaled, spare, VALUE_PRODUCTS: tl.con
         tl.store(lo_ptr + at, low_half(scaled, hi))
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def state_prepare_kernel(
     source_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, partial_ptr,
     state_ptr, hi_ptr, lo_ptr, scale_ptr, N, K, blocks, pad_units, chunks,
-    KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """One block of nodes of y⁰: the fp32 state, its halves and (first block) the scale of every class."""
     n_pad = pad_units * PAD
@@ -86,7 +87,7 @@ def state_prepare_kernel(
 def finish_walk(
     acc, peak, scale_ptr, state_ptr, hi_ptr, lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr, beta_ptr,
     walked_ptr, lse_ptr, out_ptr, out_b, out_k, out_n, image, chunk, chunks, batch, step, n, n_pad, N, K,
-    KC: tl.constexpr, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, HAS_OUT: tl.constexpr,
+    KC, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, HAS_OUT: tl.constexpr,
 ):  # fmt: skip
     """W2-W4 for rows whose sums are complete: acc [R, KP] = Σ 2^(x-peak) y with the row sum in the spare column.
 

@@ -21,8 +21,10 @@ import triton.language as tl
 from .arithmetic import TRANSPOSED_SHIFT, class_columns
 from .gradient_prepare import SPREAD, class_tile
 
-_INTS = [
-    "N", "D", "K", "pad_units", "chunks", "programs_chunks", "splits", "split_tiles", "batch", "step",
+# sizes, strides and the caller's pointers: a new value must not compile a new kernel
+_PLAIN = [
+    "grad_ptr", "grad_psi_ptr", "KC", "N", "D", "K", "pad_units", "chunks", "programs_chunks", "splits",
+    "split_tiles", "batch", "step",
     "psi_b", "psi_d", "psi_n", "grad_b", "grad_k", "grad_n", "add_grad",
 ]  # fmt: skip
 # up to this level its own rounding may enter an exponent
@@ -75,7 +77,7 @@ def finish_gradient(
 @triton.jit
 def finish_moved(
     moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n,
-    add_grad, image, chunk, chunks, n, n_pad, N, K, KC: tl.constexpr, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    add_grad, image, chunk, chunks, n, n_pad, N, K, KC, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """(B6) g += Σ_j P_ji h_j, plus the gradient that the caller gave for this step. Returns 2¹³ Σ_(j≠i) P_ji
     (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k."""
@@ -98,7 +100,7 @@ def finish_moved(
     return sum_t, TRANSPOSED_SHIFT * own * tl.sum(h * y, axis=1), tl.sum(tl.abs(g) / scale, axis=1)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def walk_backward_kernel(
     psi_hi_ptr, psi_lo_ptr, bias_ptr, factor_ptr, centre_ptr, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, lse_ptr,
     level_ptr, drop_ptr,
@@ -106,7 +108,7 @@ def walk_backward_kernel(
     grad_n: tl.int64,
     grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, part_psi_ptr, part_moved_ptr,
     part_against_ptr, part_own_ptr, N, D, K, pad_units, chunks, programs_chunks, splits, split_tiles, batch, add_grad,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
+    DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, WANT_PSI: tl.constexpr, WANT_MOVED: tl.constexpr,
     ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr,
 ):  # fmt: skip
@@ -241,7 +243,7 @@ def walk_backward_kernel(
             tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def walk_backward_combine_kernel(
     part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr, psi_hi_ptr, psi_lo_ptr, y_hi_ptr, y_lo_ptr,
     h_hi_ptr, h_lo_ptr,
@@ -249,7 +251,7 @@ def walk_backward_combine_kernel(
     grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
     grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, splits, batch,
     add_grad,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+    DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip

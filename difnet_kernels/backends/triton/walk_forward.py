@@ -15,19 +15,20 @@ import triton.language as tl
 
 from .state_prepare import finish_walk
 
-_INTS = [
-    "N", "K", "pad_units", "chunks", "splits", "split_tiles", "batch", "step",
+# sizes, strides and the caller's pointers: a new value must not compile a new kernel
+_PLAIN = [
+    "seed_ptr", "out_ptr", "KC", "N", "K", "pad_units", "chunks", "splits", "split_tiles", "batch", "step",
     "seed_b", "seed_k", "seed_n", "out_b", "out_k", "out_n",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def walk_forward_kernel(
     psi_hi_ptr, psi_lo_ptr, bias_ptr, floor_ptr, factor_ptr, y_hi_ptr, y_lo_ptr,
     scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     mu_ptr, beta_ptr, walked_ptr, lse_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64,
     part_ptr, part_peak_ptr, N, K, pad_units, chunks, splits, split_tiles, batch, step,
-    DP: tl.constexpr, KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
+    DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, SHIFT: tl.constexpr, HAS_OUT: tl.constexpr,
     FUSED: tl.constexpr,
 ):  # fmt: skip
@@ -101,12 +102,12 @@ def walk_forward_kernel(
         tl.store(part_peak_ptr + to, peak)
 
 
-@triton.jit(do_not_specialize=_INTS)
+@triton.jit(do_not_specialize=_PLAIN)
 def walk_forward_combine_kernel(
     scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     mu_ptr, beta_ptr, walked_ptr, lse_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64,
     part_ptr, part_peak_ptr, N, K, pad_units, chunks, splits, batch, step,
-    KC: tl.constexpr, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
     SHIFT: tl.constexpr, HAS_OUT: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of R rows in the order of their splits, then finishes the rows."""

@@ -56,6 +56,7 @@ class Binary:
     shared: int
     warps: int
     stages: int
+    programs: int
     registers: int = 0
     stack: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
@@ -133,7 +134,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         if key not in binaries:
             constants = {name: value for name, value in kwargs.items() if name.isupper() or name in ("I", "J")}
             binaries[key] = Binary(self.fn.__name__, arch, constants, made.asm["cubin"], made.metadata.shared,
-                                   made.metadata.num_warps, made.metadata.num_stages)  # fmt: skip
+                                   made.metadata.num_warps, made.metadata.num_stages, grid[0])  # fmt: skip
         return made
 
     run = triton.JITFunction.run
