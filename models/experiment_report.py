@@ -12,7 +12,8 @@ STAGE_NAMES = {"scores": "score map x", "seed": "seed s = M x"}
 def report(result: dict[str, Any]) -> str:
     """Everything results.json holds that a person wants to see."""
     runs, settings, machine = result["runs"], result["settings"], result["environment"]
-    names = list(result["questions"])
+    questions = {variant["name"]: variant["question"] for variant in result["variants"]}
+    names = list(questions)
     seeds = sorted({run["seed"] for run in runs})
     updates = settings["epochs"] * (settings["train_images"] // settings["batch_size"])
     device = machine["gpu"][0] if machine["device"].startswith("cuda") else machine["processor"]
@@ -20,10 +21,10 @@ def report(result: dict[str, Any]) -> str:
         f"# Experiments, budget {result['budget']}",
         f"{settings['train_images']} training and {settings['val_images']} validation images of {settings['size']}², "
         f"preset {settings['preset']}, {settings['classes']} classes; {updates} updates of {settings['batch_size']} "
-        f"images, learning rate {settings['lr']}; {len(seeds)} seeds. "
+        f"images; {len(seeds)} seeds. "
         f"{device}, torch {machine['torch']}, {result['seconds']:.0f} s in all, commit {machine['commit']}.",
         "## Networks",
-        comparison(runs, names, result["questions"]),
+        comparison(runs, names, questions),
         "Mean IoU on the validation images after the last epoch, in percent, mean ± deviation over seeds. Difference: "
         "to DifNet, paired by seed.",
         "## How μ and β grow",
@@ -39,14 +40,22 @@ def comparison(runs: Sequence[dict[str, Any]], names: Sequence[str], questions: 
     """A row per variant: parameters, mean IoU, difference to the first variant."""
     scores = {name: {run["seed"]: run["mean_iou"] for run in runs if run["variant"] == name} for name in names}
     parameters = {run["variant"]: run["parameters"] for run in runs}
+    rates = {run["variant"]: run["lr"] for run in runs}
     rows = []
     for name in names:
         differences = [score - scores[names[0]][seed] for seed, score in scores[name].items()]
         shown = "–" if name == names[0] else mean_and_deviation(differences)
         rows.append(
-            [name, questions[name], f"{parameters[name]:,}", mean_and_deviation(list(scores[name].values())), shown]
+            [
+                name,
+                questions[name],
+                f"{parameters[name]:,}",
+                rates[name],
+                mean_and_deviation(list(scores[name].values())),
+                shown,
+            ]
         )
-    return markdown(["network", "question", "parameters", "mIoU", "difference"], rows)
+    return markdown(["network", "question", "parameters", "learning rate", "mIoU", "difference"], rows)
 
 
 def growth(runs: Sequence[dict[str, Any]]) -> str:

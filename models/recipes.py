@@ -16,6 +16,7 @@ class Recipe:
     weight_decay: float
     groups: str  # "same": lr × 10 everywhere; "deeplab": 1× trunks, 10× new weights, 20× new biases; "flat": lr itself
     transform: str  # preprocessing and augmentation, by its name in models.data
+    augment: bool = True  # flip, scale and crop; without, images must be of one size
     momentum: float = 0.9
     power: float = 0.9
     epochs: int = 200
@@ -31,9 +32,21 @@ RECIPES = {
     "deeplab": Recipe("deeplab", lr=2.5e-4, weight_decay=5e-4, groups="deeplab", transform="default"),
     # what the released code does: ten times the rate on every parameter, BGR input
     "authors": Recipe("authors", lr=2.5e-4, weight_decay=5e-4, groups="same", transform="authors"),
-    # no pretrained weights, small images, minutes instead of days: the generated data sets
+    # no pretrained weights, small images, minutes instead of days: generated data sets
     "scratch": Recipe(
         "scratch", lr=0.05, weight_decay=1e-4, groups="flat", transform="default", epochs=40, batch_size=16, crop=97
+    ),
+    # the same where there are so many generated images that they need no augmentation
+    "generated": Recipe(
+        "generated",
+        lr=0.02,
+        weight_decay=1e-4,
+        groups="flat",
+        transform="default",
+        augment=False,
+        epochs=8,
+        batch_size=8,
+        crop=97,
     ),
 }
 

@@ -94,7 +94,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
 def data_sets(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """Training and validation data of a configuration; validation is at native size, None if switched off."""
     common = {"seed": config.seed, "sbd_root": config.sbd}
-    augment = build_transform(config.recipe.transform, train=True, crop=config.recipe.crop)
+    crop = config.recipe.crop if config.recipe.augment else None
+    augment = build_transform(config.recipe.transform, train=config.recipe.augment, crop=crop)
     train_set = build_dataset(config.data, config.kind, config.train_split, augment, **common)
     if not config.val_every:
         return train_set, None
