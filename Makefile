@@ -8,8 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # the environment need not be activated: its cmake, ninja, ruff ... come first
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# Triton decides at import whether it interprets, so its tests are a process of their own
-TRITON_TESTS := $(wildcard tests/triton)
+# Triton decides at import whether it interprets or compiles, so each half of tests/triton is a process of its own
 
 .PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
@@ -18,7 +17,7 @@ help:
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"
 	@echo "make compare   measure BASE (main) and the working tree, alternately"
-	@echo "make gpu       the tests on the GPU of this machine"
+	@echo "make gpu       tests and measurements on the GPU of this machine (out/gpu)"
 	@echo "make docs      write the measured tables and figures of the documents again"
 	@echo "make sanitize  the C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make env       only the environment, in $(VENV) (PYTHON=... picks the interpreter)"
@@ -41,9 +40,9 @@ build: $(READY)
 
 test: build
 	$(PY) -m pytest tests --ignore=tests/triton
-ifneq ($(TRITON_TESTS),)
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton
-endif
+	$(PY) -c "import triton" 2> /dev/null || $(PY) -m pip install --quiet triton  # a CPU-only torch comes without it
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton  # the kernels' arithmetic
+	$(PY) -m pytest tests/triton  # their machine code, compiled ahead of time
 
 smoke: build
 	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q
@@ -70,7 +69,7 @@ bench: build
 	$(PY) -m pytest benchmarks --benchmark-only
 
 gpu: build
-	$(PY) -m pytest tests --ignore=tests/triton --backends triton
+	$(PY) -m benchmarks.gpu_suite --out out/gpu
 
 docs: build
 	$(PY) -m benchmarks.report

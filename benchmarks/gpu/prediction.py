@@ -37,7 +37,9 @@ def compiled(case: Case, dtype: torch.dtype, precision: str) -> list[Binary]:
     seed, psi = torch.empty((B, K, N), dtype=dtype), [torch.empty((B, D, N), dtype=dtype)]
     gates, walked, row_lse = torch.empty(1), torch.empty((1, B, N, K)), torch.empty((1, B, N))
     with compiled_for(90, PROCESSORS) as found:
-        backend.cascade_forward(None, seed, psi, gates, gates, precision, states=seed[None], walked=walked, row_lse=row_lse)
+        backend.cascade_forward(
+            None, seed, psi, gates, gates, precision, states=seed[None], walked=walked, row_lse=row_lse
+        )
         backend.cascade_backward(
             seed[None], None, seed, psi, gates, gates, walked, row_lse, precision, grad_state=None, grad_seed=seed,
             grad_psi=psi, grad_mu=gates, grad_beta=gates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -14,6 +15,7 @@ MAX_EMBED = 256
 MIN_ARCH = 80
 
 
+@functools.cache
 def unusable() -> str | None:
     """Why no problem can run here; None if Triton and a GPU it compiles for are present (or the interpreter is on)."""
     if importlib.util.find_spec("triton") is None:
