@@ -4,9 +4,10 @@
 
 Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compiled for sm_90 at the sizes of the case,
 with the splits that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the chip
-issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest of
-the three is the time (least); if the products wait for the rest, their sum (most). Both branches of P_ji are counted, so
-the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not
+issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest
+of the three is the time (least); if the products wait for the rest,
+their sum (most). Both branches of P_ji are counted,
+so the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not
 measured".
 """
 
