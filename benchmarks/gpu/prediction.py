@@ -2,11 +2,13 @@
 
     python -m benchmarks.gpu.prediction --out benchmarks/results/gpu_prediction.json --page docs/gpu.md
 
-Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compiled for sm_90 at the sizes of the case, with
-the splits that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the chip issues 4
-warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest of the three
-is the time (least); if the products wait for the rest, their sum (most). Both branches of P_ji are counted, so the
-backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not measured".
+Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compiled for sm_90 at the sizes of the case,
+with the splits that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the chip
+issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest
+of the three is the time (least); if the products wait for the rest,
+their sum (most). Both branches of P_ji are counted,
+so the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not
+measured".
 """
 
 from __future__ import annotations
@@ -94,8 +96,8 @@ def measured() -> dict[tuple[str, str, str, str], float]:
 def table(entries: list[dict[str, object]]) -> str:
     seen = measured()
     lines = [
-        "| case | input | kernel | tile, warps | splits | registers, shared KiB, programs/SM | issue : products : exps, "
-        "cycles/tile | floor, µs | predicted, µs | measured, µs |",
+        "| case | input | kernel | tile, warps | splits | registers, shared KiB, programs/SM | "
+        "issue : products : exps, cycles/tile | floor, µs | predicted, µs | measured, µs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in entries:
@@ -103,7 +105,8 @@ def table(entries: list[dict[str, object]]) -> str:
         assert isinstance(cycles, dict)
         time = seen.get((e["case"], e["dtype"], e["precision"], e["kernel"]))  # type: ignore[arg-type]
         lines.append(
-            f"| {e['case']} | {e['dtype']} {e['precision']} | {e['kernel']} | {e['tile']}, {e['warps']} | {e['splits']} | "
+            f"| {e['case']} | {e['dtype']} {e['precision']} | {e['kernel']} | {e['tile']}, {e['warps']} | "
+            f"{e['splits']} | "
             f"{e['registers']}, {e['shared'] / 1024:.0f}, {e['programs_per_sm']} | "  # type: ignore[operator]
             f"{cycles['issue']:.0f} : {cycles['products']:.0f} : {cycles['exps']:.0f} | {e['floor_us']:.1f} | "
             f"{e['least_us']:.0f} to {e['most_us']:.0f} | {'not measured' if time is None else f'{time:.1f}'} |"

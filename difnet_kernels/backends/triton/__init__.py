@@ -39,8 +39,11 @@ def refuses(problem: Problem) -> str | None:
     widest = max(problem.embeds)
     if widest > MAX_EMBED:
         return f"D = {widest} is above {MAX_EMBED}, the widest tile that fits shared memory"
-    if problem.nodes * MAX_EMBED >= 2**31:
-        return f"N = {problem.nodes} is above {2**31 // MAX_EMBED - 1}, where 32-bit offsets inside an image end"
+    if problem.nodes * max(MAX_EMBED, problem.classes) >= 2**31:
+        return (
+            f"N = {problem.nodes} with K = {problem.classes} passes 2^31 / max({MAX_EMBED}, K), where the 32-bit "
+            "offsets inside an image end"
+        )
     return None
 
 

@@ -59,9 +59,11 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
 
 @dataclass(frozen=True)
 class PreparedState:
-    """y fp32 and its halves [B, C, n_pad, KP] (lo is hi with one product), the power-of-two scale [B, C, KP]."""
+    """y and the seed in fp32, the halves of y [B, C, n_pad, KP] (lo is hi with one product), the power-of-two scale
+    [B, C, KP]."""
 
     y: Tensor
+    seed: Tensor
     hi: Tensor
     lo: Tensor
     scale: Tensor
@@ -73,7 +75,7 @@ def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layou
     hi = layout.columns(seed, torch.float16)
     lo = torch.empty_like(hi) if value_products == 3 else hi
     scale = torch.empty((B, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
-    out = PreparedState(layout.columns(seed, torch.float32), hi, lo, scale)
+    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
     blocks, block_nodes = reduction_blocks(N)
     R = layout.block
     partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
@@ -82,7 +84,7 @@ def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layou
            partial, N, K, blocks, block_nodes, layout.chunks, KC=layout.KC, KP=layout.KP, R=R,
            HAS_STATE=state is not None)  # fmt: skip
     launch("state preparation", state_prepare_kernel, B * layout.chunks * (layout.n_pad // R), source,
-           *source.stride(), partial,
-           out.y, out.hi, out.lo, out.scale, N, K, blocks, layout.units, layout.chunks, KC=layout.KC, KP=layout.KP,
-           PAD=layout.PAD, R=R, VALUE_PRODUCTS=value_products)  # fmt: skip
+           *source.stride(), seed, *seed.stride(), partial, out.y, out.seed, out.hi, out.lo, out.scale, N, K, blocks,
+           layout.units, layout.chunks, KC=layout.KC, KP=layout.KP, PAD=layout.PAD, R=R,
+           VALUE_PRODUCTS=value_products)  # fmt: skip
     return out

@@ -109,7 +109,7 @@ def _run(
     streamed = _streamed(start, products, layout, seed)
 
     g = start.y  # y⁰ in fp32 is not needed here: its buffer becomes the gradient's
-    seed_sum = torch.empty_like(g)
+    seed_sum = start.seed  # likewise
     most_blocks = layout.n_pad // min(16, min(walk.launch.cols for walk in walks))
     gradient = Gradient(
         g, torch.empty((B, most_blocks), dtype=torch.float32, device=seed.device), layout.n_pad // layout.block

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import split_plan
 from .plan import INTERPRETED, SHIFT, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walks
 from .prepared import PreparedPsi, PreparedState, prepare_psi, prepare_state
+from .state_prepare import state_store_kernel
 from .walk_forward import walk_forward_combine_kernel, walk_forward_kernel
 
 
@@ -67,11 +68,16 @@ def _run(
     spare_hi = torch.empty_like(now.hi)
     spare_lo = torch.empty_like(now.lo) if now.lo is not now.hi else spare_hi
     for t, walk in enumerate(walks):
-        after = PreparedState(now.y, spare_hi, spare_lo, now.scale)
-        out = states[t] if states.shape[0] == len(walks) else states[0] if t == len(walks) - 1 else None
+        after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
         walk_forward(
-            t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, seed, mu, beta, walked, row_lse, out
+            t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, seed, mu, beta, walked, row_lse
         )
+        if states.shape[0] == len(walks) or t == len(walks) - 1:
+            out = states[min(t, states.shape[0] - 1)]
+            programs = seed.shape[0] * layout.chunks * (layout.n_pad // layout.block)
+            launch("state_store", state_store_kernel, programs, now.y, out, *out.stride(), seed.shape[2],
+                   seed.shape[1], layout.units, layout.chunks, KC=layout.KC,
+                   KP=layout.KP, PAD=layout.PAD, R=layout.block)  # fmt: skip
         now, spare_hi, spare_lo = after, now.hi, now.lo
 
 
@@ -88,7 +94,6 @@ def walk_forward(
     beta: Tensor,
     walked: Tensor,
     row_lse: Tensor,
-    out: Tensor | None,
 ) -> None:
     """Step t: reads the halves of `now`, writes the halves of `after` (other buffers) and the fp32 state in place."""
     B, K, N = seed.shape
@@ -101,18 +106,15 @@ def walk_forward(
     if not fused:
         part = torch.empty((splits, B, layout.chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device)
         part_peak = torch.empty((splits, B, layout.chunks, layout.n_pad), dtype=torch.float32, device=seed.device)
-    target = row_lse if out is None else out
-    strides = (0, 0, 0) if out is None else out.stride()
-    finish = (now.scale, now.y, after.hi, after.lo, seed, *seed.stride(), mu, beta, walked, row_lse, target, *strides)
+    finish = (now.scale, now.y, after.hi, after.lo, now.seed, mu, beta, walked, row_lse)
     shape: dict[str, Any] = dict(
         KC=layout.KC, KP=layout.KP, PAD=layout.PAD, VALUE_PRODUCTS=walk.value_products, SHIFT=SHIFT
     )
     launch("walk_forward", walk_forward_kernel, row_programs * splits, psi.hi, psi.lo, psi.bias, psi.floor, psi.factor,
            now.hi, now.lo, *finish, part, part_peak, N, K, layout.units, layout.chunks, splits, split_tiles, B, t,
            **shape, DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products,
-           HAS_OUT=out is not None and fused, FUSED=fused, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
+           FUSED=fused, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
     if not fused:
         R = min(16 if layout.KP > 64 else 32, layout.PAD)
         launch("walk_forward_combine", walk_forward_combine_kernel, B * layout.chunks * triton.cdiv(N, R), *finish,
-               part, part_peak, N, K, layout.units, layout.chunks, splits, B, t, **shape, R=R,
-               HAS_OUT=out is not None)  # fmt: skip
+               part, part_peak, N, K, layout.units, layout.chunks, splits, B, t, **shape, R=R)  # fmt: skip

@@ -12,7 +12,8 @@ from .arithmetic import blend, class_columns, low_half, power_of_two_below
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "seed_ptr", "source_ptr", "KC", "N", "K", "blocks", "block_nodes", "pad_units", "chunks", "step", "batch",
+    "source_ptr", "given_seed_ptr", "out_ptr", "KC", "N", "K", "blocks", "block_nodes", "pad_units", "chunks",
+    "step", "batch",
     "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k", "out_n",
 ]  # fmt: skip
 
@@ -57,11 +58,12 @@ def store_state_halves(hi_ptr, lo_ptr, at, scaled, spare, VALUE_PRODUCTS: tl.con
 
 @triton.jit(do_not_specialize=_PLAIN)
 def state_prepare_kernel(
-    source_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, partial_ptr,
-    state_ptr, hi_ptr, lo_ptr, scale_ptr, N, K, blocks, pad_units, chunks,
+    source_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, given_seed_ptr, seed_b: tl.int64,
+    seed_k: tl.int64, seed_n: tl.int64, partial_ptr, state_ptr, seed_ptr, hi_ptr, lo_ptr, scale_ptr, N, K, blocks,
+    pad_units, chunks,
     KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """One block of nodes of y⁰: the fp32 state, its halves and (first block) the scale of every class."""
+    """One block of nodes: y⁰ and the seed in fp32, the halves of y⁰, and (first block) the scale of every class."""
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -78,6 +80,8 @@ def state_prepare_kernel(
     y = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     to = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
     tl.store(state_ptr + to, y)
+    at = given_seed_ptr + image * seed_b + n[:, None] * seed_n + label[None, :] * seed_k
+    tl.store(seed_ptr + to, tl.load(at, mask=inside, other=0.0).to(tl.float32))
     store_state_halves(hi_ptr, lo_ptr, to, y * scale[None, :], spare, VALUE_PRODUCTS)
     if program % row_blocks == 0:
         tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
@@ -85,35 +89,49 @@ def state_prepare_kernel(
 
 @triton.jit
 def finish_walk(
-    acc, peak, scale_ptr, state_ptr, hi_ptr, lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr, beta_ptr,
-    walked_ptr, lse_ptr, out_ptr, out_b, out_k, out_n, image, chunk, chunks, batch, step, n, n_pad, N, K,
-    KC, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, HAS_OUT: tl.constexpr,
+    acc, peak, scale_ptr, state_ptr, hi_ptr, lo_ptr, seed_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr,
+    image, chunk, chunks, batch, step, n, n_pad, N, K, KC,
+    KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
     """W2-W4 for rows whose sums are complete: acc [R, KP] = Σ 2^(x-peak) y with the row sum in the spare column.
 
-    Writes walked, row_lse (log2 units, centred logits), the next state with its halves, and yᵗ⁺¹ if it is wanted.
+    Writes walked, row_lse (log2 units, centred logits), and the next state with its halves. One 64-bit base per field
+    and 32-bit offsets inside an image: 64-bit tiles of addresses would not fit the registers.
     """
     column, label, is_class, spare = class_columns(chunk, K, KC, KP)
-    total = tl.sum(tl.where(spare[None, :], acc, 0.0), axis=1)
-    at_class = (image * chunks + chunk) * KP + column
-    scale = tl.load(scale_ptr + at_class)
-    walked = acc / total[:, None] / scale[None, :]  # (W2); the scale is a power of two
+    field = (image * chunks + chunk) * n_pad * KP
+    at = n[:, None] * KP + column[None, :]
     rows = n < N
     inside = rows[:, None] & is_class[None, :]
-    at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
-    y = tl.load(state_ptr + at)
-    s = tl.load(
-        seed_ptr + image * seed_b + n[:, None].to(tl.int64) * seed_n + label[None, :] * seed_k, mask=inside, other=0.0
-    )
-    y = blend(walked, s.to(tl.float32), y, tl.load(mu_ptr + step), tl.load(beta_ptr + step))  # (W3, W4)
-    y = tl.where(inside, y, 0.0)
-    to_row = (step.to(tl.int64) * batch + image) * N + n
-    tl.store(walked_ptr + to_row[:, None] * K + label[None, :], walked, mask=inside)
+    total = tl.sum(tl.where(spare[None, :], acc, 0.0), axis=1)
+    scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
+    walked = acc / total[:, None] / scale[None, :]  # (W2); the scale is a power of two
+    first_row = (step.to(tl.int64) * batch + image) * N
+    tl.store(walked_ptr + first_row * K + (n[:, None] * K + label[None, :]), walked, mask=inside)
     if chunk == 0:
         # SHIFT leaves before the logarithm: log2 is exact at 1, where a one-hot row is
-        tl.store(lse_ptr + to_row, (peak + SHIFT) + tl.log2(total * (2.0 ** (-SHIFT))), mask=rows)
-    tl.store(state_ptr + at, y)
-    store_state_halves(hi_ptr, lo_ptr, at, y * scale[None, :], spare, VALUE_PRODUCTS)
-    if HAS_OUT:
-        to = out_ptr + image * out_b + n[:, None].to(tl.int64) * out_n + label[None, :] * out_k
-        tl.store(to, y.to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(lse_ptr + first_row + n, (peak + SHIFT) + tl.log2(total * (2.0 ** (-SHIFT))), mask=rows)
+    y = tl.load(state_ptr + field + at)
+    s = tl.load(seed_ptr + field + at)
+    y = blend(walked, s, y, tl.load(mu_ptr + step), tl.load(beta_ptr + step))  # (W3, W4)
+    y = tl.where(inside, y, 0.0)
+    tl.store(state_ptr + field + at, y)
+    store_state_halves(hi_ptr + field, lo_ptr + field, at, y * scale[None, :], spare, VALUE_PRODUCTS)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def state_store_kernel(
+    state_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64, N, K, pad_units, chunks,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """yᵗ in the caller's layout. Apart from the walk, whose registers have no room for the addresses."""
+    n_pad = pad_units * PAD
+    row_blocks = n_pad // R
+    program = tl.program_id(0).to(tl.int64)
+    chunk = (program // row_blocks) % chunks
+    image = program // (row_blocks * chunks)
+    n = (program % row_blocks) * R + tl.arange(0, R)
+    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
+    y = tl.load(state_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :])
+    to = out_ptr + image * out_b + n[:, None] * out_n + label[None, :] * out_k
+    tl.store(to, y.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & is_class[None, :])

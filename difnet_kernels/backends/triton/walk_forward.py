@@ -17,19 +17,18 @@ from .state_prepare import finish_walk
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "seed_ptr", "out_ptr", "KC", "N", "K", "pad_units", "chunks", "splits", "split_tiles", "batch", "step",
-    "seed_b", "seed_k", "seed_n", "out_b", "out_k", "out_n",
+    "KC", "N", "K", "pad_units", "chunks", "splits", "split_tiles", "batch", "step",
 ]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def walk_forward_kernel(
     psi_hi_ptr, psi_lo_ptr, bias_ptr, floor_ptr, factor_ptr, y_hi_ptr, y_lo_ptr,
-    scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
-    mu_ptr, beta_ptr, walked_ptr, lse_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64,
+    scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr,
+    mu_ptr, beta_ptr, walked_ptr, lse_ptr,
     part_ptr, part_peak_ptr, N, K, pad_units, chunks, splits, split_tiles, batch, step,
     DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
-    LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, SHIFT: tl.constexpr, HAS_OUT: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, SHIFT: tl.constexpr,
     FUSED: tl.constexpr,
 ):  # fmt: skip
     """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] over the tiles of one split; then finished here (FUSED) or left in
@@ -91,10 +90,8 @@ def walk_forward_kernel(
 
     if FUSED:
         finish_walk(
-            acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr,
-            beta_ptr,
-            walked_ptr, lse_ptr, out_ptr, out_b, out_k, out_n, image, chunk, chunks, batch, step, i, n_pad, N, K,
-            KC, KP, SHIFT, VALUE_PRODUCTS, HAS_OUT,
+            acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr,
+            image, chunk, chunks, batch, step, i, n_pad, N, K, KC, KP, SHIFT, VALUE_PRODUCTS,
         )  # fmt: skip
     else:
         to = ((split.to(tl.int64) * batch + image) * chunks + chunk) * n_pad + i
@@ -104,11 +101,11 @@ def walk_forward_kernel(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def walk_forward_combine_kernel(
-    scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
-    mu_ptr, beta_ptr, walked_ptr, lse_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64,
+    scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr,
+    mu_ptr, beta_ptr, walked_ptr, lse_ptr,
     part_ptr, part_peak_ptr, N, K, pad_units, chunks, splits, batch, step,
     KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
-    SHIFT: tl.constexpr, HAS_OUT: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of R rows in the order of their splits, then finishes the rows."""
     n_pad = pad_units * PAD
@@ -129,7 +126,6 @@ def walk_forward_combine_kernel(
         weight = tl.exp2(tl.load(part_peak_ptr + split * stride + row) - peak)
         acc += weight[:, None] * tl.load(part_ptr + (split * stride + row)[:, None] * KP + column[None, :])
     finish_walk(
-        acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, seed_b, seed_k, seed_n, mu_ptr, beta_ptr,
-        walked_ptr, lse_ptr, out_ptr, out_b, out_k, out_n, image, chunk, chunks, batch, step, n, n_pad, N, K,
-        KC, KP, SHIFT, VALUE_PRODUCTS, HAS_OUT,
+        acc, peak, scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr,
+        image, chunk, chunks, batch, step, n, n_pad, N, K, KC, KP, SHIFT, VALUE_PRODUCTS,
     )  # fmt: skip
