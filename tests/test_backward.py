@@ -22,9 +22,8 @@ def _grid() -> list[object]:
                 continue
             if case in REGIME_CASES and case.nodes == 33 and dtype == "fp64":
                 continue
-            quick = dtype in ("fp32", "bf16") and (
-                case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127)
-            )
+            quick = case.nodes in (SMOKE_NODES if case in SHAPES else (127,))
+            quick = quick and (dtype == "fp32" or (dtype == "bf16" and case.nodes == 65))
             rows.append(pytest.param(case, dtype, id=f"{case}-{dtype}", marks=[pytest.mark.smoke] * quick))
     return rows
 

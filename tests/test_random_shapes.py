@@ -52,7 +52,7 @@ def _drawn(number: int) -> tuple[str, Inputs]:
     return f"{case}, seed {seed.dtype}, psi {[p.dtype for p in psi]}", drawn
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.smoke] * (n < 12)) for n in NUMBERS])
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.smoke] * (n < 6)) for n in NUMBERS])
 def test_a_random_problem(backend: str, number: int) -> None:
     told, inputs = _drawn(number)
     print(f"problem {number}: {told}")
