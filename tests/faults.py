@@ -31,7 +31,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[n * stride + K]"),
+    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[in_rows"),
     Fault("the diagonal tile counts twice", FORWARD, "a != b", "true", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
     Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
@@ -45,7 +45,7 @@ FAULTS = (
     Fault("delta is missing", BACKWARD, "h * w", "Real(0)", "backward", "delta += {};"),
     Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * L) + {})"),
     Fault("P_ij and P_ji are swapped", BACKWARD, "tile.P_ji", "tile.P_ij", "backward", "add_rows({}, walk.h_rows"),
-    Fault("padding pulls at the diagonal", BACKWARD, "strip * kStrip + c >= nodes_b", "false", "backward"),
+    Fault("padding pulls at the diagonal", BACKWARD, "c >= nodes", "false", "backward", "if ({}) continue;"),
     Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
     Fault(
         "skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true",
