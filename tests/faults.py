@@ -35,7 +35,7 @@ FAULTS = (
     Fault("the diagonal tile counts twice", FORWARD, "a != b", "true", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
     Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
-    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.166f", "forward"),
+    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.16f", "forward"),
     Fault("a maximum is never raised", FORWARD, "tile.highest > kSlack<Real>", "false", "extremes"),
     Fault("a raised maximum leaves its sums", FORWARD, "factor", "Real(1)", "extremes", "*= {};"),
     Fault("only rows raise their maximum", FORWARD, "to > walk.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),

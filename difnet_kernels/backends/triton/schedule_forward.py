@@ -65,8 +65,9 @@ def _run(
 ) -> None:
     layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
     now = prepare_state(state, seed, walks[0].value_products, layout)
-    spare_hi = torch.empty_like(now.hi)
-    spare_lo = torch.empty_like(now.lo) if now.lo is not now.hi else spare_hi
+    # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
+    spare_hi = torch.zeros_like(now.hi)
+    spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
     for t, walk in enumerate(walks):
         after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
         walk_forward(
