@@ -8,8 +8,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # the environment need not be activated: its cmake, ninja, ruff ... come first
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# Triton decides at import whether it interprets, so its tests are a process of their own
-TRITON_TESTS := $(wildcard tests/triton)
+# Triton decides at import whether it interprets or compiles, so each half of tests/triton is a process of its own
 
 .PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
@@ -18,7 +17,7 @@ help:
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"
 	@echo "make compare   measure BASE (main) and the working tree, alternately"
-	@echo "make gpu       the tests on the GPU of this machine"
+	@echo "make gpu       tests and measurements on the GPU of this machine (out/gpu)"
 	@echo "make docs      write the measured tables and figures of the documents again"
 	@echo "make sanitize  the C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make env       only the environment, in $(VENV) (PYTHON=... picks the interpreter)"
@@ -41,9 +40,9 @@ build: $(READY)
 
 test: build
 	$(PY) -m pytest tests --ignore=tests/triton
-ifneq ($(TRITON_TESTS),)
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton
-endif
+	$(PY) -c "import triton" 2> /dev/null || $(PY) -m pip install --quiet triton  # a CPU-only torch comes without it
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton  # the kernels' arithmetic
+	$(PY) -m pytest tests/triton  # their machine code, compiled ahead of time
 
 smoke: build
 	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q
@@ -70,7 +69,7 @@ bench: build
 	$(PY) -m pytest benchmarks --benchmark-only
 
 gpu: build
-	$(PY) -m pytest tests --ignore=tests/triton --backends triton
+	$(PY) -m benchmarks.gpu_suite --out out/gpu
 
 docs: build
 	$(PY) -m benchmarks.report
@@ -81,6 +80,7 @@ compare: build
 
 # a copy of the package with an instrumented library; the loader needs the sanitizer before Python
 SANITIZED := build/sanitize
+SANITIZED_TESTS := $(patsubst %,tests/test_%.py,forward backward layouts sizes extremes nonfinite random_shapes)
 sanitize: build
 	@mkdir -p $(SANITIZED) && rm -rf $(SANITIZED)/difnet_kernels $(SANITIZED)/tests
 	@cp -r difnet_kernels tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
@@ -89,7 +89,7 @@ sanitize: build
 	cmake --build $(SANITIZED)/cmake
 	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(abspath $(PY)) -m pytest tests --ignore=tests/triton --ignore=tests/test_packaging.py -m smoke -q -p no:cacheprovider
+	    $(abspath $(PY)) -m pytest $(SANITIZED_TESTS) --backends cpu -m smoke -q -s -p no:cacheprovider
 
 clean:
 	rm -rf build out dist *.egg-info difnet_kernels/*.so difnet_kernels/build_report.json

@@ -49,7 +49,9 @@ def write(path: Path, head: dict[str, object], rows: Iterable[Row | dict[str, ob
     os.replace(partial, path)
 
 
-def not_measured(task: Task, reason: str) -> list[Row]:
+def not_measured(task: Task, minutes: float) -> list[Row]:
+    """Rows that say that the run ended before the task."""
+    reason = f"the run was limited to {minutes:g} minutes"
     names = {name: CONTENDERS[name].title if name in CONTENDERS else name for name in task.contenders}
     return [task.row(name, title, status=NOT_MEASURED, reason=reason) for name, title in names.items()]
 
@@ -62,7 +64,7 @@ def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) ->
     for number, task in enumerate(tasks, 1):
         spent = time.monotonic() - start
         if spent > 60 * minutes:
-            rows += not_measured(task, f"the run was limited to {minutes:g} minutes")
+            rows += not_measured(task, minutes)
             continue
         print(f"[{number}/{len(tasks)}, {spent:.0f} s] ", end="", flush=True)
         found = task.measure(device)

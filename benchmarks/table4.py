@@ -37,6 +37,7 @@ class Table4Task(Task):
             reason = "models not available"
             return [self.row(name, title, status=UNAVAILABLE, reason=reason) for name, title in titles.items()]
         calls = _calls(self, device)
+        rounds = (1, 20) if device == "cpu" else (3, 200)  # seconds each on a CPU
         entrants = {}
         for name, title in titles.items():
             reason = None
@@ -44,7 +45,7 @@ class Table4Task(Task):
                 setting = Setting(CASES["eval505"], DTYPES[self.dtype], device, self.direction)
                 reason = CONTENDERS[name].why_not(setting)
             entrants[name] = Entrant(title, reason, _warm(calls[name]))
-        return contest(self, entrants, device)
+        return contest(self, entrants, device, rounds=rounds)
 
 
 def _warm(call: Call) -> Callable[[], tuple[Call, None]]:

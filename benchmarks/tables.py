@@ -160,14 +160,14 @@ def scaling(results: Results, size: str) -> str:
 
 def models(results: Results) -> str:
     """Table 4 of the paper beside ours."""
-    forward, both = results.tasks("models")
+    tasks = results.tasks("models")
     notes, lines = Notes(), []
-    for first, second in zip(results.of(forward), results.of(both), strict=True):
-        title = first.title if first.title != first.contender else _table4_title(first.contender)
-        paper = table4.PAPER.get(first.contender)
-        shown = show.seconds(paper) if paper is not None else ""
-        lines.append([title, shown, cell(first, notes), cell(second, notes)])
-    return markdown(["", f"paper ({table4.PAPER_DEVICE})", "inference", "forward + backward"], lines, notes)
+    for same in zip(*(results.of(task) for task in tasks), strict=True):
+        name = same[0].contender
+        paper = show.seconds(table4.PAPER.get(name))
+        lines.append([_table4_title(name), paper, *(cell(row, notes) for row in same)])
+    heads = ["inference" if task.direction == "forward" else ARROWS[task.direction] for task in tasks]
+    return markdown(["", f"paper ({table4.PAPER_DEVICE})", *heads], lines, notes)
 
 
 def _table4_title(name: str) -> str:

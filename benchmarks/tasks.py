@@ -100,7 +100,14 @@ class Task:
         raise NotImplementedError
 
 
-def contest(task: Task, entrants: Mapping[str, Entrant], device: str, *, per_call: int = 1) -> list[Row]:
+def contest(
+    task: Task,
+    entrants: Mapping[str, Entrant],
+    device: str,
+    *,
+    per_call: int = 1,
+    rounds: tuple[int, int] = (3, 200),
+) -> list[Row]:
     """Check every entrant, then time the checked ones alternately. per_call: how often one timed call does the work."""
     rows: dict[str, Row] = {}
     calls: dict[str, Call] = {}
@@ -124,7 +131,7 @@ def contest(task: Task, entrants: Mapping[str, Entrant], device: str, *, per_cal
             )
             continue
         calls[name], verdicts[name] = call, verdict
-    for name, timing in alternate(calls, seconds=task.seconds, device=device).items():
+    for name, timing in alternate(calls, seconds=task.seconds, device=device, rounds=rounds).items():
         verdict = verdicts[name]
         rows[name] = task.row(
             name,

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 
 from difnet_kernels.functional import cascaded_random_walk
 
-_POOLS = {1: nn.functional.adaptive_max_pool1d, 2: nn.functional.adaptive_max_pool2d, 3: nn.functional.adaptive_max_pool3d}
+_POOLS = {
+    1: nn.functional.adaptive_max_pool1d,
+    2: nn.functional.adaptive_max_pool2d,
+    3: nn.functional.adaptive_max_pool3d,
+}
 
 
 def psi_projection(

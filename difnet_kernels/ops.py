@@ -44,7 +44,13 @@ def _empty_backward(
     state: Tensor | None, seed: Tensor, psi: list[Tensor], mu: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
     grad_state = seed.new_empty((0,)) if state is None else empty_field_like(state)
-    return grad_state, empty_field_like(seed), [empty_field_like(p) for p in psi], torch.empty_like(mu), torch.empty_like(beta)
+    return (
+        grad_state,
+        empty_field_like(seed),
+        [empty_field_like(p) for p in psi],
+        torch.empty_like(mu),
+        torch.empty_like(beta),
+    )
 
 
 @torch.library.impl(_LIBRARY, "cascade_forward", "CompositeExplicitAutograd")

@@ -61,7 +61,9 @@ def check_field(name: str, x: Tensor) -> None:
             "Add the missing axes with unsqueeze, or reshape a node list to (B, C, N)."
         )
     if x.shape[1] == 0:
-        raise ValueError(f"{name} must have at least one channel; got {tuple(x.shape)}. Drop the walk or the call instead.")
+        raise ValueError(
+            f"{name} must have at least one channel; got {tuple(x.shape)}. Drop the walk or the call instead."
+        )
 
 
 def check_on_grid(name: str, x: Tensor, seed: Tensor) -> None:
@@ -96,7 +98,9 @@ def check_embeddings(psi: Sequence[Tensor] | Tensor, seed: Tensor) -> list[Tenso
     return list(psi)
 
 
-def check_gates(name: str, gates: Tensor | Sequence[float] | float, walks: int, seed: Tensor, dtype: torch.dtype) -> Tensor:
+def check_gates(
+    name: str, gates: Tensor | Sequence[float] | float, walks: int, seed: Tensor, dtype: torch.dtype
+) -> Tensor:
     """mu or beta as a (T,) tensor of the accumulation dtype. Python numbers are checked against [0, 1]; tensors are
     used as they are, because reading them would make the host wait for the device."""
     if isinstance(gates, Tensor):

@@ -1,4 +1,4 @@
-"""The named problems that tests and benchmarks share, and the small shapes that sit on the edges of the kernels' tiles."""
+"""The named problems that tests and benchmarks share, and the small shapes on the edges of the kernels' tiles."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Runs every test over every backend this machine can use, and says what did not run.
 
-A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a promise
-of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make. One that takes
-`native` concerns the compiled library alone.
+A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a
+promise of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
+One that takes `native` concerns the compiled library alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from difnet_kernels.backends import BACKENDS
 from tests import inventory
 
 HERE = Path(__file__).parent
+# files of this folder that test what is built and written, not the walk
+ELSEWHERE = {"test_packaging.py", "test_documents.py"}
+
+
+def _of_the_walk(path: Path) -> bool:
+    return path.parent == HERE and path.name not in ELSEWHERE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Counts:
-    """What was collected of the walk's own tests (the files directly in this folder), and whether that is all of it."""
+    """What was collected of the walk's own tests (files of this folder), and whether that is all of it."""
 
     def __init__(self) -> None:
         self.once = 0
@@ -71,7 +77,7 @@ class Counts:
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if item.path.parent != HERE:
+            if not _of_the_walk(item.path):
                 continue
             params = item.callspec.params if hasattr(item, "callspec") else {}
             backend = params.get("backend") or params.get("kernel") or params.get("native")
@@ -107,7 +113,7 @@ def _skipped(config: pytest.Config) -> list[pytest.TestReport]:
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None:
         return []
-    return [report for report in reporter.stats.get("skipped", []) if Path(report.fspath).resolve().parent == HERE]
+    return [report for report in reporter.stats.get("skipped", []) if _of_the_walk(Path(report.fspath).resolve())]
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,6 +1,6 @@
 """Kinds of embeddings: what psi looks like decides which branch of a kernel runs, because S = psi psi^T has no 1/√D.
 
-Each function makes (B, D, *grid) in fp64. Node order matters: kernels walk the nodes in tiles and keep a running maximum.
+Each function makes (B, D, *grid) in fp64. Node order matters: kernels go tile by tile and keep a running maximum.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def smooth(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> 
 
 
 def photo(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
-    """As in a network: smooth along the grid, norms² from 60 to 550; a node looks at itself and at what resembles it."""
+    """As in a network: smooth along the grid, norms² 60 to 550; a node looks at itself and at what resembles it."""
     nodes = math.prod(grid)
     place = torch.arange(nodes, dtype=torch.float64).expand(batch, 1, nodes)
     pitch = 0.03 * (1 + _normal(chance, batch, embed, 1).abs())
@@ -48,7 +48,7 @@ def one_hot(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) ->
 
 
 def brightening(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
-    """One direction, norms² from 0 to 400 in node order: S_ij - S_ii reaches 100, and the running maximum must follow."""
+    """One direction, norms² 0 to 400 in node order: S_ij - S_ii reaches 100, and the running maximum must follow."""
     nodes = math.prod(grid)
     length = torch.linspace(0, 20, nodes, dtype=torch.float64)
     return _nodes_to_grid(_direction(chance, batch, embed) * length + 0.05 * _normal(chance, batch, embed, nodes), grid)
@@ -78,7 +78,7 @@ def outlier(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) ->
 
 
 def offset(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
-    """A common vector of norm² 400 under differences of a few units: a logit must carry nine more bits than it seems."""
+    """A common vector of norm² 400 under differences of a few units: logits must carry nine more bits than it seems."""
     return smooth(chance, batch, embed, grid) * 0.7 + (_direction(chance, batch, embed) * 20).reshape(
         batch, embed, *(1,) * len(grid)
     )

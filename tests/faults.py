@@ -20,7 +20,7 @@ FORWARD, BACKWARD = "cpu/walk_forward_tile.h", "cpu/walk_backward_tile.h"
 
 @dataclass(frozen=True)
 class Fault:
-    """In `file`, the expression `good` becomes `bad`; the tests of `truth` (a file, or one test of it) must then fail."""
+    """In `file`, the expression `good` becomes `bad`; then `truth` (a test file, or one test of it) must fail."""
 
     name: str
     file: str
@@ -31,11 +31,11 @@ class Fault:
 
 
 FAULTS = (
-    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[n * stride + K] = 1"),
-    Fault("the diagonal tile counts twice", FORWARD, "a == b", "false", "forward", "if ({}) return;"),
+    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[n * stride + K]"),
+    Fault("the diagonal tile counts twice", FORWARD, "a != b", "true", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
     Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
-    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.1666f", "forward"),
+    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.166f", "forward"),
     Fault("a maximum is never raised", FORWARD, "tile.highest > kSlack<Real>", "false", "extremes"),
     Fault("a raised maximum leaves its sums", FORWARD, "factor", "Real(1)", "extremes", "*= {};"),
     Fault("only rows raise their maximum", FORWARD, "to > walk.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
@@ -44,23 +44,28 @@ FAULTS = (
     Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  "),
     Fault("delta is missing", BACKWARD, "h * w", "Real(0)", "backward", "delta += {};"),
     Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * L) + {})"),
-    Fault("P_ij and P_ji are swapped", BACKWARD, "tile.P_ji", "tile.P_ij", "backward", "add_rows(block, {}, walk.h_rows"),
+    Fault("P_ij and P_ji are swapped", BACKWARD, "tile.P_ji", "tile.P_ij", "backward", "add_rows({}, walk.h_rows"),
     Fault("padding pulls at the diagonal", BACKWARD, "strip * kStrip + c >= nodes_b", "false", "backward"),
     Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
-    Fault("skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
+    Fault(
+        "skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true",
+        "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
+    ),
     Fault("d mu misses beta", BACKWARD, "double(beta)", "1.0", "backward", "{} * grad_mu"),
     Fault("strides are ignored in full tiles", "cpu/fields.h", "field.node_stride == 1", "true", "layouts"),
     Fault(
-        "offsets of images are 32-bit", "cpu/driver.cpp", "image * tensor.stride(0) * int64_t(tensor.element_size())",
-        "int32_t(uint32_t(image * tensor.stride(0) * int64_t(tensor.element_size())))", "sizes.py::test_strides_beyond_int32",
+        "offsets of images are 32-bit", "cpu/driver.cpp",
+        "image * tensor.stride(0) * int64_t(tensor.element_size())",
+        "int32_t(uint32_t(image * tensor.stride(0) * int64_t(tensor.element_size())))",
+        "sizes.py::test_strides_beyond_int32",
     ),
 )  # fmt: skip
-DECLARED = "namespace difnet {\n"
-SWITCH = "cpu/walk.h", "extern int fault;\n"
-DEFINITION = (
-    "cpu/driver.cpp",
-    'int fault = std::getenv("DIFNET_FAULT") ? std::atoi(std::getenv("DIFNET_FAULT")) : -1;\n',
-)
+# read by every source of the copy; the library has one, set when it is loaded
+SWITCH = "namespace difnet { extern int fault; }\n"
+DEFINITION = """
+#include <cstdlib>
+int difnet::fault = std::getenv("DIFNET_FAULT") ? std::atoi(std::getenv("DIFNET_FAULT")) : -1;
+"""
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -76,9 +81,9 @@ def plant(sources: Path) -> None:
         around = fault.around or "{}"
         switched = f"(::difnet::fault == {number} ? ({fault.bad}) : ({fault.good}))"
         _edit(sources / fault.file, around.format(fault.good), around.format(switched))
-    for file, line in (SWITCH, DEFINITION):
-        path = sources / file
-        path.write_text(path.read_text().replace(DECLARED, DECLARED + line, 1))
+    (sources / "fault.h").write_text(SWITCH)
+    with (sources / "library.cpp").open("a") as library:
+        library.write(DEFINITION)
 
 
 def build(folder: Path) -> None:
@@ -89,7 +94,11 @@ def build(folder: Path) -> None:
         shutil.copy2(ROOT / file, folder / file)
     plant(folder / "csrc")
     scripts = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
-    settings = [f"-DDIFNET_KERNELS_OUTPUT={folder / 'difnet_kernels'}", f"-DPython3_EXECUTABLE={sys.executable}"]
+    settings = [
+        f"-DDIFNET_KERNELS_OUTPUT={folder / 'difnet_kernels'}",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+        f"-DCMAKE_CXX_FLAGS=-include {folder / 'csrc' / 'fault.h'}",
+    ]
     for command in (["cmake", "-S", ".", "-B", "build", "-G", "Ninja", *settings], ["cmake", "--build", "build"]):
         program = shutil.which(command[0], path=scripts)
         assert program is not None, f"{command[0]} is needed to build the faults: pip install cmake ninja"

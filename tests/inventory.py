@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-ONCE = 0  # those without a backend
-PER_BACKEND = 0  # on each backend, the reference included
-KERNELS_ONLY = 0  # on each backend but the reference
-NATIVE_ONLY = 0  # on the compiled library
+ONCE = 215  # those without a backend
+PER_BACKEND = 1258  # on each backend, the reference included
+KERNELS_ONLY = 103  # on each backend but the reference
+NATIVE_ONLY = 25  # on the compiled library
 SKIPPED = 0

@@ -1,5 +1,6 @@
 """Errors come at the door, before any work, and name the rule, what was got and what to do."""
 
+# ruff: noqa: E501  one row per line is how a table reads
 from __future__ import annotations
 
 import re

@@ -1,4 +1,4 @@
-"""A torch citizen: torch.compile without graph breaks, export, autocast, activation checkpointing, deep copies, saving."""
+"""A torch citizen: torch.compile without graph breaks, export, autocast, activation checkpointing, copies, saving."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_one_graph_serves_all_sizes(backend: str) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_the_default_compiler(kernel: str, layout: str) -> None:
-    """Inductor, all the way to machine code, with a neighbour on either side that it may fuse or lay out as it likes."""
+    """Inductor, all the way to machine code, with neighbours on both sides that it may fuse or lay out as it likes."""
     inputs = make(SMALL)
     leaves = [inputs.seed, *inputs.psi]
     if layout == "channels_last":
@@ -159,7 +159,7 @@ def test_the_cascade_exports_for_any_grid() -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_leaves_the_walk_alone(backend: str, dtype: torch.dtype) -> None:
-    """Logits of hundreds in 16 bits would be noise: gates, logits and sums stay in fp32, results keep the seed's dtype."""
+    """Logits of hundreds in 16 bits would be noise: gates, logits and sums stay fp32, results keep the seed's dtype."""
     inputs = make(SMALL)
     plain = both(inputs, backend)
     with torch.autocast("cpu", dtype):

@@ -104,7 +104,7 @@ def test_gradcheck_of_transition_rows() -> None:
 @pytest.mark.smoke
 @pytest.mark.parametrize("wanted", ["seed", "psi", "mu", "beta"])
 def test_a_second_derivative_is_refused(backend: str, wanted: str) -> None:
-    """Never silently wrong: the first derivative with create_graph works and equals the plain one, the second raises."""
+    """Never silently wrong: the first derivative with create_graph equals the plain one, the second raises."""
     seed, psi, mu, beta = leaves = _leaves(Case(2, (9,), 3, 2, 1, "smooth"))
     leaf = {"seed": seed, "psi": psi, "mu": mu, "beta": beta}[wanted]
     plain = torch.autograd.grad(_cascade(backend)(*leaves).square().sum(), leaf)[0]

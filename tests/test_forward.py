@@ -1,4 +1,4 @@
-"""Every backend computes the cascade: max and RMS error against fp64, in every dtype, on the edges of tiles and lanes."""
+"""Every backend computes the cascade: max and RMS error against fp64, in every dtype, on edges of tiles and lanes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def _grid() -> list[object]:
         for dtype in DTYPES:
             if case.nodes > 257 and dtype in ("fp64", "fp16"):
                 continue
-            quick = dtype in ("fp32", "bf16") and (
-                case.nodes in SMOKE_NODES or (case in REGIME_CASES and case.nodes == 127)
-            )
+            quick = case.nodes in (SMOKE_NODES if case in SHAPES else (127,))
+            quick = quick and (dtype == "fp32" or (dtype == "bf16" and case.nodes == 65))
             rows.append(pytest.param(case, dtype, id=f"{case}-{dtype}", marks=[pytest.mark.smoke] * quick))
     return rows
 

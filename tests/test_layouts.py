@@ -90,8 +90,8 @@ def _copy(inputs: Inputs) -> Inputs:
 @pytest.mark.parametrize("role", ["seed", "psi", "grad", "all"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_strided_is_right(backend: str, pattern: str, role: str) -> None:
-    """Also where the backend makes no promise about bits; the reference shares no stride handling with the fp64 truth here,
-    because the truth gets contiguous copies."""
+    """Also where the backend makes no promise about bits; the truth gets contiguous copies, so the reference
+    shares no handling of strides with it."""
     inputs = _with(make(CASE), role, PATTERNS[pattern])
     assert_gradients(both(inputs, backend), inputs, truth_of(_copy(inputs)))
 
@@ -148,7 +148,7 @@ def test_the_stride_zero_gradient_of_a_sum(backend: str) -> None:
 
 @pytest.mark.parametrize("layout", ["one_tensor", "one_tensor_walks_inside", "the_same_tensor_twice"])
 def test_psi_as_one_tensor_or_repeated(backend: str, layout: str) -> None:
-    """psi (T, B, D, *S) equals the sequence of its parts, whatever its strides; a repeated tensor gets both gradients."""
+    """psi (T, B, D, *S) equals the sequence of its parts, whatever its strides; a repeated one gets both gradients."""
     inputs = make(CASE)
     if layout == "the_same_tensor_twice":
         shared = inputs.psi[0].clone().requires_grad_()

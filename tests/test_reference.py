@@ -41,7 +41,6 @@ def by_loops(inputs: Inputs) -> Tensor:
     return out
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(**named([*FEW, *REGIME_CASES]))
 def test_forward_and_all_gradients_equal_autograd_through_softmax(case: Case) -> None:
     inputs = make(case, torch.float64)
@@ -59,6 +58,7 @@ def test_forward_and_all_gradients_equal_autograd_through_softmax(case: Case) ->
         torch.testing.assert_close(mine, true, rtol=0, atol=room, msg=lambda m, n=number: f"gradient {n}: {m}")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(**named([Case(2, (7,), 3, 2, 3, "smooth"), Case(1, (3, 4), 5, 3, 2, "one_hot")]))
 def test_forward_equals_loops_over_nodes(case: Case) -> None:
     inputs = make(case, torch.float64)

@@ -1,4 +1,4 @@
-"""Sizes at their ends: nothing at all, one of everything, very many images, and more nodes than an int32 can index squared."""
+"""Sizes at their ends: nothing, one of everything, very many images, and more nodes than int32 can index squared."""
 
 from __future__ import annotations
 

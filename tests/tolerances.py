@@ -1,7 +1,7 @@
-"""Every tolerance of the tests, with its reason. e = ours - r, where r is the dense fp64 truth on the same rounded inputs.
+"""Every tolerance of the tests, with its reason. e = ours - r; r is the dense fp64 truth on the same rounded inputs.
 
-Rounding psi is not an error here (both sides see the rounded numbers); rounding a logit is. A logit of size G carries an
-absolute error of about 2⁻²⁴ G in fp32, which exp turns into the same relative error of a weight: hence bounds in G.
+Rounding psi is not an error here (both sides see the rounded numbers); rounding a logit is. A logit of size G carries
+an absolute error of about 2⁻²⁴ G in fp32, which exp turns into the same relative error of a weight: hence bounds in G.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}
 NARROW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # "medium": logits from one fp16 or TF32 product
 MEDIUM_PER_LOGIT = 1e-4
-# d psi sums T_ij = P_ij(h·y - δ) + transpose: two weights, one difference and a product with psi where the walk has one weight
+# d psi sums T_ij = P_ij(h·y - δ) + transpose: two weights, a difference and a product where a walk has one weight
 PSI_GRADIENT = 8
 # the others are as linear in P as the walk itself, once for y and once for the walks above it
 SEED_GRADIENT = 2
-# h·y_j - h·w_i of a node that looks at itself alone: two fp32 sums of K equal products leave their rounding, times ‖psi‖.
+# h·y_j - h·w_i of a node that looks at itself alone: two fp32 sums of K equal products leave their rounding · ‖psi‖
 # Relative to the gradient itself this has no bound, because the gradient vanishes with 1 - P_ii.
 CANCELLATION = 8
 # relative to the gradient, the same rounding at P_ii = 1 - ε is about 2⁻²⁴/ε for each of the K products and sums
@@ -90,7 +90,7 @@ def assert_within(name: str, ours: Tensor, truth: Tensor, bound: float, *, floor
     limit = bound * truth.double().abs().max().item() + floor
     worst = error.max().item()
     assert worst <= limit, (
-        f"{name}: largest error {worst:.3g} exceeds {limit:.3g} (= {bound:.3g} of {truth.abs().max():.3g} + {floor:.3g}) "
+        f"{name}: largest error {worst:.3g} exceeds {limit:.3g} = {bound:.3g} of {truth.abs().max():.3g} + {floor:.3g} "
         f"at {tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))}"
     )
 

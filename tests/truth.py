@@ -95,8 +95,8 @@ def assert_gradients(result: Result, inputs: Inputs, truth: Result, precision: s
 
 
 def _cancelling(inputs: Inputs, truth: Result) -> float:
-    """About max Σ_k|h_ik||w_ik| · max‖psi_i‖: the size of the terms that B4 subtracts from each other. The gradient of a
-    node that many look at grows from walk to walk, and shows in that of the seed."""
+    """About max Σ_k|h_ik||w_ik| · max‖psi_i‖: the size of the terms that B4 subtracts from each other. The gradient of
+    a node that many look at grows from walk to walk, and shows in that of the seed."""
     if inputs.grad.numel() == 0:
         return 0.0
     h = max(g.double().abs().sum(1).max().item() for g in (inputs.grad, truth.grad_seed))

@@ -77,22 +77,10 @@ Field field(const Tensor& tensor, int64_t image) {
           dtype(tensor)};
 }
 
-// Channels of a stored row: whole registers, and an odd number of cache lines once there are four, because rows a power
-// of two apart share a few sets of the cache (backward at D = 128, K = 60: XX %).
-static int64_t row_stride(int64_t channels, int64_t channel_unit) {
-  const int64_t line = 2 * channel_unit, lines = (channels + line - 1) / line;
-  return (lines >= 4 ? lines | 1 : lines) * line;
-}
-
-Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit) {
+Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit, int64_t panel) {
   const int64_t K = state.size(1), D = psi.size(1);
-  return {state.size(2),
-          K,
-          D,
-          round_up(K + 1, channel_unit),
-          row_stride(K + 1, channel_unit),
-          round_up(D, channel_unit),
-          row_stride(D, channel_unit)};
+  return {state.size(2),     K, D, round_up(K + 1, channel_unit), round_up(D, channel_unit), round_up(K + 1, panel),
+          round_up(D, panel)};
 }
 
 }  // namespace difnet

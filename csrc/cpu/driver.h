@@ -23,7 +23,7 @@ inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit 
 // Image `image` of a (B, C, N) tensor.
 Field field(const Tensor& tensor, int64_t image);
 
-Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit);
+Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit, int64_t panel);
 
 // One allocation, handed out in pieces that start on their own cache line.
 template <typename Real>

@@ -106,14 +106,14 @@ DIFNET_INLINE void for_each_element(const Field& field, int64_t channels, int no
   }
 }
 
-// A tile of a field into rows [kTile][stride], padding nodes and padding channels zero.
+// A tile of a field into rows with room for `stored` channels, padding nodes and padding channels zero.
 template <typename Real>
-void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Real* rows, int64_t stride) {
-  for (int64_t x = 0; x < kTile * stride; ++x) rows[x] = 0;
+void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Real* rows, int64_t stored) {
+  for (int64_t x = 0; x < kTile * stored; ++x) rows[x] = 0;
   with_type(field.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
     for_each_element(field, channels, nodes, [&](int64_t c, int n) {
-      rows[n * stride + c] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
+      rows[in_rows<Real>(n, c)] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
     });
   });
 }
@@ -139,20 +139,20 @@ void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, R
   });
 }
 
-// Rows [kTile][channels] already in memory, as lane blocks.
+// Rows already in memory, as lane blocks.
 template <typename Real>
-void rows_to_lanes(const Real* rows, int64_t stride, int64_t channels, Real* lanes) {
+void rows_to_lanes(const Real* rows, int64_t channels, Real* lanes) {
   constexpr int L = kLanes<Real>;
   for (int n = 0; n < kTile; ++n)
-    for (int64_t c = 0; c < channels; ++c) lanes[(n / L * channels + c) * L + n % L] = rows[n * stride + c];
+    for (int64_t c = 0; c < channels; ++c) lanes[(n / L * channels + c) * L + n % L] = rows[in_rows<Real>(n, c)];
 }
 
 template <typename Real>
-void write_rows(const Real* rows, int64_t stride, int64_t channels, int64_t tile, int nodes, const Field& field) {
+void write_rows(const Real* rows, int64_t channels, int64_t tile, int nodes, const Field& field) {
   with_type(field.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
     for_each_element(field, channels, nodes, [&](int64_t c, int n) {
-      narrow(rows[n * stride + c], to[c * field.channel_stride + n * field.node_stride]);
+      narrow(rows[in_rows<Real>(n, c)], to[c * field.channel_stride + n * field.node_stride]);
     });
   });
 }

@@ -10,6 +10,7 @@ template <typename Real>
 constexpr Kernels<Real> kernels() {
   return {kRegisterBytes,
           kChannelUnit<Real>,
+          kPanel<Real>,
           {forward_open<Real>, forward_pair<Real>, forward_close<Real>},
           {backward_open<Real>, backward_pair<Real>, backward_close<Real>}};
 }

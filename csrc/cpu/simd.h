@@ -29,13 +29,13 @@ struct VectorOf;
     typedef REAL Unaligned __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias)); \
     typedef INTEGER Bits __attribute__((vector_size(BYTES)));                                     \
   };
-DIFNET_VECTOR(float, int32_t, 64)
-DIFNET_VECTOR(float, int32_t, 32)
-DIFNET_VECTOR(float, int32_t, 16)
-DIFNET_VECTOR(float, int32_t, 8)
-DIFNET_VECTOR(double, int64_t, 64)
-DIFNET_VECTOR(double, int64_t, 32)
-DIFNET_VECTOR(double, int64_t, 16)
+DIFNET_VECTOR(float, uint32_t, 64)
+DIFNET_VECTOR(float, uint32_t, 32)
+DIFNET_VECTOR(float, uint32_t, 16)
+DIFNET_VECTOR(float, uint32_t, 8)
+DIFNET_VECTOR(double, uint64_t, 64)
+DIFNET_VECTOR(double, uint64_t, 32)
+DIFNET_VECTOR(double, uint64_t, 16)
 #undef DIFNET_VECTOR
 
 template <typename Real, int Bytes = kRegisterBytes>

@@ -20,12 +20,12 @@ struct Field {
 
 struct Sizes {
   int64_t nodes, classes, embed;
-  int64_t state_columns;  // channels computed for a state and its row sum
-  int64_t state_stride;   // channels a row of a state is stored with
-  int64_t embed_columns, embed_stride;
+  int64_t state_columns, embed_columns;  // channels computed; a state's include its row sum
+  int64_t state_stored, embed_stored;    // channels that "rows" have room for
 };
 
-// Layouts: "lanes" is [lane block][channel][lane] (products.h), "rows" is [node][stride]; both are padded with zero nodes.
+// Layouts of a tile, both padded with zeros: "lanes" is [lane block][channel][lane], "rows" is [panel][node][channel of the
+// panel] (products.h).
 template <typename Real>
 struct Forward {
   Sizes size;
@@ -67,7 +67,7 @@ struct Steps {
 
 template <typename Real>
 struct Kernels {
-  int register_bytes, channel_unit;
+  int register_bytes, channel_unit, panel;
   Steps<Forward<Real>> forward;
   Steps<Backward<Real>> backward;
 };

@@ -12,19 +12,19 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
                 const Tensor& beta, int64_t t, const Tensor& walked, const Tensor& row_lse, const Tensor& grad_state,
                 const Tensor& grad_seed, const Tensor& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
   const Kernels<Real>& with = kernels<Real>();
-  const Sizes size = sizes(state, psi, with.channel_unit);
+  const Sizes size = sizes(state, psi, with.channel_unit, with.panel);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes, D = size.embed;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
   Workspace<Real> work;
   const int64_t psi_lanes = work.reserve(images * padded * D);
-  const int64_t psi_rows = work.reserve(images * padded * size.embed_stride);
+  const int64_t psi_rows = work.reserve(images * padded * size.embed_stored);
   const int64_t state_lanes = work.reserve(images * padded * K);
   const int64_t h_lanes = work.reserve(images * padded * K);
-  const int64_t h_rows = work.reserve(images * padded * size.state_stride);
+  const int64_t h_rows = work.reserve(images * padded * size.state_stored);
   const int64_t row_lse_padded = work.reserve(images * padded);
   const int64_t delta = work.reserve(images * padded);
-  const int64_t psi_sums = work.reserve(images * padded * size.embed_stride);
-  const int64_t state_sums = work.reserve(images * padded * size.state_stride);
+  const int64_t psi_sums = work.reserve(images * padded * size.embed_stored);
+  const int64_t state_sums = work.reserve(images * padded * size.state_stored);
   const int64_t pull = work.reserve(images * padded);
   work.allocate(walked);
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
@@ -45,14 +45,14 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
                      static_cast<const Real*>(mu.const_data_ptr())[t],
                      static_cast<const Real*>(beta.const_data_ptr())[t],
                      work.at(psi_lanes + b * padded * D),
-                     work.at(psi_rows + b * padded * size.embed_stride),
+                     work.at(psi_rows + b * padded * size.embed_stored),
                      work.at(state_lanes + b * padded * K),
                      work.at(h_lanes + b * padded * K),
-                     work.at(h_rows + b * padded * size.state_stride),
+                     work.at(h_rows + b * padded * size.state_stored),
                      work.at(row_lse_padded + b * padded),
                      work.at(delta + b * padded),
-                     work.at(psi_sums + b * padded * size.embed_stride),
-                     work.at(state_sums + b * padded * size.state_stride),
+                     work.at(psi_sums + b * padded * size.embed_stored),
+                     work.at(state_sums + b * padded * size.state_stored),
                      work.at(pull + b * padded),
                      finite.get() + b * tiles});
   Tournament(images, tiles).play(walks.data(), with.backward);

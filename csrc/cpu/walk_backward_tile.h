@@ -17,78 +17,111 @@ struct BackwardTile : Slots<Real> {
   alignas(64) Real T[kTile * kTile];
 };
 
-// P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits.
+// (B3) P_ij and P_ji of lane block `block` of tile a (nodes i) against tile b (nodes j), and which strips matter.
 template <typename Real>
-DIFNET_INLINE void weigh(const Backward<Real>& walk, int64_t a, int64_t b, BackwardTile<Real>& tile) {
+DIFNET_INLINE void transition(const Backward<Real>& walk, int64_t a, int64_t b, int block, BackwardTile<Real>& tile) {
   using V = Vec<Real>;
   constexpr int L = kLanes<Real>, W = kWidth<Real>;
-  const int64_t D = walk.size.embed, K = walk.size.classes;
+  const int64_t D = walk.size.embed, i = a * kTile + block * L;
   const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
   const bool may_skip = walk.finite[a] && walk.finite[b];
-  for (int block = 0; block < tile.kBlocks; ++block) {
-    const int64_t i = a * kTile + block * L;
-    const V lse_low = load<V>(walk.row_lse_padded + i), lse_high = load<V>(walk.row_lse_padded + i + W);
-    const V delta_low = load<V>(walk.delta + i), delta_high = load<V>(walk.delta + i + W);
-    V pull_low = {}, pull_high = {};
-    for (int strip = 0; strip < tile.kStrips; ++strip) {
-      const int64_t j = b * kTile + strip * kStrip, lane_block = j - j % L, lane = j % L;
-      tile.live[block][strip] = block * L < nodes_a && strip * kStrip < nodes_b;
-      if (!tile.live[block][strip]) continue;
-      Strip<Real> S = {};
-      inner_products(walk.psi_lanes + i * D, walk.psi_lanes + lane_block * D + lane, D, S);  // (W1)
-      V most = S.at[0][0] - lse_low;
+  const V lse_low = load<V>(walk.row_lse_padded + i), lse_high = load<V>(walk.row_lse_padded + i + W);
+  for (int strip = 0; strip < tile.kStrips; ++strip) {
+    const int64_t j = b * kTile + strip * kStrip;
+    tile.live[block][strip] = block * L < nodes_a && strip * kStrip < nodes_b;
+    if (!tile.live[block][strip]) continue;
+    Strip<Real> S = {};
+    inner_products(walk.psi_lanes + i * D, walk.psi_lanes + (j - j % L) * D + j % L, D, S);  // (W1)
+    V most = S.at[0][0] - lse_low;
 #pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) {
-        const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
-        most = larger(most, S.at[c][0] - lse_low);
-        most = larger(most, S.at[c][1] - lse_high);
-        most = larger(most, S.at[c][0] - lse_column);
-        most = larger(most, S.at[c][1] - lse_column);
-      }
-      if (may_skip && !(largest_lane(most) > -kNegligible<Real>)) {
-        tile.live[block][strip] = false;
-        continue;
-      }
-      Real* P_ij = tile.P_ij + tile.slot(block, strip);
-      Real* P_ji = tile.P_ji + tile.slot(block, strip);
-      Real* T = tile.T + tile.slot(block, strip);
-#pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) {  // (B3)
-        const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
-        store(P_ij + c * L, exponential(S.at[c][0] - lse_low));
-        store(P_ij + c * L + W, exponential(S.at[c][1] - lse_high));
-        store(P_ji + c * L, exponential(S.at[c][0] - lse_column));
-        store(P_ji + c * L + W, exponential(S.at[c][1] - lse_column));
-      }
-      Strip<Real> forth, back;  // h_i y_j - delta_i and h_j y_i - delta_j
-#pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) {
-        forth.at[c][0] = -delta_low;
-        forth.at[c][1] = -delta_high;
-      }
-      inner_products(walk.h_lanes + i * K, walk.state_lanes + lane_block * K + lane, K, forth);
-#pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) {
-        const V low = load<V>(P_ij + c * L) * forth.at[c][0], high = load<V>(P_ij + c * L + W) * forth.at[c][1];
-        store(T + c * L, low);
-        store(T + c * L + W, high);
-        if (strip * kStrip + c >= nodes_b) continue;  // padding looks nowhere, but its logits are 0, not -inf
-        pull_low += low;
-        pull_high += high;
-      }
-#pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) back.at[c][0] = back.at[c][1] = broadcast<V>(-walk.delta[j + c]);
-      inner_products(walk.state_lanes + i * K, walk.h_lanes + lane_block * K + lane, K, back);
-#pragma GCC unroll 8
-      for (int c = 0; c < kStrip; ++c) {  // (B4)
-        const V low = load<V>(P_ji + c * L) * back.at[c][0], high = load<V>(P_ji + c * L + W) * back.at[c][1];
-        store(T + c * L, load<V>(T + c * L) + low);
-        store(T + c * L + W, load<V>(T + c * L + W) + high);
-        if (a != b) walk.pull[j + c] += sum_lanes(low + high);
-      }
+    for (int c = 0; c < kStrip; ++c) {
+      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
+      most = larger(most, S.at[c][0] - lse_low);
+      most = larger(most, S.at[c][1] - lse_high);
+      most = larger(most, S.at[c][0] - lse_column);
+      most = larger(most, S.at[c][1] - lse_column);
     }
-    store(walk.pull + i, load<V>(walk.pull + i) + pull_low);
-    store(walk.pull + i + W, load<V>(walk.pull + i + W) + pull_high);
+    if (may_skip && !(largest_lane(most) > -kNegligible<Real>)) {
+      tile.live[block][strip] = false;
+      continue;
+    }
+    Real* P_ij = tile.P_ij + tile.slot(block, strip);
+    Real* P_ji = tile.P_ji + tile.slot(block, strip);
+#pragma GCC unroll 8
+    for (int c = 0; c < kStrip; ++c) {
+      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
+      store(P_ij + c * L, exponential(S.at[c][0] - lse_low));
+      store(P_ij + c * L + W, exponential(S.at[c][1] - lse_high));
+      store(P_ji + c * L, exponential(S.at[c][0] - lse_column));
+      store(P_ji + c * L + W, exponential(S.at[c][1] - lse_column));
+    }
+  }
+}
+
+// (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into the pull of the nodes i
+template <typename Real>
+DIFNET_INLINE void forth(const Backward<Real>& walk, int64_t a, int64_t b, int block, int strip,
+                         BackwardTile<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int L = kLanes<Real>, W = kWidth<Real>;
+  const int64_t K = walk.size.classes, i = a * kTile + block * L, j = b * kTile + strip * kStrip;
+  const int nodes = tile_nodes(walk.size.nodes, b) - strip * kStrip;
+  const Real* P_ij = tile.P_ij + tile.slot(block, strip);
+  Real* T = tile.T + tile.slot(block, strip);
+  const V delta_low = load<V>(walk.delta + i), delta_high = load<V>(walk.delta + i + W);
+  Strip<Real> change;
+#pragma GCC unroll 8
+  for (int c = 0; c < kStrip; ++c) {
+    change.at[c][0] = -delta_low;
+    change.at[c][1] = -delta_high;
+  }
+  inner_products(walk.h_lanes + i * K, walk.state_lanes + (j - j % L) * K + j % L, K, change);
+  V pull_low = load<V>(walk.pull + i), pull_high = load<V>(walk.pull + i + W);
+#pragma GCC unroll 8
+  for (int c = 0; c < kStrip; ++c) {
+    const V low = load<V>(P_ij + c * L) * change.at[c][0], high = load<V>(P_ij + c * L + W) * change.at[c][1];
+    store(T + c * L, low);
+    store(T + c * L + W, high);
+    if (c >= nodes) continue;  // padding looks nowhere, but its logits are 0, not -inf
+    pull_low += low;
+    pull_high += high;
+  }
+  store(walk.pull + i, pull_low);
+  store(walk.pull + i + W, pull_high);
+}
+
+// (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into the pull of the nodes j
+template <typename Real>
+DIFNET_INLINE void back(const Backward<Real>& walk, int64_t a, int64_t b, int block, int strip,
+                        BackwardTile<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int L = kLanes<Real>, W = kWidth<Real>;
+  const int64_t K = walk.size.classes, i = a * kTile + block * L, j = b * kTile + strip * kStrip;
+  const Real* P_ji = tile.P_ji + tile.slot(block, strip);
+  Real* T = tile.T + tile.slot(block, strip);
+  Strip<Real> change;
+#pragma GCC unroll 8
+  for (int c = 0; c < kStrip; ++c) change.at[c][0] = change.at[c][1] = broadcast<V>(-walk.delta[j + c]);
+  inner_products(walk.state_lanes + i * K, walk.h_lanes + (j - j % L) * K + j % L, K, change);
+#pragma GCC unroll 8
+  for (int c = 0; c < kStrip; ++c) {
+    const V low = load<V>(P_ji + c * L) * change.at[c][0], high = load<V>(P_ji + c * L + W) * change.at[c][1];
+    store(T + c * L, load<V>(T + c * L) + low);
+    store(T + c * L + W, load<V>(T + c * L + W) + high);
+    if (a != b) walk.pull[j + c] += sum_lanes(low + high);
+  }
+}
+
+// P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits. One product at a time passes
+// over the strips, so that its operands stay in the first-level cache.
+template <typename Real>
+DIFNET_INLINE void weigh(const Backward<Real>& walk, int64_t a, int64_t b, BackwardTile<Real>& tile) {
+  for (int block = 0; block < tile.kBlocks; ++block) {
+    transition(walk, a, b, block, tile);
+    for (int strip = 0; strip < tile.kStrips; ++strip)
+      if (tile.live[block][strip]) forth(walk, a, b, block, strip, tile);
+    for (int strip = 0; strip < tile.kStrips; ++strip)
+      if (tile.live[block][strip]) back(walk, a, b, block, strip, tile);
   }
 }
 
@@ -107,45 +140,45 @@ DIFNET_INLINE void drop_diagonal(const Backward<Real>& walk, int64_t tile, Backw
 // (B5, B6) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
 template <typename Real>
 DIFNET_INLINE void walk_tiles(const Backward<Real>& walk, int64_t a, int64_t b) {
-  const int64_t psi = walk.size.embed_stride, h = walk.size.state_stride;
+  const int64_t psi = kTile * walk.size.embed_stored, h = kTile * walk.size.state_stored;
   const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
   BackwardTile<Real> tile;
   weigh(walk, a, b, tile);
   if (a == b) drop_diagonal(walk, a, tile);
-  tile.add_rows(tile.T, walk.psi_rows + b * kTile * psi, psi, psi_columns, walk.psi_sums + a * kTile * psi);
-  tile.add_rows(tile.P_ji, walk.h_rows + b * kTile * h, h, h_columns, walk.state_sums + a * kTile * h);
+  tile.add_rows(tile.T, walk.psi_rows + b * psi, psi_columns, walk.psi_sums + a * psi);
+  tile.add_rows(tile.P_ji, walk.h_rows + b * h, h_columns, walk.state_sums + a * h);
   if (a == b) return;
-  tile.add_columns(tile.T, walk.psi_rows + a * kTile * psi, psi, psi_columns, walk.psi_sums + b * kTile * psi);
-  tile.add_columns(tile.P_ij, walk.h_rows + a * kTile * h, h, h_columns, walk.state_sums + b * kTile * h);
+  tile.add_columns(tile.T, walk.psi_rows + a * psi, psi_columns, walk.psi_sums + b * psi);
+  tile.add_columns(tile.P_ij, walk.h_rows + a * h, h_columns, walk.state_sums + b * h);
 }
 
 template <typename Real>
 void backward_open(const Backward<Real>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
-  const int64_t embed = walk.size.embed_stride, stride = walk.size.state_stride;
+  const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
   const Real mu = walk.mu, beta = walk.beta;
-  Real* rows = walk.h_rows + first * stride;        // grad_next first, then h
-  Real* states = walk.state_sums + first * stride;  // the state of this tile, until the sums start
+  Real* rows = walk.h_rows + first * stored;        // grad_next first, then h
+  Real* states = walk.state_sums + first * stored;  // the state of this tile, until the sums start
   read_lanes(walk.psi, D, tile, nodes, walk.psi_lanes + first * D);
   read_rows(walk.psi, D, tile, nodes, walk.psi_rows + first * embed, embed);
-  read_rows(walk.state, K, tile, nodes, states, stride);
-  read_rows(walk.grad_next, K, tile, nodes, rows, stride);
-  rows_to_lanes(states, stride, K, walk.state_lanes + first * K);
+  read_rows(walk.state, K, tile, nodes, states, stored);
+  read_rows(walk.grad_next, K, tile, nodes, rows, stored);
+  rows_to_lanes(states, K, walk.state_lanes + first * K);
   double grad_mu = 0, grad_beta = 0;
   with_type(walk.seed.dtype, [&](auto* type) {
     const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
     for (int n = 0; n < nodes; ++n) {
       Real delta = 0;
       for (int64_t c = 0; c < K; ++c) {
-        const Real grad = rows[n * stride + c], w = walk.walked[(first + n) * K + c];
+        const Real grad = rows[in_rows<Real>(n, c)], w = walk.walked[(first + n) * K + c];
         const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-        grad_mu += double((w - s) * grad);                                             // (B7)
-        grad_beta += double((mu * w + (1 - mu) * s - states[n * stride + c]) * grad);  // (B7)
-        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;                 // (B1)
-        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;                      // (B1)
-        const Real h = beta * mu * grad;                                               // (B1)
-        rows[n * stride + c] = h;
+        grad_mu += double((w - s) * grad);                                                  // (B7)
+        grad_beta += double((mu * w + (1 - mu) * s - states[in_rows<Real>(n, c)]) * grad);  // (B7)
+        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;                      // (B1)
+        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;                           // (B1)
+        const Real h = beta * mu * grad;                                                    // (B1)
+        rows[in_rows<Real>(n, c)] = h;
         delta += h * w;  // (B2)
       }
       walk.delta[first + n] = delta;
@@ -155,13 +188,13 @@ void backward_open(const Backward<Real>& walk, int64_t tile) {
   for (int n = nodes; n < kTile; ++n) walk.delta[first + n] = walk.row_lse_padded[first + n] = 0;
   walk.grad_gates[2 * tile] = double(beta) * grad_mu;
   walk.grad_gates[2 * tile + 1] = grad_beta;
-  rows_to_lanes(rows, stride, K, walk.h_lanes + first * K);
-  walk.finite[tile] = all_finite(walk.psi_rows + first * embed, kTile * embed) && all_finite(states, kTile * stride) &&
-                      all_finite(rows, kTile * stride) && all_finite(walk.delta + first, kTile) &&
+  rows_to_lanes(rows, K, walk.h_lanes + first * K);
+  walk.finite[tile] = all_finite(walk.psi_rows + first * embed, kTile * embed) && all_finite(states, kTile * stored) &&
+                      all_finite(rows, kTile * stored) && all_finite(walk.delta + first, kTile) &&
                       all_finite(walk.row_lse_padded + first, kTile);
   for (int64_t n = 0; n < kTile; ++n) walk.pull[first + n] = 0;
   for (int64_t x = 0; x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
-  for (int64_t x = 0; x < kTile * stride; ++x) states[x] = 0;
+  for (int64_t x = 0; x < kTile * stored; ++x) states[x] = 0;
   walk_tiles(walk, tile, tile);
 }
 
@@ -174,12 +207,14 @@ template <typename Real>
 void backward_close(const Backward<Real>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
-  const int64_t embed = walk.size.embed_stride, stride = walk.size.state_stride;
-  for (int64_t n = first; n < first + nodes; ++n) {
-    for (int64_t c = 0; c < K; ++c) walk.grad_state[n * K + c] += walk.state_sums[n * stride + c];
-    for (int64_t c = 0; c < D; ++c) walk.psi_sums[n * embed + c] -= 2 * walk.pull[n] * walk.psi_rows[n * embed + c];
+  const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
+  const Real *states = walk.state_sums + first * stored, *psi = walk.psi_rows + first * embed;
+  Real* grads = walk.psi_sums + first * embed;
+  for (int64_t n = 0; n < nodes; ++n) {
+    for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_rows<Real>(n, c)];
+    for (int64_t c = 0; c < D; ++c) grads[in_rows<Real>(n, c)] -= 2 * walk.pull[first + n] * psi[in_rows<Real>(n, c)];
   }
-  write_rows(walk.psi_sums + first * embed, embed, D, tile, nodes, walk.grad_psi);
+  write_rows(grads, D, tile, nodes, walk.grad_psi);
 }
 
 }  // namespace difnet::DIFNET_ISA

@@ -11,13 +11,13 @@ template <typename Real>
 static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta,
                 int64_t t, const Tensor& next_state, const Tensor& walked, const Tensor& row_lse) {
   const Kernels<Real>& with = kernels<Real>();
-  const Sizes size = sizes(state, psi, with.channel_unit);
+  const Sizes size = sizes(state, psi, with.channel_unit, with.panel);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
   Workspace<Real> work;
   const int64_t psi_lanes = work.reserve(images * padded * size.embed);
-  const int64_t state_rows = work.reserve(images * padded * size.state_stride);
-  const int64_t sums = work.reserve(images * padded * size.state_stride);
+  const int64_t state_rows = work.reserve(images * padded * size.state_stored);
+  const int64_t sums = work.reserve(images * padded * size.state_stored);
   const int64_t shift = work.reserve(images * padded);
   work.allocate(walked);
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
@@ -28,7 +28,7 @@ static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, cons
          static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
          static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N, static_cast<const Real*>(mu.const_data_ptr())[t],
          static_cast<const Real*>(beta.const_data_ptr())[t], work.at(psi_lanes + b * padded * size.embed),
-         work.at(state_rows + b * padded * size.state_stride), work.at(sums + b * padded * size.state_stride),
+         work.at(state_rows + b * padded * size.state_stored), work.at(sums + b * padded * size.state_stored),
          work.at(shift + b * padded), finite.get() + b * tiles});
   Tournament(images, tiles).play(walks.data(), with.forward);
 }

@@ -75,7 +75,8 @@ template <typename Real>
 DIFNET_INLINE void raise_shift(const Forward<Real>& walk, int64_t n, Real to) {
   if (!(to > walk.shift[n] + kSlack<Real>)) return;
   const Real factor = exponential(broadcast<Vec<Real>>(walk.shift[n] - to))[0];
-  for (int64_t c = 0; c < walk.size.state_columns; ++c) walk.sums[n * walk.size.state_stride + c] *= factor;
+  Real* sums = walk.sums + n / kTile * kTile * walk.size.state_stored;
+  for (int64_t c = 0; c < walk.size.state_columns; ++c) sums[in_rows<Real>(n % kTile, c)] *= factor;
   walk.shift[n] = to;
 }
 
@@ -107,30 +108,29 @@ __attribute__((noinline)) void raise_shifts(const Forward<Real>& walk, int64_t a
 // (W2) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
 template <typename Real>
 DIFNET_INLINE void walk_tiles(const Forward<Real>& walk, int64_t a, int64_t b) {
-  const int64_t stride = walk.size.state_stride, columns = walk.size.state_columns;
+  const int64_t stored = kTile * walk.size.state_stored, columns = walk.size.state_columns;
   ForwardTile<Real> tile;
   weigh(walk, a, b, tile);
   if (tile.highest > kSlack<Real>) {
     raise_shifts(walk, a, b);
     weigh(walk, a, b, tile);
   }
-  const Real *states_a = walk.state_rows + a * kTile * stride, *states_b = walk.state_rows + b * kTile * stride;
-  tile.add_rows(tile.row_weights, states_b, stride, columns, walk.sums + a * kTile * stride);
-  if (a != b) tile.add_columns(tile.column_weights, states_a, stride, columns, walk.sums + b * kTile * stride);
+  tile.add_rows(tile.row_weights, walk.state_rows + b * stored, columns, walk.sums + a * stored);
+  if (a != b) tile.add_columns(tile.column_weights, walk.state_rows + a * stored, columns, walk.sums + b * stored);
 }
 
 template <typename Real>
 void forward_open(const Forward<Real>& walk, int64_t tile) {
   constexpr int L = kLanes<Real>;
   const int nodes = tile_nodes(walk.size.nodes, tile);
-  const int64_t K = walk.size.classes, D = walk.size.embed, stride = walk.size.state_stride, first = tile * kTile;
+  const int64_t K = walk.size.classes, D = walk.size.embed, stored = walk.size.state_stored, first = tile * kTile;
   Real* lanes = walk.psi_lanes + first * D;
-  Real* states = walk.state_rows + first * stride;
+  Real* states = walk.state_rows + first * stored;
   read_lanes(walk.psi, D, tile, nodes, lanes);
-  read_rows(walk.state, K, tile, nodes, states, stride);
-  walk.finite[tile] = all_finite(lanes, kTile * D) && all_finite(states, kTile * stride);
-  for (int n = 0; n < nodes; ++n) states[n * stride + K] = 1;
-  for (int64_t x = 0; x < kTile * stride; ++x) walk.sums[first * stride + x] = 0;
+  read_rows(walk.state, K, tile, nodes, states, stored);
+  walk.finite[tile] = all_finite(lanes, kTile * D) && all_finite(states, kTile * stored);
+  for (int n = 0; n < nodes; ++n) states[in_rows<Real>(n, K)] = 1;
+  for (int64_t x = 0; x < kTile * stored; ++x) walk.sums[first * stored + x] = 0;
   for (int64_t n = 0; n < kTile; ++n) walk.shift[first + n] = 0;
   for (int64_t block = 0; block < kTile / L; ++block)
     for (const Real* x = lanes + block * D * L; x < lanes + (block + 1) * D * L; x += L)
@@ -146,24 +146,25 @@ void forward_pair(const Forward<Real>& walk, int64_t a, int64_t b) {
 template <typename Real>
 void forward_close(const Forward<Real>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
-  const int64_t K = walk.size.classes, stride = walk.size.state_stride, first = tile * kTile;
+  const int64_t K = walk.size.classes, stored = walk.size.state_stored, first = tile * kTile;
   const Real mu = walk.mu, beta = walk.beta;
-  Real* rows = walk.sums + first * stride;
+  Real* rows = walk.sums + first * stored;
+  const Real* states = walk.state_rows + first * stored;
   for (int n = 0; n < nodes; ++n) {
-    const Real total = rows[n * stride + K];
+    const Real total = rows[in_rows<Real>(n, K)];
     walk.row_lse[first + n] =
         walk.shift[first + n] + (sizeof(Real) == 4 ? __builtin_logf(total) : __builtin_log(total));
-    for (int64_t c = 0; c < K; ++c) walk.walked[(first + n) * K + c] = rows[n * stride + c] / total;  // (W2)
+    for (int64_t c = 0; c < K; ++c) walk.walked[(first + n) * K + c] = rows[in_rows<Real>(n, c)] / total;  // (W2)
   }
   with_type(walk.seed.dtype, [&](auto* type) {
     const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
     for_each_element(walk.seed, K, nodes, [&](int64_t c, int n) {
       const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-      const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;                       // (W3)
-      rows[n * stride + c] = beta * mixed + (1 - beta) * walk.state_rows[(first + n) * stride + c];  // (W4)
+      const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;              // (W3)
+      rows[in_rows<Real>(n, c)] = beta * mixed + (1 - beta) * states[in_rows<Real>(n, c)];  // (W4)
     });
   });
-  write_rows(rows, stride, K, tile, nodes, walk.next_state);
+  write_rows(rows, K, tile, nodes, walk.next_state);
 }
 
 }  // namespace difnet::DIFNET_ISA

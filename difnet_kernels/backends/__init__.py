@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from difnet_kernels.backends import cpu, reference
+from difnet_kernels.backends import cpu, reference, triton
 from difnet_kernels.problem import Problem
 
 # in order of preference; the dense reference is the last resort because it stores N x N
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
 
 class BackendUnavailable(RuntimeError):

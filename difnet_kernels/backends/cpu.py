@@ -62,17 +62,15 @@ def cascade_forward(
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    walks, wanted = len(psi), states.shape[0]
+    last, steps = len(psi) - 1, states.shape[0]
     current = seed if state is None else state  # (W5)
     for t, p in enumerate(psi):
-        out = states[t - walks] if wanted == walks or t == walks - 1 else None
-        if t < walks - 1 and (out is None or out.dtype != walked.dtype):
-            # between walks the state keeps the accumulation dtype, whatever the caller's is
-            following = torch.empty_like(walked[t]).mT
-        else:
-            following = out
+        out = states[t - last - 1] if steps > last or t == last else None
+        # between walks the state keeps the accumulation dtype, whatever the caller's is
+        direct = out is not None and (t == last or out.dtype == walked.dtype)
+        following = out if out is not None and direct else torch.empty_like(walked[t]).mT
         torch.ops.difnet_kernels.walk_forward.default(current, seed, p, mu, beta, t, following, walked[t], row_lse[t])
-        if out is not None and out is not following:
+        if out is not None and not direct:
             out.copy_(following)
         current = following
 

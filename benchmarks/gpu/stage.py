@@ -1,0 +1,93 @@
+"""What the stages share: their arguments, their results file, and how a GPU call is timed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine
+from benchmarks.cases import CASES, Case
+from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
+
+BACKEND = "triton"
+
+
+def parser(about: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--seconds", type=float, default=60.0, help="start nothing new after this time")
+    return made
+
+
+class Report:
+    """A JSON file that is rewritten after every entry, so that a run cut short keeps what it has."""
+
+    def __init__(self, path: Path, seconds: float = 1e9):
+        self.path, self.entries = path, []  # type: ignore[var-annotated]
+        self.end = time.monotonic() + seconds
+        self.head = {"commit": machine.commit(), "machine": machine.describe("cuda")}
+
+    @property
+    def time_is_up(self) -> bool:
+        return time.monotonic() > self.end
+
+    def add(self, **facts: object) -> None:
+        self.entries.append(facts)
+        print(" ".join(f"{key}={value}" for key, value in facts.items()), flush=True)
+        self.write()
+
+    def write(self, *, complete: bool = False) -> None:
+        partial = self.path.with_name(self.path.name + ".part")
+        text = json.dumps({**self.head, "complete": complete, "entries": self.entries}, indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, self.path)
+
+    def done(self, failed: int = 0) -> int:
+        self.write(complete=True)
+        return 1 if failed else 0
+
+
+def microseconds(call: Callable[[], object], *, rounds: int = 30, inner: int = 5) -> dict[str, float]:
+    """Median, p20 and p80 of one call, `inner` calls between two events. The small cases live in the L2 cache, as in
+    use."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    taken = []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(inner):
+            call()
+        end.record()
+        end.synchronize()
+        taken.append(begin.elapsed_time(end) * 1e3 / inner)
+    quantiles = statistics.quantiles(taken, n=5)
+    return {"median": statistics.median(taken), "p20": quantiles[0], "p80": quantiles[-1]}
+
+
+def floors(case: Case) -> tuple[float, float]:
+    """(forward, backward) microseconds of the whole cascade on an H200, with 16-bit products."""
+    chip = h200()
+    widths = Widths.of(case, chip)
+    forward, backward = BEST_FORMS["gpu"]
+    count = pairs(case)
+    return (
+        1e6 * count * forward_cost(widths, forward).seconds(chip),
+        1e6 * count * backward_cost(widths, backward).seconds(chip),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+
+
+def named(names: Sequence[str]) -> list[Case]:
+    return [CASES[name] for name in names]

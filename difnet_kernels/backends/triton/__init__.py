@@ -1,0 +1,59 @@
+"""Triton kernels for NVIDIA GPUs, sm_80 to sm_120 (and, for tests, the interpreter on a CPU)."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from difnet_kernels.problem import Problem
+
+MAX_EMBED = 256
+MIN_ARCH = 80
+
+
+@functools.cache
+def unusable() -> str | None:
+    """Why no problem can run here; None if Triton and a GPU it compiles for are present (or the interpreter is on)."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it comes with CUDA builds of torch on Linux)"
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return None
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "no CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    if major * 10 + minor < MIN_ARCH:
+        return f"the GPU is sm_{major}{minor}; the kernels need sm_{MIN_ARCH} or later"
+    return None
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why this problem cannot run although the backend can."""
+    if problem.device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    if torch.float64 in problem.dtypes:
+        return "float64 has no fast matrix units; use float32, or another backend"
+    widest = max(problem.embeds)
+    if widest > MAX_EMBED:
+        return f"D = {widest} is above {MAX_EMBED}, the widest tile that fits shared memory"
+    if problem.nodes * max(MAX_EMBED, problem.classes) >= 2**31:
+        return (
+            f"N = {problem.nodes} with K = {problem.classes} passes 2^31 / max({MAX_EMBED}, K), where the 32-bit "
+            "offsets inside an image end"
+        )
+    return None
+
+
+def cascade_forward(*args: Any, **kwargs: Any) -> None:
+    from .schedule_forward import cascade_forward as run  # Triton is imported by the first call, not with the package
+
+    run(*args, **kwargs)
+
+
+def cascade_backward(*args: Any, **kwargs: Any) -> None:
+    from .schedule_backward import cascade_backward as run
+
+    run(*args, **kwargs)

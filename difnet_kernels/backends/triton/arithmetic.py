@@ -1,0 +1,47 @@
+"""Small exact pieces shared by the kernels: powers of two, fp16 halves, class columns, W3-W4."""
+
+import triton
+import triton.language as tl
+
+# P leaves the softmax times 2⁷, so that small weights stay normal fp16 numbers. Not more: at huge logits the maximum
+# minus the shift is rounded to a multiple of 8, 16, 32 ..., and from 7 that never reaches 16, where a weight of 1
+# would overflow.
+WEIGHT_SHIFT = tl.constexpr(7.0)
+# In the backward P_ji·2¹³ and the row operand h_i·2¹³ make T·2¹³, which stays below 2¹⁵ (|h·y - δ| ≤ 2 in scaled
+# units).
+TRANSPOSED_SHIFT = tl.constexpr(8192.0)
+
+
+@triton.jit
+def power_of_two_below(x):
+    """The largest power of two ≤ x, kept inside 2^±100; 1 for x = 0 (an all-zero class needs no scale)."""
+    exponent = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    exponent = tl.minimum(tl.maximum(exponent, 27), 227)
+    power = (exponent << 23).to(tl.float32, bitcast=True)
+    return tl.where(x == 0.0, 1.0, power)
+
+
+@triton.jit
+def high_half(x, like: tl.constexpr):
+    return x.to(like)
+
+
+@triton.jit
+def low_half(x, high):
+    """What rounding to `high` lost, in the same 16-bit type: high + low carries 22 bits of x."""
+    return (x - high.to(tl.float32)).to(high.dtype)
+
+
+@triton.jit
+def blend(walked, seed, state, mu, beta):
+    """(W3, W4) y⁺ = β (μ w + (1-μ) s) + (1-β) y, in the order that every kernel repeats bit for bit."""
+    restarted = mu * walked + (1.0 - mu) * seed
+    return beta * restarted + (1.0 - beta) * state
+
+
+@triton.jit
+def class_columns(chunk, K, KC, KP: tl.constexpr):
+    """Columns of one padded chunk: (column, class index, is a class, is the spare column)."""
+    column = tl.arange(0, KP)
+    label = chunk * KC + column
+    return column, label, (column < KC) & (label < K), column == KC

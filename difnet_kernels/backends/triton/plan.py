@@ -1,0 +1,141 @@
+"""From tensors to launches: padded sizes, operand types, tiles, and the one function that launches a kernel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import launch_rows
+from .arithmetic import WEIGHT_SHIFT
+from .launch_rows import Case, Launch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+SHIFT = float(getattr(WEIGHT_SHIFT, "value", WEIGHT_SHIFT))
+
+
+@dataclass(frozen=True)
+class Card:
+    """Architecture (90 for sm_90) and number of SMs; (0, 0) is no card and takes the rows that run everywhere."""
+
+    arch: int = 0
+    processors: int = 0
+
+
+def card_of(device: torch.device) -> Card:
+    if device.type != "cuda":
+        return Card()
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    return max(least, 1 << (n - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the padded fields of one cascade: C chunks of KC classes in KP columns, n_pad nodes in units of PAD."""
+
+    batch: int
+    classes: int
+    nodes: int
+    chunks: int
+    KC: int
+    KP: int
+    PAD: int
+    units: int
+
+    @property
+    def n_pad(self) -> int:
+        return self.PAD * self.units
+
+    @property
+    def block(self) -> int:
+        """Rows per program of the elementwise kernels: fewer for wide tiles, which live in registers."""
+        return min(self.PAD, 64 if self.KP <= 32 else 32)
+
+    @staticmethod
+    def of(seed: Tensor, psi: Sequence[Tensor], pad: int) -> Layout:
+        batch, classes, nodes = seed.shape
+        chunks, KC, KP = class_chunks(classes, max(p.shape[1] for p in psi))
+        return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
+
+    def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.empty((self.batch, self.chunks, self.n_pad, self.KP), dtype=dtype, device=like.device)
+
+    def vector(self, like: Tensor) -> Tensor:
+        return torch.empty((self.batch, self.n_pad), dtype=torch.float32, device=like.device)
+
+
+def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
+    """(chunks, classes per chunk, columns per chunk with the spare one): one chunk of up to 128 columns if K and D
+    allow it, else chunks of 64."""
+    chunks = triton.cdiv(classes, 127 if embed <= 128 and classes <= 127 else 63)
+    per_chunk = triton.cdiv(classes, chunks)
+    return chunks, per_chunk, power_of_two(per_chunk + 1)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How one walk runs: operand type, products, padded width, tiles and splits."""
+
+    operand: torch.dtype
+    centred: bool
+    DP: int
+    logit_products: int
+    value_products: int
+    launch: Launch
+
+
+def plan_walks(kind: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
+    KP = class_chunks(seed.shape[1], max(p.shape[1] for p in psi))[2]
+    return [plan_walk(kind, p, seed, KP, precision, card) for p in psi]
+
+
+def plan_walk(kind: str, psi: Tensor, seed: Tensor, KP: int, precision: str, card: Card) -> Walk:
+    """fp32 ψ is centred and split in halves ("high") or rounded once ("medium"); 16-bit ψ is used as it is."""
+    exact = psi.dtype in (torch.float16, torch.bfloat16)
+    high = precision == "high"
+    logit_products = 3 if high and not exact else 1
+    value_products = 3 if high and seed.dtype == torch.float32 else 1
+    DP = power_of_two(psi.shape[1])
+    launch = launch_rows.select(Case(kind, card.arch, DP, KP, logit_products, value_products, seed.shape[2]))
+    operand = psi.dtype if exact else torch.float16
+    if INTERPRETED and operand == torch.bfloat16:
+        operand = torch.float32  # the interpreter multiplies bf16 bit patterns; fp32 holds the same values
+    return Walk(operand, not exact, DP, logit_products, value_products, launch)
+
+
+def launch(
+    what: str, kernel: Any, programs: int, *args: Any, warps: int = 4, stages: int = 2, **constants: Any
+) -> None:
+    """Runs `programs` programs on axis 0, the only grid axis without a limit of 65,535. Contraction of a·b - c is off:
+    a fused product would not be rounded like the maximum that is subtracted from it."""
+    try:
+        kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+    except (triton.CompilationError, triton.OutOfResources) as error:
+        raise RuntimeError(
+            f"the Triton kernel of {what} with {warps} warps, {stages} stages and {constants} cannot run on this GPU: "
+            f"{error}. Use backend='cpu' or 'reference', or report the case with this line."
+        ) from error
+
+
+@contextmanager
+def fp32_for_interpreter(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[Any], Any]]:
+    """The interpreter reads and writes bf16 wrongly: swap bf16 tensors for fp32 ones, and copy the outputs back."""
+    swapped = {id(x): (x, x.float()) for x in (*tensors, *outputs) if x.dtype == torch.bfloat16}
+    yield lambda x: swapped[id(x)][1] if id(x) in swapped else x
+    for x in outputs:
+        if id(x) in swapped:
+            x.copy_(swapped[id(x)][1])
+
+
+def on_device(x: Tensor) -> Any:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,0 +1,154 @@
+"""Compiles what a run on a GPU would compile, on a machine without one, and reads the binary.
+
+The real launch code runs on CPU tensors under a driver that only knows an architecture: every kernel is specialised
+by the very arguments of the run (alignment, constants) and compiled to a cubin, but not started. So the binary that
+is looked at is the binary that would run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+
+
+class CompileOnlyDriver:
+    """The part of a driver that compilation asks for."""
+
+    def __init__(self, arch: int):
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # compiled kernels are cached per device: one device for each architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+
+@dataclass
+class Binary:
+    """One compiled kernel and what its machine code contains."""
+
+    kernel: str
+    arch: int
+    constants: dict[str, Any]
+    cubin: bytes
+    shared: int
+    warps: int
+    stages: int
+    programs: int
+    registers: int = 0
+    stack: int = 0
+    instructions: Counter[str] = field(default_factory=Counter)
+    loop: Counter[str] = field(
+        default_factory=Counter
+    )  # one turn of the loop with the matrix instructions, one column tile
+
+    def __str__(self) -> str:
+        shape = "".join(f"{key}{value}-" for key, value in self.constants.items() if key in ("DP", "KP", "I", "J"))
+        return f"{self.kernel}-sm{self.arch}-{shape}w{self.warps}"
+
+    @property
+    def programs_per_sm(self) -> int:
+        """Programs that registers and shared memory leave room for."""
+        room = {80: 164, 90: 228, 100: 228, 120: 100}[self.arch] * 1024
+        by_shared = room // (self.shared + 1024)
+        by_registers = 65536 // (self.warps * 32 * max(8, -(-self.registers // 8) * 8))
+        return min(by_shared, by_registers)
+
+    def count(self, *prefixes: str) -> int:
+        return sum(number for name, number in self.instructions.items() if name.startswith(prefixes))
+
+    def loop_count(self, *prefixes: str) -> int:
+        return sum(number for name, number in self.loop.items() if name.startswith(prefixes))
+
+
+MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*)")
+
+
+def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
+    """(all instructions, those of the shortest loop with at least half as many matrix instructions as the richest)."""
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(names)
+        elif found := _INSTRUCTION.match(line):
+            names.append(found[1])
+            target = re.search(r"\((\.L_x_\d+)\)", found[2])
+            if found[1].startswith("BRA") and target and target[1] in labels:
+                loops.append((labels[target[1]], len(names)))
+    matrix = [sum(name.startswith(MATRIX) for name in names[begin:end]) for begin, end in loops]
+    rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
+    best = min(rich, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return Counter(names), Counter(names[best[0] : best[1]])
+
+
+def _read(binary: Binary) -> Binary:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.cubin)
+        file.flush()
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
+    report = usage.stdout + usage.stderr
+    binary.registers = int(re.search(r"REG:(\d+)", report)[1])  # type: ignore[index]
+    binary.stack = int(re.search(r"STACK:(\d+)", report)[1])  # type: ignore[index]
+    binary.instructions, binary.loop = _parse(sass.stdout)
+    return binary
+
+
+@contextmanager
+def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
+    """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run."""
+    from difnet_kernels.backends.triton import plan, schedule_backward, schedule_forward
+
+    binaries: dict[str, Binary] = {}
+
+    def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        made = run(self, *args, grid=grid, warmup=True, **kwargs)
+        key = made.hash
+        if key not in binaries:
+            constants = {name: value for name, value in kwargs.items() if name.isupper() or name in ("I", "J")}
+            binaries[key] = Binary(self.fn.__name__, arch, constants, made.asm["cubin"], made.metadata.shared,
+                                   made.metadata.num_warps, made.metadata.num_stages, grid[0])  # fmt: skip
+        return made
+
+    run = triton.JITFunction.run
+    card = plan.Card(arch, processors)
+    previous = driver._active
+    driver.set_active(CompileOnlyDriver(arch))
+    found: list[Binary] = []
+    try:
+        with (
+            mock.patch.object(triton.JITFunction, "run", compile_instead),
+            mock.patch.object(schedule_forward, "card_of", lambda device: card),
+            mock.patch.object(schedule_backward, "card_of", lambda device: card),
+        ):
+            yield found
+    finally:
+        driver._active = previous
+    found.extend(_read(binary) for binary in binaries.values())

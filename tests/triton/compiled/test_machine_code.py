@@ -1,0 +1,136 @@
+"""What ptxas made of every launch row: matrix units used, copies asynchronous, nothing spilled, room for the planned
+programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pytest
+import torch
+
+from difnet_kernels.backends import triton as triton_backend
+from difnet_kernels.backends.triton.launch_rows import ROWS
+from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, Binary, compiled_for
+
+FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Build:
+    """One cascade to compile. processors > 0 lets the plan split the columns, which compiles the combining kernels."""
+
+    arch: int
+    embed: int
+    classes: int
+    dtype: torch.dtype = FP32
+    precision: str = "high"
+    processors: int = 0
+
+    def __str__(self) -> str:
+        split = "-split" if self.processors else ""
+        return f"sm{self.arch}-D{self.embed}-K{self.classes}-{str(self.dtype)[6:]}-{self.precision}{split}"
+
+
+# the paper's walk on every architecture in every arithmetic; wider problems where their row differs
+BUILDS = (
+    *(Build(arch, 64, 21) for arch in (80, 90, 100, 120)),
+    *(Build(arch, 64, 21, precision="medium") for arch in (90, 100)),
+    *(Build(arch, 64, 21, dtype) for arch, dtype in ((80, FP16), (90, BF16), (120, BF16))),
+    *(Build(arch, 128, 60) for arch in (80, 90)),
+    Build(90, 3, 21, processors=132),
+    Build(90, 128, 60, FP16),
+    Build(90, 256, 63),
+    Build(120, 128, 127),
+    Build(100, 64, 150),
+)
+
+
+@lru_cache(maxsize=len(BUILDS))
+def built(build: Build) -> list[Binary]:
+    N = 200
+    seed = torch.zeros((1, build.classes, N), dtype=build.dtype)
+    psi = [torch.zeros((1, build.embed, N), dtype=build.dtype)]
+    gates, walked, row_lse = torch.zeros(1), torch.empty((1, 1, N, build.classes)), torch.empty((1, 1, N))
+    with compiled_for(build.arch, build.processors) as found:
+        triton_backend.cascade_forward(
+            None, seed, psi, gates, gates, build.precision, states=seed[None], walked=walked, row_lse=row_lse
+        )
+        triton_backend.cascade_backward(
+            seed[None], None, seed, psi, gates, gates, walked, row_lse, build.precision, grad_state=None,
+            grad_seed=seed,
+            grad_psi=psi, grad_mu=gates, grad_beta=gates,
+        )  # fmt: skip
+    return found
+
+
+def walks(build: Build) -> list[Binary]:
+    found = [binary for binary in built(build) if binary.kernel in ("walk_forward_kernel", "walk_backward_kernel")]
+    assert len(found) >= 2
+    return found
+
+
+each_build = pytest.mark.parametrize("build", BUILDS, ids=str)
+
+
+@each_build
+def test_nothing_is_spilled(build: Build) -> None:
+    for binary in built(build):
+        # two rows keep one value in 8 bytes of stack, written before the loop and read after it
+        around = ("sm90-D128-K60-float32-high", "sm100-D64-K150-float32-high")
+        allowed = 8 if str(build) in around and binary.kernel == "walk_backward_kernel" else 0
+        assert binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
+        assert binary.loop_count("LDL", "STL") == 0, str(binary)
+
+
+@each_build
+def test_the_walks_use_the_matrix_units(build: Build) -> None:
+    for binary in walks(build):
+        tile = binary.constants
+        # fewer than 64 rows are too few for a warp group and for tensor memory
+        wanted = {90: "HGMMA", 100: "UTCHMMA"}.get(build.arch, "HMMA") if tile["I"] >= 64 else "HMMA"
+        assert binary.loop_count(wanted) > 0, f"{binary}: {dict(binary.loop)}"
+        # on the ordinary units W1 alone would take DP multiply-adds for each logit of a thread
+        logits = tile["I"] * tile["J"] // (32 * binary.warps)
+        assert binary.loop_count("FFMA") < tile["DP"] * logits, f"{binary}: {dict(binary.loop)}"
+
+
+@each_build
+def test_warp_group_products_are_not_serialised(build: Build) -> None:
+    """One wait per product, not one per instruction: ptxas falls back to that when something else defines an
+    accumulator."""
+    for binary in walks(build):
+        if binary.loop_count("HGMMA"):
+            assert binary.loop_count("WARPGROUP") < binary.loop_count("HGMMA"), f"{binary}: {dict(binary.loop)}"
+
+
+@each_build
+def test_the_stream_is_copied_asynchronously(build: Build) -> None:
+    for binary in walks(build):
+        if binary.stages == 1:
+            assert binary.constants["I"] == ROWS[-1].launch.rows, (
+                f"{binary}: only the row that runs everywhere may do without"
+            )
+            continue
+        assert binary.loop_count("LDGSTS", "UTMALDG") > 0, str(binary)
+        # nothing of the stream is left to a plain load, which would wait for memory inside the loop
+        assert binary.loop_count("LDG.") == 0, f"{binary}: {dict(binary.loop)}"
+
+
+@each_build
+def test_shared_memory_and_registers_leave_the_planned_room(build: Build) -> None:
+    for binary in built(build):
+        assert binary.shared <= SHARED_LIMIT[build.arch], f"{binary}: {binary.shared} bytes"
+        tile = binary.constants
+        if binary.kernel in ("walk_forward_kernel", "walk_backward_kernel") and binary.warps == 4 and tile["DP"] <= 64:
+            assert binary.programs_per_sm >= 2, f"{binary}: {binary.registers} registers, {binary.shared} bytes shared"
+        assert binary.programs_per_sm >= 1, str(binary)
+
+
+def test_16_bit_embeddings_are_used_as_they_are() -> None:
+    """One product of the given type: the bf16 walk multiplies bf16 operands."""
+    bf16 = next(b for b in walks(Build(90, 64, 21, BF16)) if b.kernel == "walk_forward_kernel")
+    high = next(b for b in walks(Build(90, 64, 21)) if b.kernel == "walk_forward_kernel")
+    assert any("BF16" in name for name in bf16.loop if name.startswith(MATRIX))
+    assert not any("BF16" in name for name in high.loop if name.startswith(MATRIX))
+    assert high.loop_count("HGMMA") == 3 * bf16.loop_count("HGMMA")
