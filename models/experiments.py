@@ -4,7 +4,7 @@ python -m models.experiments --budget cpu --out runs/experiments       minutes o
 python -m models.experiments --budget gpu --out runs/experiments       minutes on one large GPU
 
 Every variant is trained from scratch on the same images for the same number of updates; seed k decides its weights
-and the order of the data. Results: results.json (every run) and results.md (the tables), in --out.
+and the order and augmentation of the data. Results: results.json (every run) and results.md (the tables), in --out.
 """
 
 import argparse
@@ -66,7 +66,8 @@ class Budget:
     lr: float = 0.05
     lr_baseline: float = 0.02
     lr_deeper: float = 0.01
-    clip: float = 1.0  # so few updates allow no recovery from a bad one
+    recipe: str = "scratch"
+    clip: float = 0.0
     seeds: int = 3
     amp: str = "none"
     workers: int = 0
@@ -94,12 +95,12 @@ TINY = {
 }  # fmt: skip
 BUDGETS = {
     "cpu": Budget(
-        **TINY, preset="paper", classes=7, size=65, train_images=700, val_images=150, epochs=4, batch_size=8
+        **TINY, preset="paper", classes=7, size=65, train_images=400, val_images=100, epochs=6, batch_size=8
     ),
     "gpu": Budget(
         "difnet18", "sim_deeplab18", ("sim_deeplab34", {}), {"width": 90},
         preset="paper", classes=21, size=129, train_images=2000, val_images=300, epochs=8, batch_size=16, amp="bf16",
-        workers=4,
+        workers=4, recipe="generated", clip=1.0,
     ),
     # for tests: every step of the way, no meaning
     "smoke": Budget(
@@ -126,7 +127,7 @@ def run_job(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     budget, variant = job.budget, job.variant
     recipe = resolve_recipe(
-        "generated", epochs=budget.epochs, batch_size=budget.batch_size, crop=budget.size, lr=variant.lr
+        budget.recipe, epochs=budget.epochs, batch_size=budget.batch_size, crop=budget.size, lr=variant.lr
     )
     config = TrainConfig(
         variant.model,
