@@ -48,8 +48,8 @@ class Variant:
 class Budget:
     """How much is computed. `deeper` and `wider` give the baseline about the parameters of the DifNet.
 
-    lr, lr_baseline, lr_deeper: each family gets the rate that suits it. Those of "cpu" are the best of 0.01, 0.02 and
-    0.05 in one pilot run each with seed 0, which is why the seeds that count start at 1.
+    lr, lr_baseline, lr_deeper: each family gets the rate that suits it. Those of "cpu" come from pilot
+    runs with seed 0 that did not try every rate for every family; the seeds that count start at 1.
     """
 
     difnet: str
