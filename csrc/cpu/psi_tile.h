@@ -34,30 +34,34 @@ DIFNET_INLINE void for_each_run(const Box& box, int64_t first, int64_t count, Bo
 // reading and writing them are straight copies.
 DIFNET_INLINE bool channels_innermost(const Volume& volume) { return volume.channel_stride < volume.stride[2]; }
 
+// The box as runs that are as long as its memory allows: rows that follow each other without a gap are one row.
+DIFNET_INLINE Box in_memory(const Volume& volume, const Box& box) {
+  const int64_t rows = box.to[1] - box.from[1], layers = box.to[0] - box.from[0];
+  const int64_t row = box.width() * volume.stride[2];
+  if ((rows > 1 || layers > 1) && volume.stride[1] != row) return box;
+  if (layers > 1 && volume.stride[0] != rows * row) return box;
+  const int64_t z = box.from[0], y = box.from[1], x = box.from[2];
+  return {{z, y, x}, {z + 1, y + 1, x + box.pixels()}};
+}
+
 // element(in the volume, in the tile) for a tile of pixels and `channels` channels from `channel` on: [pixel][channel] if
 // channels are innermost, else [channel][pixel].
 template <typename Pointer, typename Element>
 DIFNET_INLINE void for_each_element(const Volume& volume, Pointer data, int64_t channel, int64_t channels,
                                     const Box& box, int64_t first, int64_t count, Element element) {
-  const int64_t channel_stride = volume.channel_stride, stride = volume.stride[2];
-  for_each_run(box, first, count, [&](const Run& run) __attribute__((always_inline)) {
-    Pointer from =
-        data + channel * channel_stride + run.z * volume.stride[0] + run.y * volume.stride[1] + run.x * stride;
-    if (channels_innermost(volume)) {
-      for (int64_t n = 0; n < run.length; ++n)
-        if (channel_stride == 1)
-          for (int64_t c = 0; c < channels; ++c) element(from[n * stride + c], (run.at + n) * kTile + c);
-        else
-          for (int64_t c = 0; c < channels; ++c)
-            element(from[n * stride + c * channel_stride], (run.at + n) * kTile + c);
-    } else {
-      for (int64_t c = 0; c < channels; ++c)
-        if (stride == 1)
-          for (int64_t n = 0; n < run.length; ++n) element(from[c * channel_stride + n], c * kTile + run.at + n);
-        else
-          for (int64_t n = 0; n < run.length; ++n)
-            element(from[c * channel_stride + n * stride], c * kTile + run.at + n);
-    }
+  const bool innermost = channels_innermost(volume);
+  const int64_t inner_stride = innermost ? volume.channel_stride : volume.stride[2];
+  const int64_t outer_stride = innermost ? volume.stride[2] : volume.channel_stride;
+  for_each_run(in_memory(volume, box), first, count, [&](const Run& run) __attribute__((always_inline)) {
+    const int64_t inner = innermost ? channels : run.length, outer = innermost ? run.length : channels;
+    Pointer from = data + channel * volume.channel_stride + run.z * volume.stride[0] + run.y * volume.stride[1] +
+                   run.x * volume.stride[2];
+    const int64_t to = innermost ? run.at * kTile : run.at;
+    for (int64_t o = 0; o < outer; ++o, from += outer_stride)
+      if (inner_stride == 1 && inner == kTile)  // the length is known to the compiler: straight copies, no remainder
+        for (int64_t i = 0; i < kTile; ++i) element(from[i], to + o * kTile + i);
+      else
+        for (int64_t i = 0; i < inner; ++i) element(from[i * inner_stride], to + o * kTile + i);
   });
 }
 
