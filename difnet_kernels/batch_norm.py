@@ -59,7 +59,8 @@ def normalise(pooled: Tensor, bias: Tensor | None, norm: Norm, mean: Tensor, var
         if _processes(norm) > 1:
             mean, variance, count = _over_processes(norm, mean, variance, samples)
         mean = mean + bias
-        _track(norm, mean, variance, count)
+        if samples > 0:
+            _track(norm, mean, variance, count)
     else:
         mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)  # type: ignore[union-attr]
     scale = (variance + norm.eps).rsqrt()
@@ -80,7 +81,7 @@ def _per_channel(x: Tensor, field: Tensor) -> Tensor:
 def _track(norm: Norm, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
     """Moves the running buffers towards the batch: by `momentum`, or by 1/(batches so far) where that is None."""
     kept = norm.training and norm.track_running_stats
-    if not kept or norm.running_mean is None or norm.running_var is None or count == 0.0:
+    if not kept or norm.running_mean is None or norm.running_var is None:
         return
     factor: Tensor | float = norm.momentum or 0.0
     if norm.num_batches_tracked is not None:
