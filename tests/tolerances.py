@@ -36,6 +36,8 @@ GATE_GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2
 TYPICAL = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 # rows of P sum to one: the sum and the quotient, whatever the logits
 ROW_SUM = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# Ψ: a product over the channels, statistics over the pixels, and the two differences of batch normalisation backward
+PSI_PROJECTION = {torch.float64: 1e-12, torch.float32: 1e-5}
 # fp64 gradcheck: central differences at 1e-6 leave 1e-10 of truncation and 1e-10 of rounding
 GRADCHECK = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5, "nondet_tol": 0.0}
 
