@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library and strings its walks into a cascade."""
+"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library, strings its walks into a cascade, and calls Ψ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difnet_kernels.problem import Problem
+from difnet_kernels.problem import Problem, Projection
 
 LIBRARY = Path(__file__).parent.parent / "libdifnet_kernels.so"
 
@@ -49,12 +49,11 @@ def unusable() -> str | None:
     return _MISSING
 
 
-def refuses(problem: Problem) -> str | None:
+def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
 
 
-def refuses_projection(problem: Problem) -> str | None:
-    return refuses(problem)
+refuses_projection = refuses
 
 
 def register_bits() -> int:
@@ -154,7 +153,9 @@ def projection_backward(
     grad_weight: Tensor | None,
 ) -> None:
     torch.ops.difnet_kernels.psi_backward.default(
-        _node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance,
+        _node_major(grad_peak.to(weight.dtype)),
+        None if grad_mean is None else grad_mean.contiguous(),
+        None if grad_variance is None else grad_variance.contiguous(),
         features, weight, _node_major(position), mean, grad_features, grad_weight,
     )  # fmt: skip
 
