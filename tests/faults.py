@@ -81,7 +81,7 @@ FAULTS = (
     Fault("the mean is not subtracted", PSI_BACKWARD, "about[lane]", "Real(0)", "psi_kernels", "(to[lane] - {})"),
     Fault(
         "sums start from what memory holds", PSI_BACKWARD, "!first", "true",
-        "psi_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c, grad, count, {}, out",
+        "psi_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c * kTile, grad, count, {}, out",
     ),
     Fault(
         "rows are joined across gaps", "cpu/psi_tile.h", "volume.stride[1] != row", "false",
