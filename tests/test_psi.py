@@ -25,8 +25,9 @@ def assert_composed(ours: PsiProjection, x: Tensor, shape: Shape, backend: str) 
     mine = run(_on(ours, backend), x, shape.grid)
     true = run(theirs, x.double())
     bound = PSI_PROJECTION[accumulation_dtype(x, [ours.weight])] + NARROW.get(x.dtype, 0.0)
-    # the bias before a batch normalisation has no gradient in training, and torch's is the rounding of zero
-    floors = {"bias": bound * true[NAMES.index("beta")].abs().max().item()}
+    # gradients of parameters are sums of B·N terms of about one that may cancel (in training, that of the bias to zero)
+    sums = bound * (true[0].numel() / shape.embed) ** 0.5
+    floors = dict.fromkeys(("weight", "bias", "gamma", "beta"), sums)
     for name, a, b in zip(NAMES, mine, true, strict=True):
         assert_within(name, a.reshape(b.shape), b, bound, floor=floors.get(name, 0.0))
 
@@ -102,6 +103,7 @@ def test_strides_change_no_bit(kernel: str, layout: str, training: bool) -> None
 
 @pytest.mark.parametrize("layout", ["channels_last", "stride 0", "sliced"])
 def test_strides_of_gradients(kernel: str, layout: str) -> None:
+    """Output and gradients of features and weight; those of bias, γ and β are sums of torch's own, in the order of memory."""
     ours, x = _on(module(SMALL).eval(), kernel), features(SMALL)
     shape = (SMALL.batch, SMALL.embed, *SMALL.grid)
     weights = {
@@ -110,7 +112,7 @@ def test_strides_of_gradients(kernel: str, layout: str) -> None:
         "sliced": torch.randn(*shape[:3], 2 * shape[3])[..., ::2],
     }[layout]
     same = run(ours, x, SMALL.grid, weights=weights.contiguous())
-    assert_same(run(ours, x, SMALL.grid, weights=weights), same)
+    assert_same(run(ours, x, SMALL.grid, weights=weights)[:3], same[:3])
 
 
 def test_the_result_is_node_major(backend: str) -> None:
