@@ -50,9 +50,13 @@ def truth_of(inputs: Inputs) -> Result:
     return both(inputs.to(torch.float64), "reference")
 
 
-@lru_cache(maxsize=512)
 def known(case: Case, dtype: torch.dtype, number: int = 0) -> tuple[Inputs, Result]:
-    """Inputs of a case and their truth, shared between backends; treat both as read-only."""
+    """Inputs of a case and their truth, shared between the backends of a device; treat both as read-only."""
+    return _known(case, dtype, number, torch.get_default_device())
+
+
+@lru_cache(maxsize=512)
+def _known(case: Case, dtype: torch.dtype, number: int, device: torch.device) -> tuple[Inputs, Result]:
     inputs = make(case, dtype, number)
     return inputs, truth_of(inputs)
 
