@@ -84,7 +84,7 @@ def gate_scales(inputs: Inputs) -> tuple[float, float]:
 def assert_gradients(result: Result, inputs: Inputs, truth: Result, precision: str = "high") -> None:
     at = setting(inputs, precision)
     assert_within("grad_seed", result.grad_seed, truth.grad_seed, SEED_GRADIENT * at.walk)
-    noise = CANCELLATION * HALF_ULP[at.exact] * _cancelling(inputs, truth)
+    noise = CANCELLATION * HALF_ULP[at.product] * _cancelling(inputs, truth)
     for t, (ours, true) in enumerate(zip(result.grad_psi, truth.grad_psi, strict=True)):
         assert ours.dtype == inputs.psi[t].dtype
         assert_within(f"grad_psi[{t}]", ours, true, PSI_GRADIENT * at.walk, floor=noise)
