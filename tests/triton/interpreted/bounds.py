@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from tests.tolerances import CANCELLATION, HALF_ULP, PSI_GRADIENT, SEED_GRADIENT, Setting, assert_within
 from tests.triton.interpreted.cascade import Answer, Problem, run, truth
 
