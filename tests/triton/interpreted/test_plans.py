@@ -4,8 +4,6 @@ sound."""
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from difnet_kernels.backends.triton.launch_rows import ROWS, Case, Launch, selec
 from difnet_kernels.backends.triton.split_plan import Split
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
+from tests.triton.interpreted.plans import in_parts
 
 LAUNCHES = (
     Launch(32, 32, 4, 2),
@@ -30,16 +29,6 @@ LAUNCHES = (
 def test_every_tile_shape(monkeypatch: pytest.MonkeyPatch, tiles: Launch) -> None:
     monkeypatch.setattr(launch_rows, "select", lambda case: tiles)
     assert_right(problem(1, 21, 129, (16, 3), state=True))
-
-
-def in_parts(most: int, *, together: bool = False) -> Callable[..., Split]:
-    """A plan of so many parts, whatever the card."""
-
-    def plan(batch: int, row_tiles: int, columns: int, processors: int, *, in_registers: bool) -> Split:
-        part_tiles = math.ceil(columns / min(most, columns))
-        return Split(math.ceil(columns / part_tiles), part_tiles, in_registers and together)
-
-    return plan
 
 
 @pytest.mark.parametrize(("parts", "classes", "nodes"), [(2, 21, 139), (3, 21, 67), (5, 21, 83), (3, 150, 67)])
