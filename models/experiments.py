@@ -150,6 +150,7 @@ def run_job(job: Job) -> dict[str, Any]:
             workers=budget.workers,
             check=False,
             progress=False,
+            terminal=False,
         )
     history = folder.read_metrics()
     model, _ = checkpoints.restore(folder.last)

@@ -60,7 +60,9 @@ def test_noaspp_is_difnet50_with_one_convolution_as_head():
     assert count(with_aspp.parameters()) - count(without.parameters()) == 3 * (9 * 2048 * 21 + 21)
 
 
-@pytest.mark.parametrize("size", [(321, 321), (505, 505), (512, 512), (375, 500), (97, 97), (64, 65), (33, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "size", [(321, 321), (505, 505), (512, 512), (375, 500), (161, 97), (97, 97), (64, 65), (33, 1), (1, 1)]
+)
 @pytest.mark.parametrize("name", TINY)
 def test_logits_have_the_size_of_the_input(name, size):
     with torch.no_grad():
