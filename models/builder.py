@@ -8,7 +8,7 @@ from torch import nn
 
 from difnet_kernels import ImportanceMap
 from models.deeplab import SeedBranch, SimDeeplab
-from models.diffusion import Cascade, ClosedForm
+from models.diffusion import Cascade, ClosedForm, DenseCascade
 from models.difnet import WALKS, DifNet, check_walks
 from models.heads import ASPP, ASPP_RATES, LargeFOV
 from models.resnet import ResNetTrunk
@@ -54,8 +54,8 @@ def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Modul
 
     Options of all networks: stride_in ("conv1", or "conv2" as torchvision), aspp_init ("normal", "authors"),
     blocks and width (another size than the name's). Of DifNets also: walks (which of 1 … 5), importance (False
-    leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim, diffusion ("cascade", or "closed_form",
-    the dense Eq. 2 for small images), device_map ({"seed": device, "similarity": device}).
+    leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim, diffusion ("cascade"; "dense", the
+    same with N×N matrices; "closed_form", Eq. 2 for small images), device_map ({"seed": device, "similarity": device}).
     Raises ValueError for an unknown name or option, listing the valid ones.
     """
     if name not in NAMES:
@@ -126,7 +126,7 @@ def _build_difnet(
     return model if device_map is None else model.place(device_map)
 
 
-DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm}
+DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm, "dense": DenseCascade}
 BRANCH_OPTIONS = ("blocks", "width", "stride_in", "aspp_init")
 OPTIONS = {
     "sim_deeplab": BRANCH_OPTIONS,

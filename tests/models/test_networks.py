@@ -144,6 +144,24 @@ def test_without_importance_map_the_seed_is_the_score():
     assert not any(key.startswith("importance") for key in model.state_dict())
 
 
+def test_dense_walks_are_the_same_network():
+    """The counterpart that timings compare with: equal steps and gradients of the same weights. At a fp32 rounding of logits
+    of about 60, and sums of it; 1e-4 of the largest entry covers both."""
+    fused, dense = tiny(), tiny(diffusion="dense")
+    assert fused.state_dict().keys() == dense.state_dict().keys()
+    image = torch.randn(2, 3, 65, 49)
+    found = [model(image, return_details=True) for model in (fused, dense)]
+    for ours, theirs in zip(found[0].steps, found[1].steps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    for details in found:
+        details.logits.square().mean().backward()
+    largest = max(p.grad.abs().max().item() for p in dense.parameters())
+    for ours, theirs in zip(fused.parameters(), dense.parameters(), strict=True):
+        # a bias before a batch norm has no gradient but rounding, hence the second term
+        atol = 1e-3 * theirs.grad.abs().max().item() + 1e-7 * largest
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=atol)
+
+
 def test_closed_form_solves_equation_2():
     """(I - μP) y = (1 - μ) s, checked by putting y back in; fp32 solve of a system with condition number below 3."""
     model = tiny(diffusion="closed_form").eval()
