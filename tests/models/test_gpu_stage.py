@@ -39,8 +39,8 @@ def test_experiments_leave_their_results_where_the_suite_looks(tmp_path, monkeyp
     from models import experiments
 
     monkeypatch.setattr(experiments, "run_job", lambda job: {
-        "variant": job.variant.name, "seed": job.seed, "lr": 0.1, "parameters": 1, "mean_iou": 0.5, "seconds": 0.0,
-        "mu": [[0.5]], "beta": [[0.5]], "stages": {"1": 0.5},
+        "variant": job.variant.name, "seed": job.seed, "lr": 0.1, "parameters": 1, "mean_iou": 0.5, "twins_iou": None,
+        "seconds": 0.0, "mu": [[0.5]], "beta": [[0.5]], "stages": {"1": 0.5},
     })  # fmt: skip
     monkeypatch.setattr(experiments.os, "cpu_count", lambda: 1)
     assert networks.experiments(tmp_path / "experiments.json", "smoke", "cpu") == 0

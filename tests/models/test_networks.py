@@ -57,7 +57,14 @@ def test_every_name_builds_for_any_class_count(name, num_classes):
 def test_noaspp_is_difnet50_with_one_convolution_as_head():
     with torch.device("meta"):
         with_aspp, without = build_model("difnet50"), build_model("difnet50_noaspp")
+        by_option = build_model("difnet50", head="large_fov")
     assert count(with_aspp.parameters()) - count(without.parameters()) == 3 * (9 * 2048 * 21 + 21)
+    assert without.seed_branch.head.branches[0].dilation == (12, 12)
+    assert [(k, v.shape) for k, v in without.state_dict().items()] == [
+        (k, v.shape) for k, v in by_option.state_dict().items()
+    ]
+    with pytest.raises(ValueError, match="head must be one of aspp, large_fov"):
+        build_model("difnet_tiny", head="pyramid")
 
 
 @pytest.mark.parametrize(
