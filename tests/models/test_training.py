@@ -1,5 +1,6 @@
 """The loop: what one update does, that stopping and resuming change nothing, and what happens in bad weather."""
 
+import functools
 import json
 import os
 import signal
@@ -208,6 +209,17 @@ def test_mixed_precision_trains_fp32_weights(tmp_path, amp):
     losses = [row["loss"] for row in trainer.folder.read_metrics()]
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+
+
+def test_compiled_training_is_the_same_training(tmp_path, monkeypatch):
+    """The graph is captured whole and run as it is: code generation takes a minute, and is torch's to test."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    plain, compiled = (trainer_of(tmp_path / str(c), config_of(epochs=1, compile=c)) for c in (False, True))
+    for trainer in (plain, compiled):
+        trainer.fit()
+    for ours, theirs in zip(compiled.network.parameters(), plain.network.parameters(), strict=True):
+        # three updates; the captured backward may add in another order
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_frozen_batch_norm_keeps_statistics_and_scales(tmp_path):
