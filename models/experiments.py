@@ -50,9 +50,9 @@ class Variant:
 class Budget:
     """How much is computed. `deeper` and `wider` give the baseline about the parameters of the DifNet.
 
-    lr, lr_baseline, lr_deeper: in "cpu", each family has the best of 0.05, 0.1, 0.2 (and 0.4 where 0.2 was),
-    found with a seed that does not count; in "gpu" they are not tuned. γ of Ψ starts as it did for the authors ("uniform"): P is less one-hot
-    then, which matters when there are only a few hundred updates.
+    lr, lr_baseline, lr_deeper: in "cpu", each family has the best of 0.05, 0.1, 0.2 (and 0.4 where 0.2 was), found
+    with a seed that does not count; in "gpu" they are not tuned. γ of Ψ starts as it did for the authors ("uniform"):
+    P is less one-hot then, which matters when there are only a few hundred updates.
     """
 
     difnet: str
