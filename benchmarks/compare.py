@@ -22,11 +22,11 @@ from pathlib import Path
 from benchmarks import show
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Timing
-from benchmarks.counts import instructions
+from benchmarks.counts import Problem, instructions
 
 ROOT = Path(__file__).parent.parent
 # one walk is enough to compare kernels with; the tiny one compares the way to them
-PROBLEMS: tuple[tuple[Case, str, str], ...] = (
+PROBLEMS: tuple[Problem, ...] = (
     (CASES["eval505"].but(walks=1), "fp32", "forward"),
     (CASES["eval505"].but(walks=1), "fp32", "forward+backward"),
     (CASES["eval505"].but(walks=1), "bf16", "forward"),
@@ -108,9 +108,7 @@ def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
-def compared(
-    base: Worker, head: Worker, problems: Sequence[tuple[Case, str, str]], rounds: int
-) -> list[dict[str, object]]:
+def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: int) -> list[dict[str, object]]:
     """One result per problem; prints them as they come."""
     results = []
     for case, dtype, direction in problems:
@@ -159,14 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base.close()
             head.close()
         if options.counts:
-            for result, (case, dtype, direction) in zip(results, problems, strict=True):
-                counts = {
-                    worker.name: instructions(case, dtype, direction, worker.environment) for worker in (base, head)
-                }
-                result["instructions"] = {name: count.value for name, count in counts.items()}
-                print(
-                    f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(list(counts.values())), flush=True
-                )
+            counts = {worker.name: instructions(problems, worker.environment) for worker in (base, head)}
+            for result, problem, *both in zip(results, problems, *counts.values(), strict=True):
+                result["instructions"] = {name: count.value for name, count in zip(counts, both, strict=True)}
+                case, dtype, direction = problem
+                print(f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(both), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     slow = [result for result in results if float(result["p80"]) < options.fail_below]

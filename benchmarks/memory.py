@@ -118,22 +118,27 @@ def _ask(question: Mapping[str, object]) -> dict[str, object]:
         return json.loads(_SOURCE.stdout.readline())
     except (OSError, json.JSONDecodeError):
         return {"error": "the process that measures memory ended"}
+    finally:
+        if question["device"] != "cpu":
+            _SOURCE.kill()
 
 
-def _answer(question: dict) -> dict[str, object]:
-    """Fork, measure there, and tell what came of it."""
+def _measure(question: dict) -> dict[str, object]:
+    signal.alarm(PATIENCE)
+    try:
+        subject, device = question.pop("subject"), question["device"]
+        question["case"] = Case(**question["case"])
+        return {"bytes": growth(*SUBJECTS[subject](**question), device)}
+    except BaseException as error:
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _measure_in_a_child(question: dict) -> dict[str, object]:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
-        signal.alarm(PATIENCE)
-        try:
-            subject, device = question.pop("subject"), question["device"]
-            question["case"] = Case(**question["case"])
-            answer: dict[str, object] = {"bytes": growth(*SUBJECTS[subject](**question), device)}
-        except BaseException as error:
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-        os.write(write, json.dumps(answer).encode())
+        os.write(write, json.dumps(_measure(question)).encode())
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as told:
@@ -146,7 +151,10 @@ def _answer(question: dict) -> dict[str, object]:
 
 def main() -> None:
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), flush=True)
+        question = json.loads(line)
+        # a GPU does not survive a fork; there the process answers one question itself
+        answer = _measure_in_a_child(question) if question["device"] == "cpu" else _measure(question)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
