@@ -55,8 +55,11 @@ def cascade(device: str = "cpu") -> list[Task]:
                 contenders = _cpu_contenders(name, kind)
                 judged = 1 if name in HEAVY else None
                 turn = _cpu_turn(name, direction, dtype, kind)
+                seconds = 4.0 if (dtype, kind) == ("fp32", "smooth") else 2.0
                 tasks.append(
-                    CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, 2.0, turn, judged=judged)
+                    CascadeTask(
+                        "cascade", CASES[name], direction, kind, dtype, contenders, seconds, turn, judged=judged
+                    )
                 )
     return tasks
 
@@ -155,7 +158,7 @@ def psi(device: str = "cpu") -> list[Task]:
             dtype = "fp32" if device == "cpu" or direction != "forward" else "bf16"
             for levels in (ALL, *((level,) for level in range(len(LEVELS[side])))):
                 first = side == 321 and direction == "forward" and levels in (ALL, (0,))
-                seconds, turn = (2.0, ONCE if first else RECORD) if levels == ALL else (1.0, RECORD)
+                seconds, turn = 4.0 if levels == ALL else 2.0, ONCE if first else RECORD
                 tasks.append(
                     PsiTask("psi", case, direction, "", dtype, contenders, seconds, turn, side=side, levels=levels)
                 )
