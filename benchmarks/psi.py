@@ -108,6 +108,8 @@ def make_problem(
             conv.bias.copy_(lattice(conv.bias.shape, 0.125))
             for values in (norm.weight, norm.running_var):
                 values.copy_(0.5 + torch.rand(case.embed, generator=draw))
+            # slopes of either sign: where one is negative, the smallest product of a window becomes the largest
+            norm.weight.mul_(torch.randint(0, 2, (case.embed,), generator=draw).mul(2).sub(1))
             for values in (norm.bias, norm.running_mean):
                 values.copy_(torch.randn(case.embed, generator=draw))
     features = [lattice((case.batch, channels, side, side), 0.125) for channels, side in sizes]
