@@ -12,7 +12,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
-	@echo "make demo      segment a photograph: a figure, timings, memory (out/demo)"
+	@echo "make demo      segment a photograph, train a small DifNet: figures, timings, tables (out/demo)"
 	@echo "make test      the whole test suite"
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"
@@ -82,8 +82,8 @@ compare: build
 SANITIZED := build/sanitize
 SANITIZED_TESTS := $(patsubst %,tests/test_%.py,forward backward layouts sizes extremes nonfinite psi_kernels random_shapes)
 sanitize: build
-	@mkdir -p $(SANITIZED) && rm -rf $(SANITIZED)/difnet_kernels $(SANITIZED)/tests
-	@cp -r difnet_kernels tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
+	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,difnet_kernels tests benchmarks)
+	@cp -r difnet_kernels tests benchmarks pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
 	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DDIFNET_KERNELS_SANITIZE=ON \
 	    -DDIFNET_KERNELS_OUTPUT=$(abspath $(SANITIZED))/difnet_kernels > out/sanitize.log
 	cmake --build $(SANITIZED)/cmake

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.clock import Call, in_a_row
-from benchmarks.correctness import Truth, Verdict, judge, truth_of
+from benchmarks.correctness import Truth, Verdict, judge, truth_of, truth_of_some
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.peers import CONTENDERS, Cascade, Contender, Setting
 from benchmarks.tasks import DTYPES, Entrant, Row, Task, contest
@@ -23,14 +23,16 @@ class CascadeTask(Task):
     repeats: calls in one sample, for cascades of microseconds.
     judged: how many of the walks are compared with the truth, all by default. A large problem may compare the first
         only, on all of its nodes: the truth takes far longer than what is measured, and walks differ only in ψ.
+    sampled: at how many nodes, all by default. For one walk forward that is too large even for that.
     """
 
     repeats: int = 1
     judged: int | None = None
+    sampled: int | None = None
 
     def measure(self, device: str) -> list[Row]:
         setting = Setting(self.case, DTYPES[self.dtype], device, self.direction)
-        inputs, truth = problem(self.case, self.kind, self.dtype, device, self.judged)
+        inputs, truth = problem(self.case, self.kind, self.dtype, device, self.judged, self.sampled)
         torch.compiler.reset()  # every shape compiled for itself, and no limit on how many
         entrants = {name: entrant(CONTENDERS[name], setting, inputs, truth, self.repeats) for name in self.contenders}
         return contest(self, entrants, device, per_call=self.repeats)
@@ -74,11 +76,22 @@ def runner(cascade: Cascade, inputs: Inputs, direction: str) -> Callable[[], tup
 _PROBLEM: dict[tuple[object, ...], tuple[Inputs, Truth]] = {}
 
 
-def problem(case: Case, kind: str, dtype: str, device: str, judged: int | None = None) -> tuple[Inputs, Truth]:
+def problem(
+    case: Case, kind: str, dtype: str, device: str, judged: int | None = None, sampled: int | None = None
+) -> tuple[Inputs, Truth]:
     """Inputs and the truth of their first `judged` walks, kept until another problem is asked for."""
-    key = (case, kind, dtype, device, judged)
+    key = (case, kind, dtype, device, judged, sampled)
     if key not in _PROBLEM:
         _PROBLEM.clear()
         inputs = make_inputs(case, kind, DTYPES[dtype], device)
-        _PROBLEM[key] = inputs, truth_of(inputs.first(judged or case.walks), backward=True)
+        told = inputs.first(judged or case.walks)
+        _PROBLEM[key] = inputs, truth_of_some(told, sampled) if sampled else truth_of(told, backward=True)
     return _PROBLEM[key]
+
+
+def growing(case: Case, kind: str, dtype: str, direction: str, contender: str, device: str) -> tuple[Call, Call]:
+    """A small call that loads all code, and the call whose memory counts."""
+    cascade = CONTENDERS[contender].build(Setting(case, DTYPES[dtype], device, direction))
+    # 4² nodes leave no trace
+    tiny, whole = (make_inputs(sized, kind, DTYPES[dtype], device) for sized in (case.but(nodes=16, batch=1), case))
+    return runner(cascade, tiny, direction), runner(cascade, whole, direction)

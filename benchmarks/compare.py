@@ -22,11 +22,11 @@ from pathlib import Path
 from benchmarks import show
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Timing
-from benchmarks.counts import instructions
+from benchmarks.counts import Problem, instructions
 
 ROOT = Path(__file__).parent.parent
 # one walk is enough to compare kernels with; the tiny one compares the way to them
-PROBLEMS: tuple[tuple[Case, str, str], ...] = (
+PROBLEMS: tuple[Problem, ...] = (
     (CASES["eval505"].but(walks=1), "fp32", "forward"),
     (CASES["eval505"].but(walks=1), "fp32", "forward+backward"),
     (CASES["eval505"].but(walks=1), "bf16", "forward"),
@@ -108,24 +108,25 @@ def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
-def compared(
-    base: Worker, head: Worker, problems: Sequence[tuple[Case, str, str]], rounds: int
-) -> list[dict[str, object]]:
+def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: int) -> list[dict[str, object]]:
     """One result per problem; prints them as they come."""
     results = []
     for case, dtype, direction in problems:
         times = alternate(base, head, case, dtype, direction, rounds)
         ratios = Timing(tuple(b / h for b, h in zip(times[base.name].samples, times[head.name].samples, strict=True)))
-        low, high = ratios.quantile(0.2), ratios.quantile(0.8)
+        low, high = ratios.quantile(0.1), ratios.quantile(0.9)
         line = f"{case.name + case.sizes:<36} {dtype} {direction:<17}"
         line += f" {show.seconds(times[base.name].median):>9} -> {show.seconds(times[head.name].median):>9}"
-        # a ratio is only called a difference if its whole spread lies on one side of one
-        verdict = "faster" if low > 1 else "SLOWER" if high < 1 else "same within the noise"
-        print(f"{line}  {ratios.median:5.3f}x ({low:.3f} - {high:.3f})  {verdict}", flush=True)
-        result = {"case": asdict(case), "dtype": dtype, "direction": direction, "p20": low, "p80": high}
+        print(f"{line}  {ratios.median:5.3f}x ({low:.3f} - {high:.3f})  {verdict(low, high)}", flush=True)
+        result = {"case": asdict(case), "dtype": dtype, "direction": direction, "p10": low, "p90": high}
         result |= {"ratio": ratios.median, "base": times[base.name].median, "head": times[head.name].median}
         results.append(result)
     return results
+
+
+def verdict(low: float, high: float) -> str:
+    """A ratio is only called a difference if its spread, all but a tenth at each end, lies on one side of one."""
+    return "faster" if low > 1 else "SLOWER" if high < 1 else "same within the noise"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,17 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             base.close()
             head.close()
         if options.counts:
-            for result, (case, dtype, direction) in zip(results, problems, strict=True):
-                counts = {
-                    worker.name: instructions(case, dtype, direction, worker.environment) for worker in (base, head)
-                }
-                result["instructions"] = {name: count.value for name, count in counts.items()}
-                print(
-                    f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(list(counts.values())), flush=True
-                )
+            counts = {worker.name: instructions(problems, worker.environment) for worker in (base, head)}
+            for result, problem, *both in zip(results, problems, *counts.values(), strict=True):
+                result["instructions"] = {name: count.value for name, count in zip(counts, both, strict=True)}
+                case, dtype, direction = problem
+                print(f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(both), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    slow = [result for result in results if float(result["p80"]) < options.fail_below]
+    slow = [result for result in results if float(result["p90"]) < options.fail_below]
     return 1 if slow else 0
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from benchmarks import show
-from benchmarks.record import not_measured
+from benchmarks.questions import LAST
+from benchmarks.record import MINUTES, header, not_measured
+from benchmarks.results import machine_of
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
 _ROWS: dict[str, dict[str, Row]] = {}
@@ -37,12 +40,14 @@ TAPE = Tape()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--minutes", type=float, default=5.5, help="start no benchmark after this time; the most important come first"
+        "--minutes", type=float, default=MINUTES, help="start no benchmark after this time; the most important first"
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def turn(item: pytest.Item) -> int:
+        if item.path.name == "test_smoke.py":
+            return LAST + 1  # gates on what the others measure anyway
         task = getattr(item, "callspec", None) and item.callspec.params.get("task")
         return task.turn if isinstance(task, Task) else 0
 
@@ -54,8 +59,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -100,5 +103,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """Every task with all of its rows, also those without a time."""
     if _ROWS:
         terminalreporter.section("benchmarks: peers side by side")
+        machine = machine_of(header("cuda" if torch.cuda.is_available() else "cpu"))
         for name, rows in _ROWS.items():
-            terminalreporter.write_line(show.task(name, list(rows.values())))
+            terminalreporter.write_line(show.task(name, list(rows.values()), machine))

@@ -1,65 +1,83 @@
-"""How much does the process grow during one cascade? Each contender in a process of its own, after a small warm-up.
+"""How much does a process grow during one call? Every contender in a fresh process, after a small warm-up.
 
-`python -m benchmarks.memory TASK-AS-JSON` is that process; it prints the growth in bytes.
+`python -m benchmarks.memory` is where these processes come from: it has imported everything, computed nothing (so no
+thread runs that a fork could lose), and forks a child for each line of JSON that it reads.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
-import resource
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.cascade import runner
+from benchmarks import cascade, psi
 from benchmarks.cases import Case
-from benchmarks.inputs import make_inputs
+from benchmarks.clock import Call
 from benchmarks.peers import CONTENDERS, Setting
 from benchmarks.tasks import DTYPES, FAILED, MEASURED, UNAVAILABLE, Row, Task
 
-PATIENCE = 120.0
+PATIENCE = 120
+# what grows: functions that give a small call, and the call that counts
+SUBJECTS = {"cascade": cascade.growing, "psi": psi.growing}
 
 
 @dataclass(frozen=True)
 class MemoryTask(Task):
-    """Peak extra memory: what the process (or the GPU's allocator) holds more at the worst moment than before the
-    call."""
+    """Peak extra memory of a cascade: what the process (or the GPU's allocator) holds more at the worst moment than
+    before the call."""
 
     def measure(self, device: str) -> list[Row]:
-        return [self._measure(name, device) for name in self.contenders]
-
-    def _measure(self, name: str, device: str) -> Row:
-        title = CONTENDERS[name].title
-        reason = CONTENDERS[name].why_not(Setting(self.case, DTYPES[self.dtype], device, self.direction))
-        if reason:
-            return self.row(name, title, status=UNAVAILABLE, reason=reason)
-        asked = {
-            "case": asdict(self.case), "kind": self.kind, "dtype": self.dtype, "direction": self.direction,
-            "contender": name, "device": device,
-        }  # fmt: skip
-        command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asked)]
-        root = Path(__file__).parent.parent
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=root)
-        except subprocess.TimeoutExpired:
-            return self.row(name, title, status=UNAVAILABLE, reason=f"not done after {PATIENCE:.0f} s")
-        if done.returncode != 0:
-            status = FAILED if name == "ours" else UNAVAILABLE
-            told = done.stderr.strip().splitlines()
-            return self.row(name, title, status=status, reason=(told[-1] if told else "killed: out of memory")[:160])
-        return self.row(name, title, status=MEASURED, memory=int(done.stdout.split()[-1]))
+        rows = []
+        for name in self.contenders:
+            title = CONTENDERS[name].title
+            setting = Setting(self.case, DTYPES[self.dtype], device, self.direction)
+            asked = {"kind": self.kind, "dtype": self.dtype, "direction": self.direction}
+            rows.append(grown(self, "cascade", name, title, device, asked, CONTENDERS[name].why_not(setting)))
+        return rows
 
 
-def growth(case: Case, kind: str, dtype: str, direction: str, contender: str, device: str) -> int:
-    """Bytes by which this process grows during one call of `contender`."""
-    setting = Setting(case, DTYPES[dtype], device, direction)
-    cascade = CONTENDERS[contender].build(setting)
-    # libraries, thread pools and compiled code are there before the call that counts; 4² nodes leave no trace
-    runner(cascade, make_inputs(case.but(nodes=16, batch=1), kind, DTYPES[dtype], device), direction)()
-    run = runner(cascade, make_inputs(case, kind, DTYPES[dtype], device), direction)
+@dataclass(frozen=True)
+class PsiMemoryTask(psi.PsiTask):
+    """The same of Ψ."""
+
+    def measure(self, device: str) -> list[Row]:
+        asked = {"side": self.side, "levels": self.levels, "direction": self.direction, "dtype": self.dtype}
+        return [grown(self, "psi", name, psi.title_of(name), device, asked) for name in self.contenders]
+
+
+def grown(
+    task: Task,
+    subject: str,
+    contender: str,
+    title: str,
+    device: str,
+    asked: Mapping[str, object],
+    why_not: str | None = None,
+) -> Row:
+    """The row of one contender, measured in a process of its own."""
+    if why_not:
+        return task.row(contender, title, status=UNAVAILABLE, reason=why_not)
+    question = {"subject": subject, "case": asdict(task.case), "contender": contender, "device": device, **asked}
+    answer = _ask(question)
+    if "bytes" in answer:
+        return task.row(contender, title, status=MEASURED, memory=answer["bytes"])
+    # a peer may fail in any way; ours may not fail at all
+    status = FAILED if contender.split("/")[0] == "ours" else UNAVAILABLE
+    return task.row(contender, title, status=status, reason=str(answer["error"])[:160])
+
+
+def growth(warm: Call, run: Call, device: str) -> int:
+    """Bytes by which this process grows during `run`."""
+    # libraries, thread pools and compiled code are there before the call that counts
+    warm()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -81,12 +99,62 @@ def _status(name: str) -> int:
         return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
+_SOURCE: subprocess.Popen | None = None
+
+
+def _ask(question: Mapping[str, object]) -> dict[str, object]:
+    global _SOURCE
+    if _SOURCE is None or _SOURCE.poll() is not None:
+        _SOURCE = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.memory"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        atexit.register(_SOURCE.kill)
+    assert _SOURCE.stdin is not None
+    assert _SOURCE.stdout is not None
+    try:
+        _SOURCE.stdin.write(json.dumps(question) + "\n")
+        _SOURCE.stdin.flush()
+        return json.loads(_SOURCE.stdout.readline())
+    except (OSError, json.JSONDecodeError):
+        return {"error": "the process that measures memory ended"}
+    finally:
+        if question["device"] != "cpu":
+            _SOURCE.kill()
+
+
+def _measure(question: dict) -> dict[str, object]:
+    signal.alarm(PATIENCE)
+    try:
+        subject, device = question.pop("subject"), question["device"]
+        question["case"] = Case(**question["case"])
+        return {"bytes": growth(*SUBJECTS[subject](**question), device)}
+    except BaseException as error:
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def _measure_in_a_child(question: dict) -> dict[str, object]:
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os.write(write, json.dumps(_measure(question)).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        said = told.read()
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if said:
+        return json.loads(said)
+    return {"error": f"not done after {PATIENCE} s" if ended == -signal.SIGALRM else "killed: out of memory"}
+
+
 def main() -> None:
-    asked = json.loads(sys.argv[1])
-    asked["case"] = Case(**asked["case"])
-    # no core file and no swapping neighbour when a dense peer asks for too much
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    print(growth(**asked))
+    for line in sys.stdin:
+        question = json.loads(line)
+        # a GPU does not survive a fork; there the process answers one question itself
+        answer = _measure_in_a_child(question) if question["device"] == "cpu" else _measure(question)
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -112,8 +112,8 @@ def _compiled(setting: Setting) -> Cascade:
     return cascade_of(torch.compile(dense_walk, dynamic=False, mode=mode))
 
 
-def _uncompilable(setting: Setting) -> str | None:
-    if not setting.on_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+def uncompilable(device: str) -> str | None:
+    if device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         return "torch.compile needs a C++ compiler"
     return None
 
@@ -172,7 +172,7 @@ def _flex(setting: Setting) -> Cascade:
 def _flex_unfit(setting: Setting) -> str | None:
     if not setting.on_gpu and setting.direction != "forward":
         return "FlexAttention has no backward on a CPU"
-    return _uncompilable(setting)
+    return uncompilable(setting.device)
 
 
 def _keops(setting: Setting) -> Cascade:
@@ -233,7 +233,9 @@ CONTENDERS = {
     for contender in (
         OURS,
         Contender("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
-        Contender("dense_compiled", "dense, torch.compile", lambda s: _uncompilable(s) or _too_large(s), _compiled),
+        Contender(
+            "dense_compiled", "dense, torch.compile", lambda s: uncompilable(s.device) or _too_large(s), _compiled
+        ),
         Contender("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
         Contender("sdpa_flash", "SDPA, flash", _needs("", gpu=True, half=True), _sdpa("FLASH_ATTENTION", _same_widths)),
         Contender(

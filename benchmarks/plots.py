@@ -11,8 +11,8 @@ from pathlib import Path
 
 from benchmarks.cost import dense_flop, floor_seconds
 from benchmarks.results import Results
-from benchmarks.tables import title_of
-from benchmarks.tasks import MEASURED
+from benchmarks.show import title_of
+from benchmarks.tasks import MEASURED, Task
 
 COLOURS = {
     "ours": "#D55E00",
@@ -25,25 +25,67 @@ MARKERS = {"ours": "o", "dense": "s", "sdpa": "^", "sdpa_flash": "^", "sdpa_effi
 INK, PALE = "#333333", "#999999"
 
 
+# the promise of docs/performance.md: bytes of extra memory per node, channel and walk
+PROMISED_BYTES = 64
+SIZES = {"classes": "K, classes", "embed": "D, channels of ψ", "walks": "T, walks", "batch": "B, images"}
+
+
+def _empty() -> dict:
+    """A panel: points by contender, lines of the cost model, and what could not run for want of memory."""
+    return {"series": {}, "limits": {}, "missing": []}
+
+
+def _times(results: Results, size: str, panel: dict, task: Task) -> None:
+    at = getattr(task.case, size)
+    for row in results.of(task):
+        if row.status == MEASURED:
+            panel["series"].setdefault(row.contender, []).append([at, row.median, row.p20, row.p80])
+        elif "GiB" in row.reason:
+            panel["missing"].append([at, row.contender, row.reason])
+    if results.machine is not None:
+        dense = dense_flop(task.case, task.direction) / results.machine.flop_per_s
+        panel["limits"].setdefault("dense products at peak", []).append([at, dense])
+        floor = floor_seconds(task.case, task.direction, results.machine)
+        panel["limits"].setdefault("floor of the cost model", []).append([at, floor])
+
+
 def scaling_data(results: Results) -> dict:
     """Seconds against N of every contender, forward and forward+backward, with roofline and floor."""
     panels: dict[str, dict] = {}
-    machine = results.machine
+    tasks = [task for task in results.tasks("scaling") if task.case.name == "sweep_nodes"]
+    for task in sorted(tasks, key=lambda task: task.case.nodes):
+        _times(results, "nodes", panels.setdefault(task.direction, _empty()), task)
+    return panels
+
+
+def sizes_data(results: Results) -> dict:
+    """Seconds forward against K, D, T and B."""
+    panels: dict[str, dict] = {size: _empty() for size in SIZES}
     for task in results.tasks("scaling"):
-        if task.case.name != "sweep_nodes":
+        size = task.case.name.removeprefix("sweep_")
+        if size in panels:
+            _times(results, size, panels[size], task)
+    return panels
+
+
+def memory_data(results: Results) -> dict:
+    """Bytes against N, with what one dense matrix takes and what was promised."""
+    panels: dict[str, dict] = {}
+    for task in results.tasks("memory"):
+        case = task.case
+        if case.name != "sweep_nodes":
             continue
-        panel = panels.setdefault(task.direction, {"series": {}, "limits": {}, "missing": []})
+        panel = panels.setdefault(task.direction, _empty())
         for row in results.of(task):
-            if row.status == MEASURED:
-                panel["series"].setdefault(row.contender, []).append([task.case.nodes, row.median, row.p20, row.p80])
+            # a growth of nothing has no place on a logarithmic axis
+            if row.status == MEASURED and row.memory:
+                panel["series"].setdefault(row.contender, []).append([case.nodes, *3 * [row.memory]])
             elif "GiB" in row.reason:
-                panel["missing"].append([task.case.nodes, row.contender, row.reason])
-        if machine is not None:
-            limits = panel["limits"]
-            dense = dense_flop(task.case, task.direction) / machine.flop_per_s
-            limits.setdefault("dense products at peak", []).append([task.case.nodes, dense])
-            floor = floor_seconds(task.case, task.direction, machine)
-            limits.setdefault("floor of the cost model", []).append([task.case.nodes, floor])
+                panel["missing"].append([case.nodes, row.contender, row.reason])
+        element = 4 if task.dtype == "fp32" else 2
+        panel["limits"].setdefault("one N × N matrix", []).append([case.nodes, element * case.nodes**2])
+        promised = PROMISED_BYTES * case.nodes * (case.embed + case.classes)
+        panel["limits"].setdefault(f"{PROMISED_BYTES} B · N · (D + K)", []).append([case.nodes, promised])
     return panels
 
 
@@ -67,6 +109,8 @@ def figures(found: dict[str, Results]) -> dict[str, tuple[object, dict]]:
     table = {}
     for kind, results in found.items():
         table[f"scaling_{kind}.svg"] = (draw_scaling, scaling_data(results))
+        table[f"sizes_{kind}.svg"] = (draw_sizes, sizes_data(results))
+        table[f"memory_{kind}.svg"] = (draw_memory, memory_data(results))
         table[f"peers_{kind}.svg"] = (draw_peers, peers_data(results))
     return table
 
@@ -103,39 +147,85 @@ def _blank(text: str):
     return figure
 
 
+def _curves(panel, content: dict, unit: float = 1.0) -> None:
+    """Contenders in colour with their spread, limits in grey, a cross where memory ran out; both axes logarithmic."""
+    for (name, points), style in zip(content["limits"].items(), ((0, (5, 2)), (0, (1, 1.5))), strict=True):
+        at, value = zip(*points, strict=True)
+        panel.plot(at, [v / unit for v in value], color=PALE, lw=1.2, linestyle=style, label=name, zorder=1)
+    for name, points in content["series"].items():
+        at, middle, low, high = zip(*points, strict=True)
+        colour = COLOURS.get(name, INK)
+        panel.fill_between(at, [v / unit for v in low], [v / unit for v in high], color=colour, alpha=0.18, lw=0)
+        panel.plot(at, [v / unit for v in middle], color=colour, marker=MARKERS.get(name, "x"), ms=4.5, lw=1.6,
+                   label=title_of(name))  # fmt: skip
+    # who ran out of memory ends with a cross where the next point would be, by the square of N
+    for at, name, reason in content["missing"]:
+        points = content["series"].get(name)
+        if points:
+            last_at, last = points[-1][:2]
+            place = (at, last * (at / last_at) ** 2 / unit)
+            colour = COLOURS.get(name, INK)
+            panel.plot(*zip(place, strict=True), marker="X", color=colour, ms=8, lw=0, mfc="white", mew=1.4)
+            panel.annotate(reason.removesuffix(" for N × N matrices").replace(" about", ""), place, xytext=(-8, 4),
+                           textcoords="offset points", ha="right", fontsize=7.5, color=colour)  # fmt: skip
+    panel.set_xscale("log", base=2)
+    panel.set_xticks([points[0] for points in next(iter(content["limits"].values()), [])])
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.minorticks_off()
+    panel.set_yscale("log")
+    panel.grid(True, which="major", color="#EEEEEE", lw=0.8)
+    panel.set_axisbelow(True)
+
+
+def _empty_figure(data: dict) -> bool:
+    return not any(panel["series"] for panel in data.values())
+
+
+def _legend_below(figure, panel) -> None:
+    handles, names = panel.get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=8, ncol=len(names), loc="upper center",
+                  bbox_to_anchor=(0.5, 0.02))  # fmt: skip
+
+
 def draw_scaling(data: dict):
-    if not any(panel["series"] for panel in data.values()):
+    if _empty_figure(data):
         return _blank("scaling with N: not measured")
+    return _against_nodes(data, "seconds per walk", 1.0)
+
+
+def draw_memory(data: dict):
+    if _empty_figure(data):
+        return _blank("memory against N: not measured")
+    return _against_nodes(data, "extra memory of one walk, MiB", 2.0**20)
+
+
+def _against_nodes(data: dict, what: str, unit: float):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(data), figsize=(4.4 * len(data), 3.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(data), figsize=(4.6 * len(data), 3.8), sharey=True, squeeze=False)
     for panel, (direction, content) in zip(axes[0], data.items(), strict=True):
-        for (name, points), style in zip(content["limits"].items(), ((0, (4, 2)), (0, (1, 1.5))), strict=False):
-            nodes, seconds = zip(*points, strict=True)
-            panel.plot(nodes, seconds, color=PALE, lw=1.1, linestyle=style, label=name)
-        for name, points in content["series"].items():
-            nodes, median, low, high = zip(*points, strict=True)
-            colour = COLOURS.get(name, INK)
-            panel.fill_between(nodes, low, high, color=colour, alpha=0.18, lw=0)
-            panel.plot(nodes, median, color=colour, marker=MARKERS.get(name, "x"), ms=4.5, lw=1.6, label=title_of(name))
-        # a peer that ran out of memory ends with a cross where its next point would be
-        for nodes, name, _ in content["missing"]:
-            points = content["series"].get(name)
-            if points:
-                last_nodes, last = points[-1][:2]
-                height = last * (nodes / last_nodes) ** 2
-                panel.plot([nodes], [height], marker="x", color=COLOURS.get(name, INK), ms=7, lw=0)
-                panel.annotate("out of memory", (nodes, height), xytext=(-4, 6), textcoords="offset points",
-                               ha="right", fontsize=7, color=COLOURS.get(name, INK))  # fmt: skip
-        panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda nodes, _: f"{nodes:g}")
-        panel.set_yscale("log")
+        _curves(panel, content, unit)
+        panel.tick_params(axis="x", labelsize=7.5, rotation=35)
         panel.set_title(direction.replace("+", " + "), fontsize=9.5)
         panel.set_xlabel("N, nodes")
-        panel.grid(True, which="major", color="#EEEEEE", lw=0.8)
-    axes[0][0].set_ylabel("seconds per walk")
-    axes[0][0].legend(frameon=False, fontsize=7.5, loc="upper left")
+    axes[0][0].set_ylabel(what)
     figure.tight_layout()
+    _legend_below(figure, axes[0][0])
+    return figure
+
+
+def draw_sizes(data: dict):
+    if _empty_figure(data):
+        return _blank("scaling with K, D, T, B: not measured")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(data), figsize=(2.7 * len(data), 3.2), squeeze=False)
+    for panel, (size, content) in zip(axes[0], data.items(), strict=True):
+        _curves(panel, content)
+        panel.set_xlabel(SIZES[size])
+    axes[0][0].set_ylabel("seconds, forward")
+    figure.tight_layout()
+    _legend_below(figure, axes[0][0])
     return figure
 
 
@@ -164,7 +254,10 @@ def draw_peers(data: dict):
                     mark.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # neighbours may be higher
         panel.axhline(1, color=INK, lw=1)
         panel.set_yscale("log")
+        panel.set_yticks([1, 2, 3, 5, 10, 20, 50])
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        panel.minorticks_off()
+        panel.set_ylim(top=1.25 * max(times for found in cases.values() for times in found.values()))
         panel.set_xticks(range(len(cases)), list(cases), rotation=20, ha="right", fontsize=8)
         panel.set_title(f"{direction.replace('+', ' + ')}: time of a peer / ours", fontsize=9.5)
         panel.grid(True, axis="y", color="#EEEEEE", lw=0.8)

@@ -1,75 +1,240 @@
-"""How long does Ψ take, from a feature map to embeddings on the grid of the seed, beside the three torch layers?"""
+"""How long does Ψ take, from feature maps to embeddings on the grid of the seed, beside the torch layers it consists of?
+
+Every contender runs in both memory layouts, contiguous and channels_last, and counts in the one that is faster for it.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_max_pool2d, batch_norm, conv2d
 
+from benchmarks.cases import Case
 from benchmarks.clock import Call
 from benchmarks.correctness import Verdict
+from benchmarks.peers import uncompilable
 from benchmarks.tasks import DTYPES, Entrant, Row, Task, contest
 
-EPSILON = 1e-5
+# (channels, side) of the five maps that DifNet-50 compares, the image first, by the side of the image
+LEVELS = {
+    321: ((3, 321), (256, 81), (512, 41), (1024, 41), (2048, 41)),
+    505: ((3, 505), (256, 127), (512, 64), (1024, 64), (2048, 64)),
+}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+TITLES = {
+    "ours": "difnet_kernels",
+    "layers": "conv, BN, pool",
+    "compiled": "torch.compile of them",
+    "folded": "BN folded into conv, pool",
+}
+ALL = tuple(range(5))
+# relative to the largest value: a product over the channels, one affine map; sums over the image for a gradient
+BOUND, GRADIENT_BOUND = 2e-5, 2e-4
+BOUND_16_BITS = 4 * 2.0**-8
+
+# T embeddings of T feature maps
+Psi = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def named(stems: Sequence[str]) -> tuple[str, ...]:
+    """Contenders by what they are and the layout they run in."""
+    return tuple(f"{stem}/{layout}" for stem in stems for layout in LAYOUTS)
+
+
+def title_of(contender: str) -> str:
+    stem, layout = contender.split("/")
+    return f"{TITLES[stem]}, {layout}"
+
+
+class Level(nn.Module):
+    """Ψ1 of one map, as torch modules: evaluation, or training with the statistics of the batch."""
+
+    def __init__(self, channels: int, embed: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv = nn.Conv2d(channels, embed, kernel_size=1)
+        self.norm = nn.BatchNorm2d(embed)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.adaptive_max_pool2d(self.norm(self.conv(features)), self.grid)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Layers with their feature maps, and the gradient of the loss with respect to each embedding.
+
+    Features and weights lie on coarse binary lattices, so that z = W f is exact in fp32 in any order of summation:
+    everyone finds the same maximum in every window, and gradients can be compared element by element.
+    """
+
+    levels: nn.ModuleList
+    features: list[Tensor]
+    grads: list[Tensor]
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        return [*(f for f in self.features if f.requires_grad), *self.levels.parameters()]
+
+    def double(self) -> Problem:
+        features = [f.detach().double().requires_grad_(f.requires_grad) for f in self.features]
+        return Problem(copy.deepcopy(self.levels).double(), features, [g.double() for g in self.grads])
+
+    def laid_out(self, layout: torch.memory_format) -> Problem:
+        features = [f.detach().contiguous(memory_format=layout).requires_grad_(f.requires_grad) for f in self.features]
+        levels = copy.deepcopy(self.levels).to(memory_format=layout)
+        return Problem(levels, features, [g.contiguous(memory_format=layout) for g in self.grads])
+
+
+def make_problem(
+    case: Case, sizes: Sequence[tuple[int, int]], direction: str, dtype: torch.dtype, device: str
+) -> Problem:
+    """Levels of these (channels, side), pooled to the grid of the case."""
+    draw = torch.Generator().manual_seed(7)
+
+    def lattice(shape: Sequence[int], spacing: float) -> Tensor:
+        # half a step away from zero, so that no product vanishes
+        return (torch.randn(shape, generator=draw) / spacing).floor().add(0.5).mul(spacing)
+
+    training = direction != "forward"
+    levels = nn.ModuleList(Level(channels, case.embed, case.grid) for channels, _ in sizes).train(training)
+    with torch.no_grad():
+        for level, (channels, _) in zip(levels, sizes, strict=True):
+            conv, norm = level.conv, level.norm
+            scale = 2.0 ** -round(channels.bit_length() / 2)  # a power of two near channels^-1/2
+            conv.weight.copy_(lattice(conv.weight.shape, 0.125) * scale)
+            conv.bias.copy_(lattice(conv.bias.shape, 0.125))
+            for values in (norm.weight, norm.running_var):
+                values.copy_(0.5 + torch.rand(case.embed, generator=draw))
+            # slopes of either sign: where one is negative, the smallest product of a window becomes the largest
+            norm.weight.mul_(torch.randint(0, 2, (case.embed,), generator=draw).mul(2).sub(1))
+            for values in (norm.bias, norm.running_mean):
+                values.copy_(torch.randn(case.embed, generator=draw))
+    features = [lattice((case.batch, channels, side, side), 0.125) for channels, side in sizes]
+    grads = [torch.randn(case.batch, case.embed, *case.grid, generator=draw) for _ in sizes]
+    # nobody asks for the gradient of the image
+    ready = [f.to(device, dtype).requires_grad_(training and f.shape[1] > 3) for f in features]
+    return Problem(levels.to(device, dtype), ready, [g.to(device, dtype) for g in grads])
+
+
+def build(stem: str, levels: nn.ModuleList) -> Psi:
+    """Ψ of all levels as this contender computes it."""
+    each = {"ours": _ours, "layers": lambda level: level, "folded": _folded, "compiled": _compiled}[stem]
+    built = [each(level) for level in levels]
+    return lambda features: [psi(map_) for psi, map_ in zip(built, features, strict=True)]
+
+
+def _ours(level: Level) -> Callable[[Tensor], Tensor]:
+    from difnet_kernels import psi_projection
+
+    conv, norm, grid = level.conv, level.norm, level.grid
+    return lambda features: psi_projection(features, conv.weight.flatten(1), conv.bias, norm, grid)
+
+
+def _folded(level: Level) -> Callable[[Tensor], Tensor]:
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    conv = fuse_conv_bn_eval(level.conv, level.norm)
+    return lambda features: nn.functional.adaptive_max_pool2d(conv(features), level.grid)
+
+
+def _compiled(level: Level) -> Callable[[Tensor], Tensor]:
+    return torch.compile(level, dynamic=False)
+
+
+def runner(stem: str, problem: Problem, direction: str) -> Callable[[], tuple[list[Tensor], list[Tensor]]]:
+    """The call that is timed: embeddings, and in training the gradients of everything that was learned."""
+    psi = build(stem, problem.levels)
+    if direction == "forward":
+
+        def forward() -> tuple[list[Tensor], list[Tensor]]:
+            with torch.no_grad():
+                return psi(problem.features), []
+
+        return forward
+    wanted = problem.wanted
+
+    def both() -> tuple[list[Tensor], list[Tensor]]:
+        made = psi(problem.features)
+        return [p.detach() for p in made], list(torch.autograd.grad(made, wanted, problem.grads))
+
+    return both
 
 
 @dataclass(frozen=True)
 class PsiTask(Task):
-    """Ψ1 in evaluation mode: features (B, channels, side, side) to (B, D, *grid of the case)."""
+    """Ψ of some levels of an image of `side`²; forward is evaluation, forward+backward is a training step."""
 
-    channels: int = 256
-    side: int = 127
+    side: int = 321
+    levels: tuple[int, ...] = ALL
 
     def __str__(self) -> str:
-        return f"{super().__str__()}-C{self.channels}-S{self.side}"
+        which = "five" if self.levels == ALL else "C{}-S{}".format(*self.sizes[0])
+        return f"{super().__str__()}-{which}"
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [LEVELS[self.side][level] for level in self.levels]
 
     def measure(self, device: str) -> list[Row]:
-        draw = torch.Generator().manual_seed(7)
-        shape = (self.case.batch, self.channels, self.side, self.side)
-        dtype = DTYPES[self.dtype]
-        features = torch.randn(shape, generator=draw).to(device, dtype, memory_format=torch.channels_last)
-        weight = (torch.randn(self.case.embed, self.channels, generator=draw) * self.channels**-0.5).to(device, dtype)
-        bias = torch.randn(self.case.embed, generator=draw).to(device, dtype)
-        norm = nn.BatchNorm2d(self.case.embed, eps=EPSILON).to(device, dtype).eval()
-        with torch.no_grad():
-            for values, low in ((norm.running_var, 0.5), (norm.weight, 0.5)):
-                values.copy_((low + torch.rand(self.case.embed, generator=draw)).to(device, dtype))
-            norm.running_mean.copy_(torch.randn(self.case.embed, generator=draw).to(device, dtype))
-        truth = _layers(features.double(), weight.double(), bias.double(), _double(norm), self.case.grid)
+        problem = make_problem(self.case, self.sizes, self.direction, DTYPES[self.dtype], device)
+        twin = problem.double()
+        truth = runner("layers", twin, self.direction)()
+        del twin
+        torch.compiler.reset()  # every shape compiled for itself, and no limit on how many
+        entrants = {name: self._entrant(name, problem, truth, device) for name in self.contenders}
+        return contest(self, entrants, device)
 
-        def ours() -> Tensor:
-            from difnet_kernels import psi_projection
+    def _entrant(self, name: str, problem: Problem, truth: tuple[list[Tensor], list[Tensor]], device: str) -> Entrant:
+        stem, layout = name.split("/")
 
-            with torch.no_grad():
-                return psi_projection(features, weight, bias, norm, self.case.grid)
+        def prepare() -> tuple[Call, Verdict]:
+            own = problem.laid_out(LAYOUTS[layout])
+            run = runner(stem, own, self.direction)
+            return run, judge(own, run(), truth)
 
-        def layers() -> Tensor:
-            with torch.no_grad():
-                return _layers(features, weight, bias, norm, self.case.grid)
-
-        def checked(call: Call) -> tuple[Call, Verdict]:
-            error = ((call().double() - truth).abs().max() / truth.abs().max()).item()
-            # one product over the channels and one affine map
-            return call, Verdict(error, 1e-5 if self.dtype == "fp32" else 4 * 2.0**-8, "psi")
-
-        entrants = {
-            "ours": Entrant("difnet_kernels", None, lambda: checked(ours)),
-            "layers": Entrant("conv, BN, pool", None, lambda: checked(layers)),
-        }
-        return contest(self, {name: entrants[name] for name in self.contenders}, device)
+        return Entrant(title_of(name), why_not(stem, self.direction, device), prepare)
 
 
-def _layers(features: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, grid: tuple[int, int]) -> Tensor:
-    projected = conv2d(features, weight[:, :, None, None], bias)
-    normal = batch_norm(
-        projected, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=EPSILON
+def why_not(stem: str, direction: str, device: str) -> str | None:
+    if stem == "folded" and direction != "forward":
+        return "a batch normalisation can be folded in evaluation only"
+    return uncompilable(device) if stem == "compiled" else None
+
+
+def judge(
+    problem: Problem, found: tuple[list[Tensor], list[Tensor]], truth: tuple[list[Tensor], list[Tensor]]
+) -> Verdict:
+    """Embeddings and gradients against fp64, each relative to its largest value."""
+    wide = problem.features[0].dtype == torch.float32
+    checks = []
+    for level, (ours, true) in enumerate(zip(found[0], truth[0], strict=True)):
+        checks.append((f"psi[{level}]", _error(ours, true, true), BOUND if wide else BOUND_16_BITS))
+    names = {id(p): name for name, p in problem.levels.named_parameters()}
+    weights = [true for x, true in zip(problem.wanted, truth[1], strict=False) if x.dim() > 1]
+    for x, ours, true in zip(problem.wanted, found[1], truth[1], strict=False):
+        name = names.get(id(x), "features")
+        # batch statistics take away whatever a bias adds: its gradient is zero, and what is left is rounding
+        scale = torch.stack([w.abs().max() for w in weights]).max() if ".conv." in name else true
+        checks.append((f"gradient of {name}", _error(ours, true, scale), GRADIENT_BOUND))
+    worst = max(checks, key=lambda check: check[1] / check[2] if check[1] == check[1] else float("inf"))
+    return Verdict(error=worst[1], bound=worst[2], worst=worst[0])
+
+
+def _error(ours: Tensor, true: Tensor, scale: Tensor) -> float:
+    return ((ours.double() - true).abs().max() / scale.abs().max()).item()
+
+
+def growing(
+    case: Case, side: int, levels: Sequence[int], direction: str, dtype: str, contender: str, device: str
+) -> tuple[Call, Call]:
+    """A small call that loads all code, and the call whose memory counts."""
+    stem, layout = contender.split("/")
+    sizes = [LEVELS[side][level] for level in levels]
+    tiny = [(channels, 16) for channels, _ in sizes]
+    return tuple(
+        runner(stem, make_problem(size_case, at, direction, DTYPES[dtype], device).laid_out(LAYOUTS[layout]), direction)
+        for size_case, at in ((case.but(nodes=16), tiny), (case, sizes))
     )
-    return adaptive_max_pool2d(normal, grid)
-
-
-def _double(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    twin = nn.BatchNorm2d(norm.num_features, eps=EPSILON)
-    twin.load_state_dict(norm.state_dict())
-    return twin.to(norm.weight.device).double().eval()

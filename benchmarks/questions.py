@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from benchmarks.cascade import CascadeTask
 from benchmarks.cases import CASES, Case
-from benchmarks.memory import MemoryTask
+from benchmarks.memory import MemoryTask, PsiMemoryTask
 from benchmarks.peers import ON_CPU, ON_GPU
-from benchmarks.psi import PsiTask
+from benchmarks.psi import ALL, LEVELS, PsiTask, named
 from benchmarks.table4 import PARTS, Table4Task
 from benchmarks.tasks import Task
 
 DIRECTIONS = ("forward", "forward+backward")
+# turns: a run of six minutes asks every question once and then the rest of the headline; the record asks everything
+ONCE, HEADLINE, RECORD, LAST = range(4)
 # cascades so large that the slow peers would take minutes of a run: they meet ours on the others
 HEAVY = ("eval505_h5", "train321")
 # peers do the same work whatever ψ is, so `network` inputs need not meet all of them on every case
@@ -24,12 +26,14 @@ QUICK = ("ours", "dense", "sdpa")
 QUICK_GPU = ("ours", "dense", "sdpa_flash", "sdpa_efficient")
 
 SWEPT = {
-    "nodes": (256, 1024, 4096, 16384),
+    "nodes": (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     "classes": (1, 5, 21, 60, 150),
     "embed": (16, 32, 64, 128, 256),
     "walks": (1, 2, 5, 10),
     "batch": (1, 4, 16),
 }
+FIRST_NODES = (256, 1024, 4096)
+HUGE = 65536  # a dense matrix of 16 GiB
 # what the sweeps of everything but N start from
 SWEEP_BASE = Case("sweep", 1, 1024, 64, 21, walks=1)
 
@@ -47,26 +51,39 @@ def cascade(device: str = "cpu") -> list[Task]:
     tasks: list[Task] = []
     for (dtype, kind), names in ON_CPU_CASES.items():
         for name in names:
-            heavy, headline = name in HEAVY, (dtype, kind) == ("fp32", "smooth")
             for direction in DIRECTIONS:
-                contenders = QUICK if heavy or kind == "network" else ON_CPU
-                if name == "context60":
-                    contenders = (*QUICK, "dense_compiled")
-                if heavy and (direction != "forward" or not headline):
-                    contenders = ("ours", "sdpa")
-                turn = 0 if headline else 4 if heavy else 1 if kind == "smooth" else 3
-                judged = 1 if name == "eval505_h5" or (heavy and not headline) else None
+                contenders = _cpu_contenders(name, direction, kind)
+                judged = 1 if name in HEAVY else None
+                turn = _cpu_turn(name, direction, dtype, kind)
+                seconds = 4.0 if (dtype, kind) == ("fp32", "smooth") else 2.0
                 tasks.append(
-                    CascadeTask("cascade", CASES[name], direction, kind, dtype, contenders, 1.5, turn, judged=judged)
+                    CascadeTask(
+                        "cascade", CASES[name], direction, kind, dtype, contenders, seconds, turn, judged=judged
+                    )
                 )
     return tasks
+
+
+def _cpu_contenders(name: str, direction: str, kind: str) -> tuple[str, ...]:
+    if name in HEAVY and kind == "network" and direction != "forward":
+        return ("ours", "sdpa")
+    if name in HEAVY or kind == "network":
+        return QUICK
+    return (*QUICK, "dense_compiled") if name == "context60" else ON_CPU
+
+
+def _cpu_turn(name: str, direction: str, dtype: str, kind: str) -> int:
+    if (dtype, kind) == ("fp32", "smooth"):
+        return ONCE if name in ("eval505", "train321_one") else HEADLINE
+    once = name == "eval505" and direction == "forward" and f"{dtype}-{kind}" != "bf16-network"
+    return ONCE if once else RECORD
 
 
 def walk(device: str = "cpu") -> list[Task]:
     """One walk of the paper's evaluation, without the rest of the cascade."""
     dtype, contenders = ("fp32", QUICK) if device == "cpu" else ("bf16", QUICK_GPU)
     return [
-        CascadeTask("walk", CASES["eval505"].but(walks=1), direction, "smooth", dtype, contenders, 1.0)
+        CascadeTask("walk", CASES["eval505"].but(walks=1), direction, "smooth", dtype, contenders, 1.5)
         for direction in DIRECTIONS
     ]
 
@@ -85,12 +102,24 @@ def overhead(device: str = "cpu") -> list[Task]:
 
 
 def memory(device: str = "cpu") -> list[Task]:
-    """Growth of the process during one cascade."""
+    """Growth of the process during one cascade of the paper, and during one walk against N."""
     contenders = QUICK if device == "cpu" else QUICK_GPU
     dtype = "fp32" if device == "cpu" else "bf16"
-    return [
+    tasks: list[Task] = [
         MemoryTask("memory", CASES[name], direction, "smooth", dtype, contenders)
         for name in ("eval505", "eval505_h5")
+        for direction in DIRECTIONS
+    ]
+    # the dense formula asks for more than the machine has, which the row says; SDPA would take minutes
+    huge = MemoryTask(
+        "memory", CASES["batch4_16k"], DIRECTIONS[1], "smooth", dtype, ("ours", "dense") if device == "cpu" else contenders,
+        turn=LAST,
+    )  # fmt: skip
+    tasks.append(huge)
+    return tasks + [
+        MemoryTask("memory", _swept("nodes", nodes), direction, "smooth", dtype, contenders, turn=RECORD)
+        for nodes in SWEPT["nodes"]
+        if nodes >= FIRST_NODES[0]
         for direction in DIRECTIONS
     ]
 
@@ -102,32 +131,68 @@ def scaling(device: str = "cpu") -> list[Task]:
     tasks: list[Task] = []
     for size, values in SWEPT.items():
         if size == "nodes" and not on_cpu:
-            values = (*values, 65536)
+            values = (*values, HUGE)
         for value in values:
             for direction in DIRECTIONS if size == "nodes" else DIRECTIONS[:1]:
-                base = SWEEP_BASE.but(name=f"sweep_{size}", **{size: value})
-                seconds, turn = (1.0, 1) if size == "nodes" else (0.3, 3)
-                tasks.append(CascadeTask("scaling", base, direction, "smooth", dtype, contenders, seconds, turn))
+                seconds, turn = (1.0, RECORD) if size == "nodes" else (0.4, ONCE)
+                if size == "nodes" and value in FIRST_NODES:
+                    turn = ONCE
+                tasks.append(
+                    CascadeTask("scaling", _swept(size, value), direction, "smooth", dtype, contenders, seconds, turn)
+                )
+    if on_cpu:
+        huge = _swept("nodes", HUGE)
+        tasks.append(CascadeTask("scaling", huge, "forward", "smooth", dtype, contenders, 1.0, LAST, sampled=512))
     return tasks
 
 
+def _swept(size: str, value: int) -> Case:
+    return SWEEP_BASE.but(name=f"sweep_{size}", **{size: value})
+
+
+# the image's side, and the case on whose grid its levels end
+PSI_CASES = {321: CASES["train321_one"], 505: CASES["eval505"]}
+
+
 def psi(device: str = "cpu") -> list[Task]:
-    """Ψ of the image and of the first block at 505²: the two that pool."""
-    dtype = "fp32" if device == "cpu" else "bf16"
+    """Ψ of the five levels of DifNet-50, together and one by one; evaluation, and a training step."""
+    contenders = named(("ours", "layers", "folded", "compiled"))
+    tasks: list[Task] = []
+    for side, case in PSI_CASES.items():
+        for direction in DIRECTIONS:
+            # 16 bits would decide ties of a training step by their rounding, differently for everyone
+            dtype = "fp32" if device == "cpu" or direction != "forward" else "bf16"
+            for levels in (ALL, *((level,) for level in range(len(LEVELS[side])))):
+                first = side == 321 and direction == "forward" and levels in (ALL, (0,))
+                seconds, turn = 4.0 if levels == ALL else 2.0, ONCE if first else RECORD
+                tasks.append(
+                    PsiTask("psi", case, direction, "", dtype, contenders, seconds, turn, side=side, levels=levels)
+                )
+    return tasks
+
+
+def psi_memory(device: str = "cpu") -> list[Task]:
+    """Growth of the process during Ψ of the five levels."""
     return [
-        PsiTask("psi", CASES["eval505"], "forward", "", dtype, ("ours", "layers"), 0.8, 3, channels=channels, side=side)
-        for channels, side in ((3, 505), (256, 127))
-    ]
+        PsiMemoryTask(
+            "psi_memory", case, direction, "", "fp32", named(("ours", "layers")),
+            turn=ONCE if side == 321 else RECORD, side=side, levels=levels,
+        )
+        for side, case in PSI_CASES.items()
+        for levels in (ALL, (0,))
+        for direction in DIRECTIONS
+    ]  # fmt: skip
 
 
 def models(device: str = "cpu") -> list[Task]:
-    """Table 4. On a CPU the networks take seconds, so only inference, and no row for the sum of the parts."""
+    """Table 4. A network takes seconds on a CPU, so its backward is left to the record."""
     case = CASES["eval505"].but(name="table4")
-    if device == "cpu":
-        contenders = (*(name for name in PARTS if name != "difnet50"), *QUICK)
-        return [Table4Task("models", case, "forward", "", "fp32", contenders, 2.0, 2)]
-    contenders = (*PARTS, *QUICK_GPU)
-    return [Table4Task("models", case, direction, "", "bf16", contenders, 4.0, 2) for direction in DIRECTIONS]
+    contenders = (*PARTS, *(QUICK if device == "cpu" else QUICK_GPU))
+    dtype, seconds = ("fp32", 2.0) if device == "cpu" else ("bf16", 4.0)
+    return [
+        Table4Task("models", case, direction, "", dtype, contenders, seconds, turn)
+        for direction, turn in zip(DIRECTIONS, (ONCE, RECORD), strict=True)
+    ]
 
 
 QUESTIONS = {
@@ -135,9 +200,10 @@ QUESTIONS = {
     "walk": walk,
     "cascade": cascade,
     "memory": memory,
-    "scaling": scaling,
     "psi": psi,
+    "psi_memory": psi_memory,
     "models": models,
+    "scaling": scaling,
 }
 
 

@@ -1,7 +1,8 @@
 """Measure everything and keep it: `python -m benchmarks.record --out benchmarks/results/NAME.json`.
 
-On a quiet machine the default takes at most six minutes on two cores. The file is rewritten after every task, so a run
-that is cut short loses nothing; tasks that the time did not suffice for say so in their rows.
+On a quiet machine the default takes at most six minutes on two cores and asks every question once; `--minutes 25` asks
+all of them. The file is rewritten after every task, so a run that is cut short loses nothing; tasks that the time did
+not suffice for say so in their rows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks import machine, show
-from benchmarks.peers import CONTENDERS, backend_in_use
+from benchmarks.peers import backend_in_use
 from benchmarks.questions import QUESTIONS, all_tasks
+from benchmarks.results import machine_of
 from benchmarks.tasks import FAILED, NOT_MEASURED, Row, Task
 
 SCHEMA = 1
+MINUTES = 5.0  # the last task may take another half minute
 BUSY = 0.5  # a load above this before the start means that somebody else is computing
 
 
@@ -52,8 +55,7 @@ def write(path: Path, head: dict[str, object], rows: Iterable[Row | dict[str, ob
 def not_measured(task: Task, minutes: float) -> list[Row]:
     """Rows that say that the run ended before the task."""
     reason = f"the run was limited to {minutes:g} minutes"
-    names = {name: CONTENDERS[name].title if name in CONTENDERS else name for name in task.contenders}
-    return [task.row(name, title, status=NOT_MEASURED, reason=reason) for name, title in names.items()]
+    return [task.row(name, show.title_of(name), status=NOT_MEASURED, reason=reason) for name in task.contenders]
 
 
 def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) -> list[Row]:
@@ -68,7 +70,7 @@ def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) ->
             continue
         print(f"[{number}/{len(tasks)}, {spent:.0f} s] ", end="", flush=True)
         found = task.measure(device)
-        print(show.task(str(task), found).lstrip(), flush=True)
+        print(show.task(str(task), found, machine_of(head)).lstrip(), flush=True)
         rows += found
         write(path, head, rows, complete=False)
     if device == "cpu":
@@ -89,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the results file, such as benchmarks/results/cpu.json")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--only", nargs="*", default=(), choices=tuple(QUESTIONS), help="some questions only")
-    parser.add_argument("--minutes", type=float, default=5.5, help="start no task after this time (default 5.5)")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"start no task after this time (default {MINUTES:g})"
+    )
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cost import Machine, cpu, h200
 from benchmarks.questions import QUESTIONS
@@ -25,12 +27,7 @@ class Results:
     @property
     def machine(self) -> Machine | None:
         """Peak rates for roofline and floor, where they are known."""
-        if not self.head:
-            return None
-        device = self.head["machine"]["device"]
-        if self.kind == "cpu":
-            return cpu(self.head["machine"]["cpu"], self.head["peak"]["flop_per_s"])
-        return h200() if "H200" in device else None
+        return machine_of(self.head) if self.head else None
 
     def of(self, task: Task) -> list[Row]:
         """One row per contender of the task; "not measured" where there is none."""
@@ -39,6 +36,14 @@ class Results:
 
     def tasks(self, question: str) -> list[Task]:
         return QUESTIONS[question]("cpu" if self.kind == "cpu" else "cuda")
+
+
+def machine_of(head: Mapping[str, Any]) -> Machine | None:
+    """The peak rates of the machine that a header describes, where they are known."""
+    device = head["machine"]["device"]
+    if device == "cpu":
+        return cpu(head["machine"]["cpu"], head["peak"]["flop_per_s"])
+    return h200() if "H200" in device else None
 
 
 def load(folder: Path = FOLDER) -> dict[str, Results]:

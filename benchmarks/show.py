@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.cases import Case
+from benchmarks.cost import Machine, dense_flop, floor_seconds
+from benchmarks.peers import CONTENDERS
+from benchmarks.psi import TITLES as PSI_TITLES
 from benchmarks.table4 import PARTS
 from benchmarks.tasks import MEASURED, Row
+
+# questions whose rows are cascades, which the cost model knows
+CASCADES = ("cascade", "walk", "scaling", "smoke")
 
 
 def seconds(value: float | None) -> str:
@@ -29,26 +36,60 @@ def _three(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def title_of(contender: str) -> str:
+    """A contender's name for people: a peer, a part of Table 4, or who runs Ψ (in which layout)."""
+    stem, _, layout = contender.partition("/")
+    title = CONTENDERS[stem].title if stem in CONTENDERS else PARTS.get(stem) or PSI_TITLES.get(stem, stem)
+    return f"{title}, {layout}" if layout else title
+
+
+def fastest(rows: Sequence[Row]) -> dict[str, Row]:
+    """One row per contender: who ran in several memory layouts ("ours/contiguous") counts in the best of them."""
+    best: dict[str, Row] = {}
+    for row in rows:
+        stem = row.contender.split("/")[0]
+        if stem not in best or _amount(row) < _amount(best[stem]):
+            best[stem] = row
+    return best
+
+
+def _amount(row: Row) -> float:
+    if row.status != MEASURED:
+        return float("inf")
+    return row.memory if row.memory is not None else row.median or 0.0
+
+
 def best_peer(rows: Sequence[Row]) -> Row | None:
     """The fastest of the others."""
     # the parts of a network stand beside ours in Table 4, but do something else
     away = {"ours", *PARTS}
-    others = [row for row in rows if row.contender not in away and row.status == MEASURED and row.median]
+    found = fastest(rows)
+    others = [row for name, row in found.items() if name not in away and row.status == MEASURED and row.median]
     return min(others, key=lambda row: row.median or 0.0, default=None)
 
 
 def ratio(rows: Sequence[Row]) -> float | None:
     """How many times faster ours is than the fastest peer; below one it is slower."""
-    ours = next((row for row in rows if row.contender == "ours" and row.status == MEASURED), None)
-    peer = best_peer(rows)
+    ours, peer = fastest(rows).get("ours"), best_peer(rows)
     return peer.median / ours.median if ours and peer and ours.median and peer.median else None
 
 
-def task(name: str, rows: Sequence[Row]) -> str:
+def efficiency(row: Row, machine: Machine | None) -> tuple[float, float] | None:
+    """The time of a cascade as a fraction of the machine's peak (in dense FLOP), and the floor as a fraction of it."""
+    if machine is None or not row.median or row.question not in CASCADES:
+        return None
+    case = Case(**row.case)  # type: ignore[arg-type]
+    return (
+        dense_flop(case, row.direction) / row.median / machine.flop_per_s,
+        floor_seconds(case, row.direction, machine) / row.median,
+    )
+
+
+def task(name: str, rows: Sequence[Row], machine: Machine | None = None) -> str:
     """One task: a heading and a line per contender."""
     lines = [f"\n{name}"]
     faster = ratio(rows)
-    peer = best_peer(rows)
+    peer, first = best_peer(rows), fastest(rows).get("ours")
     for row in rows:
         if row.status != MEASURED:
             what = f"{row.status}: {row.reason}"
@@ -58,7 +99,10 @@ def task(name: str, rows: Sequence[Row]) -> str:
             what = f"{seconds(row.median):>9}  ({seconds(row.p20)} - {seconds(row.p80)}, {row.rounds} rounds)"
             if row.error is not None:
                 what += f"  error {row.error:.1e}"
-        if row.contender == "ours" and faster is not None and peer is not None:
+            found = efficiency(row, machine)
+            if found:
+                what += "  {:.0%} of peak, {:.0%} of the floor".format(*found)
+        if row is first and faster is not None and peer is not None:
             what += f"  = {faster:.2f}x the best peer ({peer.title})"
-        lines.append(f"  {row.title:<38} {what}")
+        lines.append(f"  {row.title:<40} {what}")
     return "\n".join(lines)

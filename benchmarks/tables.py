@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from benchmarks import show, table4
 from benchmarks.cases import CASES, Case
-from benchmarks.cost import dense_flop, floor_seconds
-from benchmarks.peers import CONTENDERS
+from benchmarks.crossover import crossing, times_by_nodes
+from benchmarks.psi import ALL, PsiTask
 from benchmarks.results import Results
+from benchmarks.targets import CPU_TARGETS
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
 NOT_MEASURED = "not measured"
@@ -53,7 +54,7 @@ def cell(row: Row, notes: Notes) -> str:
 
 
 def left_out(notes: Notes) -> str:
-    return NOT_MEASURED + notes.mark("left out of this case, where it would take minutes; compare it on the others")
+    return "–" + notes.mark("left out of this case, where it would take minutes; compare it on the others")
 
 
 def _range(row: Row) -> str:
@@ -64,26 +65,15 @@ def _range(row: Row) -> str:
     return f"±{100 * spread:.0f}%"
 
 
-def title_of(contender: str) -> str:
-    known = CONTENDERS.get(contender)
-    return known.title if known else {"layers": "conv, BN, pool"}.get(contender, contender)
-
-
 def times_best(rows: Sequence[Row]) -> str:
     faster = show.ratio(rows)
     return NOT_MEASURED if faster is None else f"{faster:.1f}×"
 
 
-def fraction_of_peak(task: Task, row: Row, results: Results) -> str:
-    if row.status != MEASURED or not row.median or results.machine is None:
-        return NOT_MEASURED
-    return f"{100 * dense_flop(task.case, task.direction) / row.median / results.machine.flop_per_s:.0f}%"
-
-
-def fraction_of_floor(task: Task, row: Row, results: Results) -> str:
-    if row.status != MEASURED or not row.median or results.machine is None:
-        return NOT_MEASURED
-    return f"{100 * floor_seconds(task.case, task.direction, results.machine) / row.median:.0f}%"
+def efficiency(row: Row, results: Results) -> list[str]:
+    """Cells: the fraction of the machine's peak, and of the floor."""
+    found = show.efficiency(row, results.machine) if row.status == MEASURED else None
+    return [f"{100 * fraction:.0f}%" for fraction in found] if found else [NOT_MEASURED, NOT_MEASURED]
 
 
 def sizes_of(case: Case) -> str:
@@ -91,21 +81,25 @@ def sizes_of(case: Case) -> str:
 
 
 def side_by_side(
-    results: Results, tasks: Sequence[Task], *, label: Callable[[Task], str], efficiency: bool, ratio: bool = True
+    results: Results,
+    tasks: Sequence[Task],
+    *,
+    label: Callable[[Task], str],
+    with_efficiency: bool = False,
+    ratio: bool = True,
 ) -> str:
     """Tasks as rows, contenders as columns."""
-    contenders = list(dict.fromkeys(name for task in tasks for name in task.contenders))
-    header = ["", *map(title_of, contenders)]
+    contenders = list(dict.fromkeys(name.split("/")[0] for task in tasks for name in task.contenders))
+    header = ["", *map(show.title_of, contenders)]
     header += ["ours against the best peer"] if ratio else []
-    header += ["of peak", "of the floor"] if efficiency else []
+    header += ["of peak", "of the floor"] if with_efficiency else []
     notes, lines = Notes(), []
     for task in tasks:
-        rows = {row.contender: row for row in results.of(task)}
+        found = results.of(task)
+        rows = show.fastest(found)
         line = [label(task), *(cell(rows[name], notes) if name in rows else left_out(notes) for name in contenders)]
-        line += [times_best(list(rows.values()))] if ratio else []
-        if efficiency:
-            ours = rows["ours"]
-            line += [fraction_of_peak(task, ours, results), fraction_of_floor(task, ours, results)]
+        line += [times_best(found)] if ratio else []
+        line += efficiency(rows["ours"], results) if with_efficiency else []
         lines.append(line)
     return markdown(header, lines, notes)
 
@@ -113,7 +107,7 @@ def side_by_side(
 def cascade(results: Results, dtype: str, kind: str) -> str:
     tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
     return side_by_side(
-        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {ARROWS[task.direction]}", efficiency=True
+        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {ARROWS[task.direction]}", with_efficiency=True
     )
 
 
@@ -129,22 +123,45 @@ def errors(results: Results, dtype: str, kind: str) -> str:
         bound = rows["ours"].bound
         line = [f"`{task.case.name}`, {ARROWS[task.direction]}", *shown]
         lines.append([*line, NOT_MEASURED if bound is None else f"{bound:.1e}"])
-    return markdown(["", *map(title_of, contenders), "bound on ours"], lines)
+    return markdown(["", *map(show.title_of, contenders), "bound on ours"], lines)
 
 
 def question(results: Results, name: str) -> str:
-    """Overhead, memory, Ψ and the single walk: tasks as they come."""
+    """Overhead, memory and the single walk: tasks as they come."""
 
     def label(task: Task) -> str:
         if name == "overhead":
             return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {ARROWS[task.direction]}"
-        if name == "psi":
-            channels, side = task.channels, task.side
-            return f"{channels} channels, {side}² → {task.case.grid[0]}²"
         return f"{sizes_of(task.case)}, {ARROWS[task.direction]}"
 
-    tasks = results.tasks(name)
-    return side_by_side(results, tasks, label=label, efficiency=name == "walk", ratio=name != "memory")
+    # the sweep of memory over N is a figure
+    tasks = [task for task in results.tasks(name) if not task.case.name.startswith("sweep")]
+    return side_by_side(results, tasks, label=label, with_efficiency=name == "walk", ratio=name != "memory")
+
+
+def psi(results: Results, direction: str) -> str:
+    """Ψ: everyone in the memory layout that is faster for it; the five levels together, then one by one."""
+    tasks = [task for task in results.tasks("psi") if task.direction == direction]
+    return side_by_side(results, tasks, label=psi_label)
+
+
+def psi_memory(results: Results) -> str:
+    tasks = results.tasks("psi_memory")
+    return side_by_side(
+        results, tasks, label=lambda task: f"{psi_label(task)}, {PSI_DIRECTIONS[task.direction]}", ratio=False
+    )
+
+
+PSI_DIRECTIONS = {"forward": "evaluation", "forward+backward": "training step"}
+
+
+def psi_label(task: Task) -> str:
+    assert isinstance(task, PsiTask)
+    grid = task.case.grid[0]
+    if task.levels == ALL:
+        return f"**five levels of {task.side}²** → {grid}²"
+    channels, side = task.sizes[0]
+    return f"{channels} channels, {side}² → {grid}²"
 
 
 def scaling(results: Results, size: str) -> str:
@@ -154,8 +171,29 @@ def scaling(results: Results, size: str) -> str:
         results,
         tasks,
         label=lambda task: f"{letter} = {getattr(task.case, size)}, {ARROWS[task.direction]}",
-        efficiency=True,
+        with_efficiency=True,
     )
+
+
+def crossover(results: Results) -> str:
+    """From how many nodes on ours is faster, by the sweep over N."""
+    peers = [name for name in contenders_of(results.tasks("scaling")) if name != "ours"]
+    lines = []
+    for direction in ("forward", "forward+backward"):
+        times = times_by_nodes(results, direction)
+        line = [
+            ARROWS[direction],
+            *(crossing(times.get("ours", {}), times.get(name, {})) or NOT_MEASURED for name in peers),
+        ]
+        smallest = min(times.get("ours", {0: 0.0}))
+        best = min((times[name][smallest] for name in peers if smallest in times.get(name, {})), default=None)
+        line.append(f"{best / times['ours'][smallest]:.2f}× at N = {smallest}" if best else NOT_MEASURED)
+        lines.append(line)
+    return markdown(["ours is faster", *map(show.title_of, peers), "ours against the best peer"], lines)
+
+
+def contenders_of(tasks: Sequence[Task]) -> list[str]:
+    return list(dict.fromkeys(name for task in tasks for name in task.contenders))
 
 
 def models(results: Results) -> str:
@@ -165,13 +203,26 @@ def models(results: Results) -> str:
     for same in zip(*(results.of(task) for task in tasks), strict=True):
         name = same[0].contender
         paper = show.seconds(table4.PAPER.get(name))
-        lines.append([_table4_title(name), paper, *(cell(row, notes) for row in same)])
+        title = show.title_of(name) if name in table4.PARTS else f"Diffusion, {show.title_of(name)}"
+        lines.append([title, paper, *(cell(row, notes) for row in same)])
     heads = ["inference" if task.direction == "forward" else ARROWS[task.direction] for task in tasks]
-    return markdown(["", f"paper ({table4.PAPER_DEVICE})", *heads], lines, notes)
+    table = markdown(["", f"paper ({table4.PAPER_DEVICE})", *heads], lines, notes)
+    return f"{table}\n\n{_against_the_baseline(results, tasks)}"
 
 
-def _table4_title(name: str) -> str:
-    return table4.PARTS.get(name) or f"Diffusion, {title_of(name)}"
+def _against_the_baseline(results: Results, tasks: Sequence[Task]) -> str:
+    """DifNet-50 in units of Sim-Deeplab-101, as the paper puts it."""
+    times = [{row.contender: row.median for row in results.of(task)} for task in tasks]
+    pairs = [(found["difnet50"], found["sim_deeplab101"]) for found in times]
+    paper = [f"{table4.PAPER['difnet50'] / table4.PAPER['sim_deeplab101']:.2f}×", f"{table4.PAPER_BACKWARD_RATIO}×"]
+    ours = [f"{whole / base:.2f}×" if whole and base else NOT_MEASURED for whole, base in pairs]
+    if all(whole and base for whole, base in pairs):
+        backward = (pairs[1][0] - pairs[0][0]) / (pairs[1][1] - pairs[0][1])
+        ours[1] = f"{backward:.2f}×"
+    return markdown(
+        ["DifNet-50 against Sim-Deeplab-101", "paper", "measured"],
+        [[what, *both] for what, *both in zip(("inference", "backward alone"), paper, ours, strict=True)],
+    )
 
 
 def headline(results: Results) -> str:
@@ -207,57 +258,8 @@ def machine(results: Results) -> str:
     return machine_line(results)
 
 
-# what was promised, and how it is read off the results: target, goal, unit
-Target = tuple[str, str, str, Callable[[Results], str]]
-
-
-def _ratio_at(direction: str, name: str, dtype: str = "fp32") -> Callable[[Results], str]:
-    def read(results: Results) -> str:
-        return times_best(results.of(_cascade_task(results, direction, name, dtype)))
-
-    return read
-
-
-def _cascade_task(results: Results, direction: str, name: str, dtype: str) -> Task:
-    wanted = (direction, name, dtype, "smooth")
-    tasks = results.tasks("cascade")
-    return next(task for task in tasks if (task.direction, task.case.name, task.dtype, task.kind) == wanted)
-
-
-def _peak_at(results: Results) -> str:
-    task = _cascade_task(results, "forward", "eval505", "fp32")
-    return fraction_of_peak(task, results.of(task)[0], results)
-
-
-def _overhead(results: Results) -> str:
-    return show.seconds(results.of(results.tasks("overhead")[0])[0].median) or NOT_MEASURED
-
-
-def _growth(results: Results) -> str:
-    tasks = [task for task in results.tasks("memory") if task.case.name == "eval505_h5"]
-    return show.size(results.of(tasks[-1])[0].memory) or NOT_MEASURED
-
-
-def _bf16_against_fp32(results: Results) -> str:
-    tasks = [_cascade_task(results, "forward", "eval505", dtype) for dtype in ("fp32", "bf16")]
-    wide, narrow = (results.of(task)[0].median for task in tasks)
-    return f"{wide / narrow:.2f}×" if wide and narrow else NOT_MEASURED
-
-
-CPU_TARGETS: tuple[Target, ...] = (
-    ("fp32 forward against the best peer, `eval505`", "3×", "5×", _ratio_at("forward", "eval505")),
-    ("fp32 forward + backward against the best peer, `eval505`", "3×", "6×", _ratio_at("forward+backward", "eval505")),
-    ("fp32 forward, dense FLOP as a fraction of the multiply-add peak, `eval505`", "", "100%", _peak_at),
-    ("bf16 forward against the best bf16 peer, `eval505`", "1×", "", _ratio_at("forward", "eval505", "bf16")),
-    ("bf16 forward against bf16 peers, `train321_one`", "1×", "", _ratio_at("forward", "train321_one", "bf16")),
-    ("bf16 forward against our fp32, `eval505`", "1×", "2×", _bf16_against_fp32),
-    ("a call on 16 nodes, no gradient", "60 µs", "20 µs", _overhead),
-    ("extra memory, forward + backward, `eval505_h5`", "61 MiB", "", _growth),
-)
-
-
 def targets(results: Results) -> str:
-    lines = [[what, must, goal, read(results)] for what, must, goal, read in CPU_TARGETS]
+    lines = [[what, must, goal, read(results) or NOT_MEASURED] for what, must, goal, read in CPU_TARGETS]
     return markdown(["", "must", "goal", "measured"], lines)
 
 
@@ -269,8 +271,12 @@ def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
         tables[f"machine-{kind}"] = lambda r=results: machine(r)
         tables[f"headline-{kind}"] = lambda r=results: headline(r)
         tables[f"models-{kind}"] = lambda r=results: models(r)
-        for name in ("walk", "overhead", "memory", "psi"):
+        for name in ("walk", "overhead", "memory"):
             tables[f"{name}-{kind}"] = lambda r=results, n=name: question(r, n)
+        tables[f"psi-{kind}-evaluation"] = lambda r=results: psi(r, "forward")
+        tables[f"psi-{kind}-training"] = lambda r=results: psi(r, "forward+backward")
+        tables[f"psi-{kind}-memory"] = lambda r=results: psi_memory(r)
+        tables[f"crossover-{kind}"] = lambda r=results: crossover(r)
         for size in ("nodes", "classes", "embed", "walks", "batch"):
             tables[f"scaling-{kind}-{size}"] = lambda r=results, s=size: scaling(r, s)
         for dtype, inputs in dict.fromkeys((task.dtype, task.kind) for task in results.tasks("cascade")):

@@ -1,4 +1,4 @@
-"""How much the process grows during a cascade."""
+"""How much a process grows during a cascade, and during Ψ."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from benchmarks.parametrize import contenders_of
 from benchmarks.tasks import Task
 
 
-@pytest.mark.parametrize(("task", "contender"), contenders_of("memory"))
+@pytest.mark.parametrize(("task", "contender"), [*contenders_of("memory"), *contenders_of("psi_memory")])
 def test_memory(task: Task, contender: str, play) -> None:
     play(task, contender)

@@ -5,6 +5,7 @@ Uses only the public function, so that it runs every revision that has it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import time
@@ -72,3 +73,16 @@ def run_alone() -> None:
     call = call_of(Case(**json.loads(case)), dtype, direction)
     for _ in range(int(repeats)):
         call()
+
+
+def run_counted() -> None:
+    """`LIBRARY PROBLEMS-AS-JSON`: one call of each problem on one thread, between the switches that the library has
+    (benchmarks/callgrind.c)."""
+    switches = ctypes.CDLL(sys.argv[1])
+    torch.set_num_threads(1)
+    for case, dtype, direction in json.loads(sys.argv[2]):
+        call = call_of(Case(**case), dtype, direction)
+        call()
+        switches.start_counting()
+        call()
+        switches.stop_counting()

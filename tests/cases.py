@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from benchmarks.cases import CASES as MEASURED
 from tests.embeddings import REGIMES
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,19 +39,8 @@ class Case:
         return replace(self, name="", **changes)  # type: ignore[arg-type]
 
 
-# the problems of the paper: DifNet's training batch, its test images at stride 8 and at h/5, and larger ones
-PAPER = {
-    case.name: case
-    for case in (
-        Case(16, (41, 41), 64, 21, name="train321"),
-        Case(1, (41, 41), 64, 21, name="train321_one"),
-        Case(1, (64, 64), 64, 21, name="eval505"),
-        Case(1, (101, 101), 64, 21, name="eval505_h5"),
-        Case(1, (64, 64), 128, 60, name="context60"),
-        Case(1, (128, 128), 64, 21, name="highres1024"),
-        Case(4, (128, 128), 64, 21, name="batch4_16k"),
-    )
-}
+# the problems of the paper, from the list that is measured
+PAPER = {name: Case(case.batch, case.grid, case.embed, case.classes, name=name) for name, case in MEASURED.items()}
 
 # one below, at and above every lane block (16, 32) and tile (64, 128), primes, and the paper's small grids
 NODES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 193, 255, 257, 841, 1681)
@@ -110,8 +100,25 @@ class Inputs:
         return max((p.double().square().sum(1).max().item() for p in self.psi if p.numel()), default=0.0)
 
 
+def placed(x: Tensor) -> Tensor:
+    """x on torch's default device, which is that of the backend under test."""
+    return x.to(torch.get_default_device())
+
+
+def normal(number: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbered standard normal values, the same on every device."""
+    chance = torch.Generator().manual_seed(number)
+    return placed(torch.randn(shape, generator=chance, dtype=dtype, device="cpu"))
+
+
 def make(case: Case, dtype: torch.dtype = torch.float32, number: int = 0) -> Inputs:
     """The numbered inputs of a case: scores of a few units with an offset, gates away from 0, 1 and each other."""
+    with torch.device("cpu"):
+        seed, psi, mu, beta, grad = _drawn(case, number)
+    return Inputs(placed(seed), [placed(p) for p in psi], placed(mu), placed(beta), placed(grad)).to(dtype)
+
+
+def _drawn(case: Case, number: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
     chance = torch.Generator().manual_seed(1000 * number + case.nodes + 7 * case.classes + 13 * case.embed)
     shape = (case.batch, case.classes, *case.grid)
     fill = REGIMES[case.regime]
@@ -120,7 +127,7 @@ def make(case: Case, dtype: torch.dtype = torch.float32, number: int = 0) -> Inp
     grad = torch.randn(shape, generator=chance, dtype=torch.float64) + 0.2
     mu = 0.3 + 0.6 * torch.rand(case.walks, generator=chance, dtype=torch.float64)
     beta = 0.3 + 0.6 * torch.rand(case.walks, generator=chance, dtype=torch.float64)
-    return Inputs(seed, psi, mu, beta, grad).to(dtype)
+    return seed, psi, mu, beta, grad
 
 
 def named(cases: Iterable[Case]) -> dict[str, object]:

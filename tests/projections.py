@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection
-from tests.cases import DTYPES
+from tests.cases import DTYPES, normal
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -73,13 +73,13 @@ def random_shape(number: int) -> Shape:
 
 def module(shape: Shape, number: int = 0) -> PsiProjection:
     """PsiProjection with lively parameters; slopes of both signs, so that maxima become minima in some channels."""
-    chance = torch.Generator().manual_seed(100 + number)
     made = PsiProjection(shape.channels, shape.embed)
+    drawn = (made.weight, made.bias, made.norm.weight, made.norm.bias, made.norm.running_mean)
     with torch.no_grad():
-        for x in (made.weight, made.bias, made.norm.weight, made.norm.bias, made.norm.running_mean):
-            x.copy_(torch.randn(x.shape, generator=chance))
+        for place, x in enumerate(drawn):
+            x.copy_(normal(100 + 10 * number + place, *x.shape))
         made.weight.mul_(shape.channels**-0.5)
-        made.norm.running_var.copy_(0.5 + torch.rand(shape.embed, generator=chance))
+        made.norm.running_var.copy_(0.5 + normal(109 + 10 * number, shape.embed).abs())
     return made
 
 
@@ -96,8 +96,7 @@ def composed(ours: PsiProjection, shape: Shape) -> nn.Sequential:
 
 
 def features(shape: Shape, dtype: str = "fp32", number: int = 0) -> Tensor:
-    chance = torch.Generator().manual_seed(number)
-    return torch.randn((shape.batch, shape.channels, *shape.size), generator=chance).to(DTYPES[dtype])
+    return normal(number, shape.batch, shape.channels, *shape.size).to(DTYPES[dtype])
 
 
 def run(layer: nn.Module, x: Tensor, *grid: tuple[int, ...], weights: Tensor | None = None) -> list[Tensor]:
@@ -105,7 +104,7 @@ def run(layer: nn.Module, x: Tensor, *grid: tuple[int, ...], weights: Tensor | N
     leaf = x.detach().requires_grad_()
     psi = layer(leaf, *grid)
     if weights is None:
-        weights = torch.randn(psi.shape, generator=torch.Generator().manual_seed(9))
+        weights = normal(9, *psi.shape)
     grads = torch.autograd.grad(psi, [leaf, *layer.parameters()], weights.to(psi.dtype))
     return [psi.detach(), *grads, *(buffer.to(torch.float64, copy=True) for buffer in layer.buffers())]
 

@@ -13,6 +13,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection, psi_projection
+from tests.cases import normal
 from tests.projections import Shape, composed, features, module, run
 from tests.tolerances import PSI_PROJECTION, assert_within
 from tests.truth import assert_same
@@ -114,7 +115,7 @@ def _process(rank: int, port: int, results: object) -> None:
     try:
         ours = nn.SyncBatchNorm.convert_sync_batchnorm(module(SHAPE)).train()
         assert isinstance(ours, PsiProjection) and isinstance(ours.norm, nn.SyncBatchNorm)
-        weights = torch.randn(3, 5, *SHAPE.grid, generator=torch.Generator().manual_seed(4))
+        weights = normal(4, 3, 5, *SHAPE.grid)
         found = run(ours, features(SHAPE)[_part(rank)], SHAPE.grid, weights=weights[_part(rank)])
         results[rank] = [x.numpy() for x in found]  # type: ignore[index]
     finally:
@@ -130,7 +131,7 @@ def test_two_processes_share_the_statistics() -> None:
         results = manager.dict()
         torch.multiprocessing.spawn(_process, (port, results), nprocs=2)
         one, two = ([torch.from_numpy(x) for x in results[rank]] for rank in (0, 1))
-    weights = torch.randn(3, 5, *SHAPE.grid, generator=torch.Generator().manual_seed(4))
+    weights = normal(4, 3, 5, *SHAPE.grid)
     ours = module(SHAPE).train()
     whole = run(composed(ours, SHAPE), features(SHAPE).double(), weights=weights)
     for place, name in enumerate(("psi", "features")):

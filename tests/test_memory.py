@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +16,17 @@ from difnet_kernels import BACKENDS, cascaded_random_walk
 from tests.cases import DTYPES, Case, make
 from tests.truth import assert_same, both
 
+ROOT = Path(__file__).parent.parent
 GROWTH = textwrap.dedent(
     """
     import sys, torch
     from difnet_kernels import cascaded_random_walk
+    from tests.capability import device_of
 
     backend, nodes, walks, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(threads)
+    device = device_of(backend)
+    torch.set_default_device(device)
 
     def run(n):
         seed = torch.randn(1, 21, n).requires_grad_()
@@ -30,6 +35,8 @@ GROWTH = textwrap.dedent(
         y.sum().backward()
 
     def peak():  # MiB; getrusage would count what the parent held when it forked
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
@@ -43,9 +50,10 @@ GROWTH = textwrap.dedent(
 
 
 def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
-    """MiB by which a fresh process grows in one forward and backward, inputs and their gradients not counted."""
+    """MiB by which a fresh process (on a GPU its tensors) grows in one forward and backward, inputs and their gradients
+    not counted."""
     command = [sys.executable, "-c", GROWTH, backend, str(nodes), str(walks), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
     return float(done.stdout)
 
 

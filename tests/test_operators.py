@@ -9,7 +9,7 @@ import torch
 
 import difnet_kernels
 from difnet_kernels.backends import BACKENDS
-from tests.cases import DTYPES, Case, make
+from tests.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
@@ -112,8 +112,7 @@ def _projected(layout: str, dtype: str = "fp32") -> tuple[torch.Tensor, torch.Te
     """Features (3, 6, 1, 5, 7), weight (4, 6) and slopes of both signs, for a grid of 3x4."""
     (_, features), _ = _inputs(layout, dtype, 1, grad=True)
     exact = torch.promote_types(DTYPES[dtype], torch.float32)
-    chance = torch.Generator().manual_seed(5)
-    weight = torch.randn(4, 6, generator=chance, dtype=exact).requires_grad_()
+    weight = normal(5, 4, 6, dtype=exact).requires_grad_()
     return features.detach().unsqueeze(2).requires_grad_(), weight, weight.detach()[:, 0].clone(), [1, 3, 4]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection, psi_projection
 from difnet_kernels.problem import accumulation_dtype
-from tests.cases import DTYPES
+from tests.cases import DTYPES, normal
 from tests.projections import NAMES, PAPER, SHAPES, Shape, composed, features, module, random_shape, run
 from tests.tolerances import GRADCHECK, NARROW, PSI_PROJECTION, assert_within
 from tests.truth import assert_same
@@ -25,8 +25,9 @@ def assert_composed(ours: PsiProjection, x: Tensor, shape: Shape, backend: str) 
     mine = run(_on(ours, backend), x, shape.grid)
     true = run(theirs, x.double())
     bound = PSI_PROJECTION[accumulation_dtype(x, [ours.weight])] + NARROW.get(x.dtype, 0.0)
-    # the bias before a batch normalisation has no gradient in training, and torch's is the rounding of zero
-    floors = {"bias": bound * true[NAMES.index("beta")].abs().max().item()}
+    # gradients of parameters are sums of B·N terms of about one that may cancel (in training, that of the bias to zero)
+    sums = bound * (true[0].numel() / shape.embed) ** 0.5
+    floors = dict.fromkeys(("weight", "bias", "gamma", "beta"), sums)
     for name, a, b in zip(NAMES, mine, true, strict=True):
         assert_within(name, a.reshape(b.shape), b, bound, floor=floors.get(name, 0.0))
 
@@ -102,6 +103,7 @@ def test_strides_change_no_bit(kernel: str, layout: str, training: bool) -> None
 
 @pytest.mark.parametrize("layout", ["channels_last", "stride 0", "sliced"])
 def test_strides_of_gradients(kernel: str, layout: str) -> None:
+    """Output and gradients of features and weight; those of bias, γ and β are sums of torch's own, in the order of memory."""
     ours, x = _on(module(SMALL).eval(), kernel), features(SMALL)
     shape = (SMALL.batch, SMALL.embed, *SMALL.grid)
     weights = {
@@ -110,7 +112,7 @@ def test_strides_of_gradients(kernel: str, layout: str) -> None:
         "sliced": torch.randn(*shape[:3], 2 * shape[3])[..., ::2],
     }[layout]
     same = run(ours, x, SMALL.grid, weights=weights.contiguous())
-    assert_same(run(ours, x, SMALL.grid, weights=weights), same)
+    assert_same(run(ours, x, SMALL.grid, weights=weights)[:3], same[:3])
 
 
 def test_the_result_is_node_major(backend: str) -> None:
@@ -124,12 +126,12 @@ def test_the_result_is_node_major(backend: str) -> None:
 def test_the_first_of_equal_pixels_takes_the_gradient(backend: str, sign: float) -> None:
     """As in torch: first in scan order, also where the slope of the normalisation is negative or zero."""
     shape = Shape(2, 1, 3, (7, 9), (3, 4))
-    x = torch.randint(0, 3, (2, 1, 7, 9), generator=torch.Generator().manual_seed(1)).float()
+    x = (normal(1, 2, 1, 7, 9) * 1.5).round()
     ours = PsiProjection(1, 3).eval()
     with torch.no_grad():
         ours.weight.copy_(torch.tensor([[1.0], [-2.0], [0.0]]))
         ours.norm.weight.fill_(sign)
-    weights = torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(2))
+    weights = normal(2, 2, 3, 3, 4)
     theirs = composed(ours, shape)
     mine = run(_on(ours, backend), x, shape.grid, weights=weights)
     true = run(theirs, x.double(), weights=weights)
@@ -162,13 +164,12 @@ def test_a_large_mean_leaves_the_variance(backend: str) -> None:
     assert_within("variance", ours.norm.running_var[:4], expected, 1e-4)
 
 
+@pytest.mark.needs(dtype="fp64")
 def test_gradcheck(backend: str) -> None:
-    shape = Shape(2, 3, 4, (6, 5), (3, 2))
+    shape = Shape(2, 2, 3, (4, 5), (3, 2))
     ours = module(shape).double().train()
     ours.norm.track_running_stats = False
     parameters = [ours.weight, ours.bias, ours.norm.weight, ours.norm.bias]
-    if backend != "cpu" and backend != "reference":
-        pytest.fail("fp64 is for the CPU backends")
 
     def psi(x: Tensor, *_: Tensor) -> Tensor:
         return psi_projection(x, ours.weight, ours.bias, ours.norm, shape.grid, backend=backend)
@@ -240,7 +241,7 @@ def test_it_can_be_exported(backend: str) -> None:
 def test_autocast_does_not_reach_it(backend: str) -> None:
     """ψ feeds logits in the hundreds: a 16-bit projection would leave noise."""
     ours, x = _on(module(SMALL).eval(), backend), features(SMALL)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         inside = ours(x, SMALL.grid)
     assert torch.equal(inside, ours(x, SMALL.grid))
 

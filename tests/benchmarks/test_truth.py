@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.cascade import runner
 from benchmarks.cases import CASES, Case
-from benchmarks.correctness import judge, truth_of
+from benchmarks.correctness import judge, truth_of, truth_of_some
 from benchmarks.inputs import KINDS, make_inputs
 from benchmarks.peers import CONTENDERS, Setting, cascade_of, dense_walk
 from difnet_kernels import cascaded_random_walk
@@ -103,3 +103,15 @@ def test_inputs_are_the_same_every_time():
     for first, second in zip(make_inputs(SMALL, "network", torch.float32).psi,
                              make_inputs(SMALL, "network", torch.float32).psi, strict=True):  # fmt: skip
         assert torch.equal(first, second)
+
+
+def test_some_nodes_of_the_truth_are_those_of_the_whole():
+    case = SMALL.but(walks=1)
+    inputs = make_inputs(case, "smooth", torch.float32)
+    whole, some = truth_of(inputs, backward=False), truth_of_some(inputs, 7)
+    assert some.nodes is not None
+    torch.testing.assert_close(some.state, whole.state[:, some.nodes], rtol=1e-12, atol=1e-13)
+    state, _ = runner(CONTENDERS["ours"].build(Setting(case, torch.float32, "cpu", "forward")), inputs, "forward")()
+    assert judge(inputs, some, state, None).passed
+    state.flatten(2)[..., some.nodes[3]] *= 1.001
+    assert not judge(inputs, some, state, None).passed

@@ -1,0 +1,47 @@
+"""The growth of a process is that of the call, and whoever dies measuring it is a row with a reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import memory
+from benchmarks.cases import Case
+from benchmarks.memory import MemoryTask
+from benchmarks.tasks import FAILED, MEASURED, UNAVAILABLE
+
+CASE = Case("small", 1, 2500, 8, 3, walks=1)
+
+
+def test_the_dense_formula_grows_by_its_matrices_and_ours_does_not():
+    rows = {row.contender: row for row in MemoryTask("memory", CASE, contenders=("ours", "dense")).measure("cpu")}
+    matrix = 4 * CASE.nodes**2
+    assert {row.status for row in rows.values()} == {MEASURED}
+    assert 1.8 * matrix < rows["dense"].memory < 3 * matrix
+    assert rows["ours"].memory < 0.5 * matrix
+
+
+def test_a_failure_is_a_reason_and_ours_may_not_fail():
+    task = MemoryTask("memory", CASE)
+    asked = {"kind": "no such kind", "dtype": "fp32", "direction": "forward"}
+    ours, peer = (memory.grown(task, "cascade", name, name, "cpu", asked) for name in ("ours", "dense"))
+    assert (ours.status, peer.status) == (FAILED, UNAVAILABLE)
+    assert "no such kind" in peer.reason
+    # and the next one is measured all the same
+    assert memory.grown(task, "cascade", "dense", "dense", "cpu", asked | {"kind": "smooth"}).status == MEASURED
+
+
+HELD = """
+import torch
+from benchmarks import memory
+
+held = torch.ones(2**22)
+print(memory.growth(lambda: None, lambda: held.clone(), "cpu") / held.nbytes)
+"""
+
+
+def test_what_was_held_before_does_not_count():
+    root = Path(memory.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True, cwd=root)
+    assert 1 <= float(done.stdout) < 1.5
