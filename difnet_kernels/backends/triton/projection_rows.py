@@ -59,20 +59,29 @@ class Row:
         )
 
 
+# the parts whose matrix units take 64 rows (the channels of ψ) from shared memory; on the others a wide tile of pixels
+# would not fit the registers
+BLACKWELL = (100, 103)
+WARP_GROUPS = (90, *BLACKWELL)
+# 99 KiB of shared memory: one program in place of two
+SMALL_SHARED = (86, 89, 120, 121)
+
 ROWS: tuple[Row, ...] = (
     Row(Launch(16, 0, 4, 1), "forward", True, DP=64),
     Row(Launch(16, 0, 8, 1), "forward", True),
-    Row(Launch(32, 64, 4, 3), "forward", False, DP=64, statistics=False, channels_last=True),
-    Row(Launch(16, 64, 4, 3), "forward", False, DP=64),
+    Row(Launch(32, 64, 4, 3), "forward", False, 64, WARP_GROUPS, statistics=False, channels_last=True),
+    Row(Launch(16, 64, 4, 2), "forward", False, 64, BLACKWELL, channels_last=False),
+    Row(Launch(16, 64, 4, 3), "forward", False, 64),
     Row(Launch(16, 32, 8, 2), "forward", False),
     Row(Launch(16, 0, 4, 1), "backward", True, DP=64),
     Row(Launch(16, 0, 8, 1), "backward", True),
-    Row(Launch(32, 64, 4, 3), "pixel_gradient", False, DP=64, channels_last=True),
+    Row(Launch(32, 64, 4, 3), "pixel_gradient", False, 64, WARP_GROUPS, channels_last=True),
     Row(Launch(16, 64, 4, 3), "pixel_gradient", False, DP=64),
     Row(Launch(16, 32, 8, 2), "pixel_gradient", False),
     Row(Launch(PAD, 64, 4, 2), "feature_gradient", False, DP=64),
     Row(Launch(PAD, 32, 8, 1), "feature_gradient", False),
-    Row(Launch(PAD, 64, 4, 2), "weight_gradient", False, DP=64),
+    Row(Launch(PAD, 64, 8, 2), "weight_gradient", False, 64, SMALL_SHARED),
+    Row(Launch(PAD, 64, 4, 2), "weight_gradient", False, 64),
     Row(Launch(PAD, 32, 8, 1), "weight_gradient", False),
 )
 

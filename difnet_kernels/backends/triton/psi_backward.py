@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 
 from .psi_tiles import (
-    feature_tile, halves, narrow_features, narrow_project, narrow_weight, product, project, weight_halves, window_end,
+    feature_tile,
+    halves,
+    narrow_features,
+    narrow_project,
+    narrow_weight,
+    product,
+    project,
+    weight_halves,
+    window_end,
     window_start,
 )  # fmt: skip
 
@@ -70,7 +78,9 @@ def chosen_gradient(
 
 
 @triton.jit
-def statistics_gradient(value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP: tl.constexpr):
+def statistics_gradient(
+    value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP: tl.constexpr
+):
     """(Ψ2, second part) (grad_mean + 2 (z - mean) grad_variance) / n for z [DP, P]; share = 1 / n."""
     d = tl.arange(0, DP)
     grad_mean = tl.load(grad_mean_ptr + d, mask=(d < D) & (has_mean != 0), other=0.0)
@@ -258,7 +268,9 @@ def psi_weight_gradient_kernel(
 
 
 @triton.jit(do_not_specialize=_PLAIN)
-def psi_weight_reduce_kernel(part_ptr, out_ptr, C, D, ranges, columns, DP: tl.constexpr, R: tl.constexpr, E: tl.constexpr):
+def psi_weight_reduce_kernel(
+    part_ptr, out_ptr, C, D, ranges, columns, DP: tl.constexpr, R: tl.constexpr, E: tl.constexpr
+):
     """grad_weight [D, C] from part [ranges, DP, columns], E elements a program, in the order of the ranges."""
     element = tl.program_id(0) * E + tl.arange(0, E)
     size = DP * columns

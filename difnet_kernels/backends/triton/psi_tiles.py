@@ -66,15 +66,11 @@ def feature_tile(at, first, f_c, C, CC: tl.constexpr, EVEN: tl.constexpr, CHANNE
     the load is the one that is contiguous in memory, so that neighbouring threads read neighbouring numbers."""
     c = first + tl.arange(0, CC)
     if CHANNELS_LAST:
-        if EVEN:
-            f = tl.load(at[:, None] + c[None, :])
-        else:
-            f = tl.load(at[:, None] + c[None, :], mask=(c < C)[None, :], other=0.0)
-        f = tl.trans(f)
-    elif EVEN:
-        f = tl.load(at[None, :] + c[:, None] * f_c)
+        to = at[:, None] + c[None, :]
+        f = tl.trans(tl.load(to) if EVEN else tl.load(to, mask=(c < C)[None, :], other=0.0))
     else:
-        f = tl.load(at[None, :] + c[:, None] * f_c, mask=(c < C)[:, None], other=0.0)
+        to = at[None, :] + c[:, None] * f_c
+        f = tl.load(to) if EVEN else tl.load(to, mask=(c < C)[:, None], other=0.0)
     return f
 
 

@@ -305,4 +305,3 @@ def _reduce(plan: Plan, part: Tensor, grad_weight: Tensor) -> None:
     ranges, DP, columns = part.shape
     launch("psi_weight_reduce", psi_weight_reduce_kernel, triton.cdiv(DP * columns, 64), part, grad_weight,
            plan.channels, plan.embed, ranges, columns, DP=DP, R=32, E=64)  # fmt: skip
-

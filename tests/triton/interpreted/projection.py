@@ -51,7 +51,7 @@ def projection(
     grid: tuple[int, ...] = (4, 5),
     channels: int = 17,
     embed: int = 5,
-    batch: int = 2,
+    batch: int = 1,
     *,
     dtype: torch.dtype = torch.float32,
     training: bool = True,
@@ -108,7 +108,7 @@ def truth(p: Projection) -> Answer:
     """1x1 product, times the sign of the slope, adaptive pooling with positions; z at the positions; autograd."""
     features, weight = p.features.double().requires_grad_(), p.weight.double().requires_grad_()
     z = torch.einsum("dc,bc...->bd...", weight, features)
-    sign = torch.ones(weight.shape[0]) if p.slope is None else p.slope.sign().nan_to_num(1.0)
+    sign = torch.ones(weight.shape[0]) if p.slope is None else torch.where(p.slope.isnan(), 1.0, p.slope.sign())
     signed = z.detach() * sign.double().reshape(-1, *[1] * len(p.grid))
     _, position = POOLS[len(p.grid)](signed, p.grid, return_indices=True)
     peak = z.flatten(2).gather(2, position.flatten(2)).reshape(position.shape)
