@@ -197,30 +197,30 @@ def psi_pixel_gradient_kernel(
 def psi_feature_gradient_kernel(
     scratch_ptr, halves_ptr, unit_ptr, out_ptr, o_b: tl.int64, o_c: tl.int64, o_z: tl.int64, o_y: tl.int64,
     o_x: tl.int64, C, Z, Y, X, units, first_unit, group,
-    DP: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    DP: tl.constexpr, P: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     UNIT: tl.constexpr,
 ):  # fmt: skip
-    """(Ψ3) grad_features = Wᵀ ∂z of PAD pixels and `group` chunks of channels."""
+    """(Ψ3) grad_features = Wᵀ ∂z of P pixels and `group` chunks of channels."""
     chunks = tl.cdiv(C, CC)
     groups = tl.cdiv(chunks, group)
     program = tl.program_id(0).to(tl.int64)
     local = program // groups
-    unit_number = first_unit + local
-    image = unit_number // units
-    pixel = (unit_number % units).to(tl.int32) * PAD + tl.arange(0, PAD)
+    step = first_unit.to(tl.int64) * (PAD // P) + local
+    image = step // (units * (PAD // P))
+    pixel = (step % (units * (PAD // P))).to(tl.int32) * P + tl.arange(0, P)
     own = pixel < Z * Y * X
     z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
     d = tl.arange(0, DP)
-    row = local * PAD + tl.arange(0, PAD)
+    row = local * P + tl.arange(0, P)
     grad = tl.load(scratch_ptr + row[:, None] * DP + d[None, :]) * tl.load(unit_ptr + d)[None, :]
-    g_high, g_low, unit = halves(tl.trans(grad), 0, False)  # [DP, PAD]
+    g_high, g_low, unit = halves(tl.trans(grad), 0, False)  # [DP, P]
     to_pixel = out_ptr + (image * o_b + z * o_z + y * o_y + x * o_x) * UNIT
     first = (program % groups).to(tl.int32) * group
     last = tl.minimum(first + group, chunks)
     tl.assume(first < last)
     for chunk in range(first, last):
         w_high, w_low = weight_halves(halves_ptr, chunk * CC, chunks, DP, CC)
-        out = product(tl.trans(w_high), tl.trans(w_low), g_high, g_low, False) * unit[None, :]  # [CC, PAD]
+        out = product(tl.trans(w_high), tl.trans(w_low), g_high, g_low, False) * unit[None, :]  # [CC, P]
         out = out.to(out_ptr.dtype.element_ty)
         c = chunk * CC + tl.arange(0, CC)
         if CHANNELS_LAST:

@@ -280,11 +280,12 @@ def _backward(
         if grad_features is not None:
             out = Axes.of(grad_features, vectors=True)
             tile = plan.launch("feature_gradient", out.last)
+            tiles = (last - first) * (PAD // tile.pixels)
             # programs of few chunks while the block has too few pixels to fill the card
-            group = triton.cdiv(chunks, max(1, PROGRAMS // (last - first)))
-            launch("psi_feature_gradient", psi_feature_gradient_kernel, (last - first) * triton.cdiv(chunks, group),
+            group = triton.cdiv(chunks, max(1, PROGRAMS // tiles))
+            launch("psi_feature_gradient", psi_feature_gradient_kernel, tiles * triton.cdiv(chunks, group),
                    scratch, halves, unit, grad_features, *out.strides, plan.channels, *plan.grid, per_image, first,
-                   group, **shape, CHANNELS_LAST=out.last, UNIT=out.unit, warps=tile.warps,
+                   group, **shape, P=tile.pixels, CHANNELS_LAST=out.last, UNIT=out.unit, warps=tile.warps,
                    stages=tile.stages)  # fmt: skip
         if part is not None:
             tile = plan.launch("weight_gradient", given.last)
