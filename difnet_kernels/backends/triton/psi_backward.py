@@ -18,6 +18,7 @@ from .psi_tiles import (
     narrow_features,
     narrow_project,
     narrow_weight,
+    next_offset,
     product,
     project,
     weight_halves,
@@ -63,10 +64,8 @@ def chosen_gradient(
     most_x = tl.max(many_x, axis=0)
     most_y = tl.max(many_y, axis=0)
     total = tl.zeros([DP, P], tl.float32)
-    for window in range(0, tl.max(many_z, axis=0) * most_y * most_x):
-        off_x = window % most_x
-        off_y = (window // most_x) % most_y
-        off_z = window // (most_x * most_y)
+    off_x, off_y, off_z = 0, 0, 0
+    for _ in range(0, tl.max(many_z, axis=0) * most_y * most_x):
         inside = own & (off_x < many_x) & (off_y < many_y) & (off_z < many_z)
         at_x = tl.where(inside, first_x + off_x, first_x)
         at_y = tl.where(inside, first_y + off_y, first_y)
@@ -74,6 +73,7 @@ def chosen_gradient(
         chosen = node_tile(position_ptr + at_z * p_z + at_y * p_y + at_x * p_x, p_d, D, DP, POSITION_LAST)
         grad = node_tile(grad_ptr + at_z * g_z + at_y * g_y + at_x * g_x, g_d, D, DP, GRAD_LAST)
         total += tl.where((chosen == pixel[None, :]) & inside[None, :], grad.to(tl.float32), 0.0)
+        off_x, off_y, off_z = next_offset(off_x, off_y, off_z, most_x, most_y)
     return total
 
 
@@ -184,7 +184,9 @@ def psi_pixel_gradient_kernel(
     )  # fmt: skip
     if STATISTICS:
         at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT
-        value = project(halves_ptr, unit_ptr, at, f_c, C, DP, P, CC, EVEN, CHANNELS_LAST, EXACT)
+        value = project(
+            halves_ptr, tl.load(unit_ptr + tl.arange(0, DP)), at, f_c, C, DP, P, CC, EVEN, CHANNELS_LAST, EXACT
+        )
         more = statistics_gradient(
             value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP
         )

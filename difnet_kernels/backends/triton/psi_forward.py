@@ -13,7 +13,7 @@ deviations of its pixels, each of which belongs to one window; `psi_statistics_k
 import triton
 import triton.language as tl
 
-from .psi_tiles import narrow_features, narrow_project, narrow_weight, project, window_end, window_start
+from .psi_tiles import narrow_features, narrow_project, narrow_weight, next_offset, project, window_end, window_start
 
 # sizes and strides: a new value must not compile a new kernel
 _PLAIN = [
@@ -52,14 +52,17 @@ def psi_forward_kernel(
     start_at = f_ptr + (image * f_b + z_start * f_z + y_start * f_y + x_start * f_x) * UNIT
     d = tl.arange(0, DP)
     sign = tl.full([DP], 1.0, tl.float32)
-    live = d < DP
+    cap = tl.full([DP], float("inf"), tl.float32)
     if HAS_SLOPE:
         slope = tl.load(slope_ptr + d, mask=d < D, other=1.0)
         sign = tl.where(slope < 0.0, -1.0, 1.0)
-        live = slope != 0.0
+        cap = tl.where(slope == 0.0, float("-inf"), float("inf"))  # nothing but a NaN passes the first pixel
+    # from here on W, z and its statistics carry the sign of the slope
     if NARROW > 0:
-        w0, w1 = narrow_weight(weight_ptr, d, 0, NARROW, D), narrow_weight(weight_ptr, d, 1, NARROW, D)
-        w2, w3 = narrow_weight(weight_ptr, d, 2, NARROW, D), narrow_weight(weight_ptr, d, 3, NARROW, D)
+        w0, w1 = narrow_weight(weight_ptr, d, 0, NARROW, D) * sign, narrow_weight(weight_ptr, d, 1, NARROW, D) * sign
+        w2, w3 = narrow_weight(weight_ptr, d, 2, NARROW, D) * sign, narrow_weight(weight_ptr, d, 3, NARROW, D) * sign
+    else:
+        unit = tl.load(unit_ptr + d) * sign
     if STATISTICS:  # a pixel of several windows belongs to the last of them
         x_step = window_start(x + 1, X, OX) - x_start
         y_step = window_start(y + 1, Y, OY) - y_start
@@ -68,12 +71,10 @@ def psi_forward_kernel(
         first_sum = tl.zeros([DP, J], tl.float32)
         second_sum = tl.zeros([DP, J], tl.float32)
 
-    best = tl.full([DP, J], float("-inf"), tl.float32)
+    best = tl.zeros([DP, J], tl.float32)
     position = tl.zeros([DP, J], tl.int32) + start[None, :]
+    off_x, off_y, off_z = 0, 0, 0
     for offset in range(0, wide_z * wide_y * wide_x):
-        off_x = offset % wide_x
-        off_y = (offset // wide_x) % wide_y
-        off_z = offset // (wide_x * wide_y)
         inside = (off_x < x_wide) & (off_y < y_wide) & (off_z < z_wide)
         # past the end of its window a program reads the first pixel again, and does not use it
         at = start_at + tl.where(inside, off_z * f_z + off_y * f_y + off_x * f_x, 0) * UNIT  # [J]
@@ -81,18 +82,21 @@ def psi_forward_kernel(
             f0, f1, f2, f3 = narrow_features(at, f_c, NARROW)
             value = narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, NARROW)
         else:
-            value = project(halves_ptr, unit_ptr, at, f_c, C, DP, J, CC, EVEN, CHANNELS_LAST, EXACT)
-        key = tl.where(inside[None, :], value * sign[:, None], float("-inf"))
-        take = ((key > best) & (live | (offset == 0))[:, None]) | (key != key)
+            value = project(halves_ptr, unit, at, f_c, C, DP, J, CC, EVEN, CHANNELS_LAST, EXACT)
+        if offset == 0:
+            best = value
+            if STATISTICS:  # about a value of the tile's own size: what is squared is the spread, not the mean
+                shift = tl.sum(value, axis=1) / J
+        key = tl.where(inside[None, :], value, float("-inf"))
+        take = (tl.minimum(key, cap[:, None]) > best) | (key != key)
         best = tl.where(take, key, best)
         position = tl.where(take, (start + (off_z * Y + off_y) * X + off_x)[None, :], position)
         if STATISTICS:
-            if offset == 0:  # a value of the tile's own size: what is squared is then the spread, not the mean
-                shift = tl.sum(value, axis=1) / J
             counted = own & (off_x < x_step) & (off_y < y_step) & (off_z < z_step)
             apart = tl.where(counted[None, :], value - shift[:, None], 0.0)
             first_sum += apart
             second_sum = tl.fma(apart, apart, second_sum)
+        off_x, off_y, off_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
 
     to = image * out_b + (z * out_z + y * out_y + x * out_x)[None, :] + d[:, None] * out_d
     stored = (d < D)[:, None] & own[None, :]
@@ -104,7 +108,7 @@ def psi_forward_kernel(
         total = tl.sum(first_sum, axis=1)
         to = partial_ptr + program * 3 * DP + d
         tl.store(to, tl.zeros([DP], tl.float32) + count)
-        tl.store(to + DP, shift + total / divisor)
+        tl.store(to + DP, (shift + total / divisor) * sign)
         tl.store(to + 2 * DP, tl.maximum(tl.sum(second_sum, axis=1) - total * (total / divisor), 0.0))
 
 

@@ -25,6 +25,15 @@ def window_end(i, n, m):
 
 
 @triton.jit
+def next_offset(x, y, z, wide_x, wide_y):
+    """The offset after (z, y, x) in scan order. Counting is cheaper than dividing a running number."""
+    x += 1
+    y += (x == wide_x).to(tl.int32)
+    z += (y == wide_y).to(tl.int32)
+    return tl.where(x == wide_x, 0, x), tl.where(y == wide_y, 0, y), z
+
+
+@triton.jit
 def unit_of(largest):
     """(unit, 1 / unit): powers of two that bring `largest` into [2¹⁴, 2¹⁵), the top of fp16's range."""
     exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 0xFF
@@ -83,19 +92,19 @@ def weight_halves(halves_ptr, first, chunks, DP: tl.constexpr, CC: tl.constexpr)
 
 @triton.jit
 def project(
-    halves_ptr, unit_ptr, at, f_c, C, DP: tl.constexpr, P: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr,
+    halves_ptr, unit, at, f_c, C, DP: tl.constexpr, P: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """z = W f [DP, P] for the pixels at `at`, in chunks of CC channels on the matrix units."""
+    """z = W f [DP, P] for the pixels at `at`, in chunks of CC channels on the matrix units; unit [DP] of the rows of W."""
     z = tl.zeros([DP, P], tl.float32)
     chunks = tl.cdiv(C, CC)
     tl.assume(chunks > 0)  # with an empty loop ptxas would serialise the matrix instructions
     for chunk in range(0, chunks):
         w_high, w_low = weight_halves(halves_ptr, chunk * CC, chunks, DP, CC)
         f = feature_tile(at, chunk * CC, f_c, C, CC, EVEN, CHANNELS_LAST)
-        f_high, f_low, unit = halves(f, 0, EXACT)
-        z = tl.fma(product(w_high, w_low, f_high, f_low, EXACT), unit[None, :], z)
-    return z * tl.load(unit_ptr + tl.arange(0, DP))[:, None]
+        f_high, f_low, f_unit = halves(f, 0, EXACT)
+        z = tl.fma(product(w_high, w_low, f_high, f_low, EXACT), f_unit[None, :], z)
+    return z * unit[:, None]
 
 
 @triton.jit
