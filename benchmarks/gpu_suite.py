@@ -40,6 +40,8 @@ STAGES = (
         "correctness", "the smoke tests on the GPU backends", 90,
         ("-m", "benchmarks.gpu.suite_tests", "--out", "{out}", "--seconds", "{seconds}", "--smoke"),
     ),
+    Stage("psi", "Ψ: every launch row against fp64, the five levels", 50, ("-m", "benchmarks.gpu.psi", "--out", "{out}",
+    "--seconds", "{seconds}")),
     Stage("graphs", "graph replay of the small cases", 60, ("-m", "benchmarks.gpu.graphs", "--out", "{out}",
     "--seconds", "{seconds}")),
     Stage(
