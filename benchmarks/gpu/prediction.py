@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 
 import torch
+import triton
 
 from benchmarks.cases import CASES, Case
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
@@ -119,7 +120,7 @@ def main() -> int:
     parser.add_argument("--read", action="store_true", help="take the predictions from --out instead of compiling")
     options = parser.parse_args()
     if options.read:
-        entries = json.loads(options.out.read_text(encoding="utf-8"))["entries"]
+        made = json.loads(options.out.read_text(encoding="utf-8"))
     else:
         entries = [
             {"case": name, "dtype": dtype, "precision": precision, **predict(CASES[name], binary)}
@@ -127,12 +128,16 @@ def main() -> int:
             for name in NAMES
             for binary in compiled(CASES[name], kind, precision)
         ]
+        made = {"triton": triton.__version__, "entries": entries}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"entries": entries}, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.page:
         text = options.page.read_text(encoding="utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
-        options.page.write_text(f"{before}{BEGIN}\n{table(entries)}\n{END}{after}", encoding="utf-8")
+        options.page.write_text(
+            f"{before}{BEGIN}\nCompiled by Triton {made['triton']}.\n\n{table(made['entries'])}\n{END}{after}",
+            encoding="utf-8",
+        )
     return 0
 
 

