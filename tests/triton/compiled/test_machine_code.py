@@ -14,11 +14,17 @@ from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton.launch_rows import ROWS
 from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, Binary, compiled_for
 
-# The launch rows were chosen with Triton 3.9. Older compilers keep up to two values in the stack around a loop (on
-# sm_100 more), and on sm_100 leave a part of the stream to plain loads and buffer more of it: right, but slower.
+# The launch rows were chosen with Triton 3.9. Older compilers keep up to two values more on the stack around a loop; their
+# sm_100 backward spills, and its stream is partly left to plain loads and buffered more: right, but slower.
 OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
 KEPT = 16 if OLDER else 0
 UNTUNED = {100} if OLDER else set()
+# bytes of stack for values that are written before a loop and read after it; within the loop there are none
+AROUND = {
+    ("sm90-D64-K21-float32-high", "walk_forward_kernel"): 32,
+    ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 8,
+    ("sm100-D64-K150-float32-high", "walk_backward_kernel"): 8,
+}
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -83,10 +89,10 @@ each_build = pytest.mark.parametrize("build", BUILDS, ids=str)
 @each_build
 def test_nothing_is_spilled(build: Build) -> None:
     for binary in built(build):
-        # two rows keep one value in 8 bytes of stack, written before the loop and read after it
-        around = ("sm90-D128-K60-float32-high", "sm100-D64-K150-float32-high")
-        allowed = max(KEPT, 8 if str(build) in around and binary.kernel == "walk_backward_kernel" else 0)
-        assert build.arch in UNTUNED or binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
+        if build.arch in UNTUNED:
+            continue
+        allowed = max(KEPT, AROUND.get((str(build), binary.kernel), 0))
+        assert binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
         assert binary.loop_count("LDL", "STL") == 0, str(binary)
 
 
