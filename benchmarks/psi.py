@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from benchmarks.cases import Case
@@ -143,6 +144,9 @@ def _folded(level: Level) -> Callable[[Tensor], Tensor]:
 
 
 def _compiled(level: Level) -> Callable[[Tensor], Tensor]:
+    # ten levels share one forward, two more than a compiler keeps by default before it quietly runs the rest eagerly
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(level, dynamic=False)
 
 
