@@ -12,7 +12,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 .PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
-	@echo "make demo      segment a photograph: a figure, timings, memory (out/demo)"
+	@echo "make demo      segment a photograph, train a small DifNet: figures, timings, tables (out/demo)"
 	@echo "make test      the whole test suite"
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"

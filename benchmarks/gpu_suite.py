@@ -57,6 +57,8 @@ STAGES = (
         "table4", "Table 4, the diffusion row", 40,
         ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--question", "models"),
     ),
+    Stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60,
+          ("-m", "benchmarks.gpu.networks", "--out", "{out}", "--seconds", "{seconds}")),
     Stage(
         "compiled_peers", "the cases beside torch.compile and FlexAttention", 90,
         ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--peers", "compiled"),
@@ -65,6 +67,9 @@ STAGES = (
     "--seconds", "{seconds}")),
     Stage("tests", "the whole test suite, as far as the time goes", 400,
           ("-m", "benchmarks.gpu.suite_tests", "--out", "{out}", "--seconds", "{seconds}")),
+    # nine minutes of its own: --stage experiments --minutes 10
+    Stage("experiments", "networks compared on generated images", 580,
+          ("-m", "benchmarks.gpu.networks", "--out", "{out}", "--experiments")),
 )  # fmt: skip
 NAMES = tuple(stage.name for stage in STAGES)
 

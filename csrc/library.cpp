@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/driver.h"
+#include "cpu/psi_backward.h"
+#include "cpu/psi_forward.h"
 #include "cpu/walk_backward.h"
 #include "cpu/walk_forward.h"
 
@@ -23,6 +25,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, "
       "Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, Tensor(c!) grad_psi, "
       "Tensor(d!) grad_mu, Tensor(e!) grad_beta) -> ()");
+  m.def(
+      "psi_forward(Tensor features, Tensor weight, Tensor? slope, Tensor(a!) peak, Tensor(b!) position, "
+      "Tensor(c!)? mean, Tensor(d!)? variance) -> ()");
+  m.def(
+      "psi_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor weight, "
+      "Tensor position, Tensor? mean, Tensor(a!)? grad_features, Tensor(b!)? grad_weight) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
@@ -32,4 +40,6 @@ STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CPU, m) {
   m.impl("walk_forward", TORCH_BOX(&difnet::walk_forward));
   m.impl("walk_backward", TORCH_BOX(&difnet::walk_backward));
+  m.impl("psi_forward", TORCH_BOX(&difnet::psi_forward));
+  m.impl("psi_backward", TORCH_BOX(&difnet::psi_backward));
 }

@@ -1,8 +1,8 @@
 """Exact diffusion of class scores over images: the random-walk cascade of DifNet without N x N matrices."""
 
 from difnet_kernels.backends import BACKENDS, BackendUnavailable
-from difnet_kernels.functional import cascaded_random_walk, random_walk, transition_rows
-from difnet_kernels.modules import CascadedRandomWalk, ImportanceMap, PsiProjection, psi_projection
+from difnet_kernels.functional import cascaded_random_walk, psi_projection, random_walk, transition_rows
+from difnet_kernels.modules import CascadedRandomWalk, ImportanceMap, PsiProjection
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difnet_kernels import backends
 from difnet_kernels import ops as _ops  # noqa: F401  registers torch.ops.difnet_kernels
+from difnet_kernels.batch_norm import Norm, check_norm, normalise, of_the_batch, slope
 from difnet_kernels.problem import (
     accumulation_dtype,
     check_embeddings,
@@ -18,6 +19,7 @@ from difnet_kernels.problem import (
     check_gates,
     check_on_grid,
     check_precision,
+    check_projection,
     flat,
 )
 
@@ -94,6 +96,57 @@ def random_walk(
         state, seed, [psi], mu, beta, precision, backend or "", False
     )
     return next_state
+
+
+def psi_projection(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Norm | None,
+    grid: Sequence[int],
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Ψ (§4; Ψ1): project features to embeddings and pool them to the grid of the seed, in one pass over the features.
+
+        ψ = adaptive_max_pool( norm( W features + bias ) )
+
+    features: (B, C, *S) with one to three spatial axes, any float dtype and strides; weight: (D, C); bias: (D,) or None;
+    norm: a batch normalisation of torch.nn over D channels, or None; grid: the spatial size of the result, windows as in
+    torch's adaptive pooling. `norm` is read, and in training its running buffers are updated, exactly as if it had been
+    called on the projected map: batch or running statistics, momentum, affine or not, SyncBatchNorm over its processes.
+    backend: None chooses; a name runs there or raises.
+    Returns (B, D, *grid), node-major in memory (channels last), in the dtype that features and weight promote to; sums
+    are fp32, or fp64 once one of them is fp64, also under autocast. Where several pixels of a window are equal, the first
+    in scan order takes the gradient; NaN wins a window.
+    Differentiable once in features, weight, bias and the parameters of `norm`. Nothing of D channels is stored at the
+    resolution of the features, forward or backward. Deterministic, bit for bit.
+    Raises TypeError or ValueError for arguments that do not fit, also (as torch) for one value per channel in training;
+    BackendUnavailable if no backend can run it.
+    """
+    check_projection(features, weight, bias, grid)
+    check_norm(norm, features, weight)
+    backends.check_name(backend)
+    exact = accumulation_dtype(features, [weight])
+    ones = (1,) * (5 - features.dim())  # images and signals are volumes with leading axes of one
+    peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward(
+        features.view(*features.shape[:2], *ones, *features.shape[2:]),
+        weight.to(exact),
+        slope(norm, exact),
+        [*ones, *grid],
+        of_the_batch(norm),
+        backend or "",
+    )
+    if norm is not None:
+        samples = features.shape[0] * math.prod(features.shape[2:])
+        psi = normalise(peak, bias, norm, mean, variance, samples)
+    elif bias is not None:
+        psi = peak + bias.to(exact).view(-1, 1, 1, 1)
+    else:
+        psi = peak
+    for _ in ones:
+        psi = psi.squeeze(2)
+    return psi.to(torch.promote_types(features.dtype, weight.dtype))
 
 
 def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:

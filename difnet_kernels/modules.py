@@ -7,48 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from difnet_kernels.functional import cascaded_random_walk
-
-_POOLS = {
-    1: nn.functional.adaptive_max_pool1d,
-    2: nn.functional.adaptive_max_pool2d,
-    3: nn.functional.adaptive_max_pool3d,
-}
-
-
-def psi_projection(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: nn.Module | None,
-    grid: Sequence[int],
-) -> Tensor:
-    """Ψ (§4; Ψ1): project features to embeddings and pool them to the grid of the seed.
-
-        ψ = adaptive_max_pool( norm( W features + bias ) )
-
-    features: (B, C, *S) with one to three spatial axes; weight: (D, C); bias: (D,) or None; norm: a batch normalisation
-    over D channels, or None; grid: the spatial size of the result.
-    Returns (B, D, *grid). Differentiable in features, weight, bias and the parameters of `norm`.
-    """
-    axes = features.dim() - 2
-    if axes not in _POOLS:
-        raise ValueError(f"features must be (B, C, *S) with one to three spatial axes; got {tuple(features.shape)}.")
-    if features.shape[1] != weight.shape[1]:
-        raise ValueError(f"features must have the {weight.shape[1]} channels of weight; got {features.shape[1]}.")
-    if len(grid) != axes or min(grid, default=0) < 1:
-        raise ValueError(f"grid must be {axes} positive sizes for features {tuple(features.shape)}; got {tuple(grid)}.")
-    convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[axes - 1]
-    projected = convolve(features, weight.reshape(*weight.shape, *(1,) * axes), bias)
-    if norm is not None:
-        projected = norm(projected)
-    return _POOLS[axes](projected, tuple(grid))
+from difnet_kernels.batch_norm import Norm
+from difnet_kernels.functional import cascaded_random_walk, psi_projection
 
 
 class PsiProjection(nn.Module):
     """Ψ (§4; Ψ1): conv 1x1 with bias, batch normalisation, adaptive max pooling to the grid of the seed.
 
-    forward(features (B, in_channels, *S), grid) -> (B, embed_dim, *grid), for one to three spatial axes.
+    forward(features (B, in_channels, *S), grid) -> (B, embed_dim, *grid), for one to three spatial axes; fused, as
+    `psi_projection`. `torch.nn.SyncBatchNorm.convert_sync_batchnorm` gives it the statistics of all processes.
     """
 
     def __init__(self, in_channels: int, embed_dim: int = 64) -> None:
@@ -65,7 +32,7 @@ class PsiProjection(nn.Module):
         return f"in_channels={self.weight.shape[1]}, embed_dim={self.weight.shape[0]}"
 
 
-class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(Norm):
     """Batch normalisation over any number of spatial axes."""
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a cascade is asked to compute: the only input validation, and the sizes that every layer below trusts.
+"""What a cascade or a Ψ is asked to compute: the only input validation, and the sizes that every layer below trusts.
 
 A *field* is a tensor `(B, C, *S)`: B images, C channels, any number of spatial axes S. Its *nodes* are the N points of S.
 """
@@ -42,9 +42,34 @@ class Problem:
         )
 
 
-def accumulation_dtype(seed: Tensor, psi: Sequence[Tensor]) -> torch.dtype:
-    """fp64 as soon as one field is fp64 (so that gradcheck is real), fp32 otherwise."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in (seed, *psi)) else torch.float32
+@dataclass(slots=True)
+class Projection:
+    """Sizes, dtypes and device of one Ψ, after validation; pixels and nodes are per image."""
+
+    batch: int
+    channels: int
+    embed: int
+    pixels: int
+    nodes: int
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+
+    @staticmethod
+    def of(features: Tensor, weight: Tensor, grid: Sequence[int]) -> Projection:
+        return Projection(
+            batch=features.shape[0],
+            channels=features.shape[1],
+            embed=weight.shape[0],
+            pixels=math.prod(features.shape[2:]),
+            nodes=math.prod(grid),
+            dtypes=(features.dtype, weight.dtype),
+            device=features.device,
+        )
+
+
+def accumulation_dtype(field: Tensor, others: Sequence[Tensor]) -> torch.dtype:
+    """fp64 as soon as one of them is fp64 (so that gradcheck is real), fp32 otherwise."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in (field, *others)) else torch.float32
 
 
 def check_field(name: str, x: Tensor) -> None:
@@ -136,6 +161,39 @@ def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype
     if gate.numel() != 1:
         raise ValueError(f"{name} must be a scalar, a 0-d or (1,) tensor, for a single walk; got {tuple(gate.shape)}.")
     return check_gates(name, gate.reshape(1), 1, seed, dtype)
+
+
+def check_projection(features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> None:
+    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S."""
+    check_field("features", features)
+    axes = features.dim() - 2
+    if axes > 3:
+        raise ValueError(f"features must be (B, C, *S) with one to three spatial axes; got {tuple(features.shape)}.")
+    if not 0 < math.prod(features.shape[2:]) < 2**31:
+        raise ValueError(f"features must have 1 to 2^31 - 1 pixels per image to pool; got {tuple(features.shape)}.")
+    _check_parameter("weight", weight, features, 2)
+    if weight.shape[0] == 0 or weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"weight must be (D, C) with at least one row, C = {features.shape[1]} being the channels of features; got "
+            f"{tuple(weight.shape)}."
+        )
+    if bias is not None:
+        _check_parameter("bias", bias, features, 1)
+        if bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"bias must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+    if len(grid) != axes or min(grid) < 1:
+        raise ValueError(f"grid must be {axes} positive sizes for features {tuple(features.shape)}; got {tuple(grid)}.")
+
+
+def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.dim() != axes:
+        told = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor with {axes} axes; got {told}.")
+    if x.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of features, {features.device}; got {x.device}. Move it with "
+            f"{name}.to(features.device)."
+        )
 
 
 def check_precision(precision: str) -> None:

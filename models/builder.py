@@ -8,7 +8,7 @@ from torch import nn
 
 from difnet_kernels import ImportanceMap
 from models.deeplab import SeedBranch, SimDeeplab
-from models.diffusion import Cascade, ClosedForm
+from models.diffusion import Cascade, ClosedForm, DenseCascade
 from models.difnet import WALKS, DifNet, check_walks
 from models.heads import ASPP, ASPP_RATES, LargeFOV
 from models.resnet import ResNetTrunk
@@ -52,10 +52,11 @@ def model_names() -> list[str]:
 def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Module:
     """A network with fresh weights, by name; the name and the options are kept as `model_name`, `options`.
 
-    Options of all networks: stride_in ("conv1", or "conv2" as torchvision), aspp_init ("normal", "authors"),
-    blocks and width (another size than the name's). Of DifNets also: walks (which of 1 … 5), importance (False
-    leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim, diffusion ("cascade", or "closed_form",
-    the dense Eq. 2 for small images), device_map ({"seed": device, "similarity": device}).
+    Options of all networks: stride_in ("conv1", or "conv2" as torchvision), head ("aspp", or "large_fov", one
+    convolution), aspp_init ("normal", "authors"), blocks and width (another size than the name's). Of DifNets also:
+    walks (which of 1 … 5), importance (False leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim,
+    diffusion ("cascade"; "dense", the same with N×N matrices; "closed_form", Eq. 2 for small images), device_map
+    ({"seed": device, "similarity": device}).
     Raises ValueError for an unknown name or option, listing the valid ones.
     """
     if name not in NAMES:
@@ -68,7 +69,7 @@ def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Modul
         raise ValueError(f"{name} has no option {', '.join(unknown)}. Valid options: {', '.join(known)}.")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2 (background and one class); got {num_classes}.")
-    model = build(SIZES[depth], head, num_classes, **options)
+    model = build(SIZES[depth], num_classes=num_classes, **{"head": head, **options})
     model.model_name = name
     model.num_classes = num_classes
     # devices belong to a machine, not to the network: they do not go into checkpoints
@@ -85,9 +86,12 @@ def _build_trunk(
 def _build_seed_branch(
     size: Size, head: str, num_classes: int, *, aspp_init: str = "normal", **trunk_options: object
 ) -> SeedBranch:
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}; got {head!r}.")
     trunk = _build_trunk(size, **trunk_options)
     if head == "large_fov":
-        return SeedBranch(trunk, LargeFOV(trunk.out_channels[-1], num_classes, init=aspp_init))
+        rate = size.rates[1]  # 12 at the paper's sizes
+        return SeedBranch(trunk, LargeFOV(trunk.out_channels[-1], num_classes, rate, aspp_init))
     return SeedBranch(trunk, ASPP(trunk.out_channels[-1], num_classes, size.rates, aspp_init))
 
 
@@ -126,8 +130,9 @@ def _build_difnet(
     return model if device_map is None else model.place(device_map)
 
 
-DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm}
-BRANCH_OPTIONS = ("blocks", "width", "stride_in", "aspp_init")
+DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm, "dense": DenseCascade}
+HEADS = ("aspp", "large_fov")
+BRANCH_OPTIONS = ("blocks", "width", "stride_in", "head", "aspp_init")
 OPTIONS = {
     "sim_deeplab": BRANCH_OPTIONS,
     "difnet": (*BRANCH_OPTIONS, "walks", "importance", "bn_init", "embed_dim", "diffusion", "device_map"),

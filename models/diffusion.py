@@ -1,6 +1,6 @@
-"""How seeds spread: the paper's cascade, and its closed form as a counterpart for experiments.
+"""How seeds spread: the paper's cascade, and two counterparts: its dense formulation, and its closed form.
 
-Both share one interface: `embeddings(features, grid)` measures similarity, `diffuse(seed, psi)` spreads the seed.
+All share one interface: `embeddings(features, grid)` measures similarity, `diffuse(seed, psi)` spreads the seed.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,30 @@ class Cascade(CascadedRandomWalk):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """yᵀ (B, K, H', W'), or (y¹, …, yᵀ), from T embeddings (B, D, H', W')."""
         return cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=return_steps)
+
+
+class DenseCascade(Cascade):
+    """The same cascade in plain torch, with N×N matrices: what it costs without kernels made for it."""
+
+    def diffuse(
+        self, seed: torch.Tensor, psi: Sequence[torch.Tensor], return_steps: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        steps = dense_steps(seed, psi, self.mu, self.beta)
+        return steps if return_steps else steps[-1]
+
+
+def dense_steps(
+    seed: torch.Tensor, psi: Sequence[torch.Tensor], mu: torch.Tensor, beta: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """y¹ … yᵀ like `seed` (B, K, *S), one N×N transition matrix at a time (several where a backward needs them)."""
+    source = seed.flatten(2).mT  # [B, N, K]
+    state, steps = source, []
+    for p, m, b in zip(psi, mu, beta, strict=True):
+        nodes = p.flatten(2).mT  # [B, N, D]
+        walked = torch.softmax(nodes @ nodes.mT, -1) @ state
+        state = b * (m * walked + (1 - m) * source) + (1 - b) * state
+        steps.append(state.mT.reshape(seed.shape))
+    return tuple(steps)
 
 
 class ClosedForm(nn.Module):

@@ -26,7 +26,8 @@ def report(result: dict[str, Any]) -> str:
         "## Networks",
         comparison(runs, names, questions),
         "Mean IoU on the validation images after the last epoch, in percent, mean ± deviation over seeds. Difference: "
-        "to DifNet, paired by seed.",
+        "to DifNet, paired by seed. Twins: mean IoU of the classes that share colours and texture with another one; only "
+        "an emblem, which distant parts of an object do not have, tells which it is.",
         "## How μ and β grow",
         growth([run for run in runs if run["variant"] == names[0]]),
         "## What every stage of DifNet would predict",
@@ -37,7 +38,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def comparison(runs: Sequence[dict[str, Any]], names: Sequence[str], questions: dict[str, str]) -> str:
-    """A row per variant: parameters, mean IoU, difference to the first variant."""
+    """A row per variant: parameters, mean IoU, difference to the first variant, IoU of the twins."""
     scores = {name: {run["seed"]: run["mean_iou"] for run in runs if run["variant"] == name} for name in names}
     parameters = {run["variant"]: run["parameters"] for run in runs}
     rates = {run["variant"]: run["lr"] for run in runs}
@@ -45,6 +46,7 @@ def comparison(runs: Sequence[dict[str, Any]], names: Sequence[str], questions: 
     for name in names:
         differences = [score - scores[names[0]][seed] for seed, score in scores[name].items()]
         shown = "–" if name == names[0] else mean_and_deviation(differences)
+        twins = [run["twins_iou"] for run in runs if run["variant"] == name and run["twins_iou"] is not None]
         rows.append(
             [
                 name,
@@ -53,9 +55,10 @@ def comparison(runs: Sequence[dict[str, Any]], names: Sequence[str], questions: 
                 rates[name],
                 mean_and_deviation(list(scores[name].values())),
                 shown,
+                mean_and_deviation(twins),
             ]
         )
-    return markdown(["network", "question", "parameters", "learning rate", "mIoU", "difference"], rows)
+    return markdown(["network", "question", "parameters", "learning rate", "mIoU", "difference", "twins"], rows)
 
 
 def growth(runs: Sequence[dict[str, Any]]) -> str:

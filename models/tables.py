@@ -3,6 +3,7 @@
 python -m models.tables compare runs/a runs/b …     mean IoU of networks (Table 1); runs that differ in the seed average
 python -m models.tables gates runs/a                learned μ and β (Table 3), and how far information travels
 python -m models.tables timings                     where the time goes at 505² (Table 4), on this machine
+python -m models.tables dense                       a network with fused walks and with N×N matrices: time and memory (CPU)
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from models import checkpoints
+from models import against_dense, checkpoints
 from models.builder import build_model
 from models.timings import measure, timing_rows
 from models.training.run_folder import RunFolder, environment
@@ -119,6 +120,23 @@ def timings(
     return {"size": size, "batch": batch, "amp": amp, "device": device, "machine": environment(), "parts": parts}
 
 
+def show_dense(options: argparse.Namespace) -> str:
+    """The table of `models.against_dense` under a line that names the machine; the numbers go to --json, too."""
+    settings = {key: getattr(options, key) for key in ("network", "size", "batch", "training_batch", "repeats")}
+    rows, machine = against_dense.compare(**settings), environment()
+    write_json(options.json, {**settings, "machine": machine, "rows": rows})
+    title = f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} threads: {options.network} at "
+    title += f"{options.size}², {options.batch} image(s) of inference; walks forward and backward at batch "
+    header = ["walks", "inference", "extra memory", "extra memory, walks both ways"]
+    return f"{title}{options.training_batch}\n\n{markdown(header, against_dense.table_rows(rows))}"
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    if path:
+        text = json.dumps(content, indent=2) + "\n"
+        checkpoints.write_atomically(path, lambda temporary: Path(temporary).write_text(text))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m models.tables", description="The paper's tables, from your runs.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -135,13 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table4.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     table4.add_argument("--amp", default="none", choices=["none", "bf16", "fp16"])
     table4.add_argument("--backward", default=True, action=argparse.BooleanOptionalAction)
-    table4.add_argument("--json", type=Path, help="also write the numbers to this file")
+    dense = commands.add_parser("dense", help="what fused walks save against N×N matrices, on the CPU")
+    dense.add_argument("--network", default="difnet18")
+    dense.add_argument("--size", type=int, default=321)
+    dense.add_argument("--batch", type=int, default=1, help="images of an inference")
+    dense.add_argument("--training-batch", type=int, default=16, help="images of a training step of the walks")
+    dense.add_argument("--repeats", type=int, default=5)
+    for command in (table4, dense):
+        command.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
     try:
         if options.command == "compare":
             print(compare(options.runs))
         elif options.command == "gates":
             print("\n\n".join(f"{run}\n\n{gates(run)}" for run in options.runs))
+        elif options.command == "dense":
+            print(show_dense(options))
         else:
             chosen = ("difnet", "baseline", "size", "batch", "repeats", "device", "amp", "backward")
             result = timings(**{name: getattr(options, name) for name in chosen})
@@ -149,9 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = machine["gpu"][0] if options.device.startswith("cuda") else machine["processor"]
             print(f"{name}, torch {machine['torch']}, {options.batch} × {options.size}², amp {options.amp}\n")
             print(markdown(["part", "forward", "forward + backward"], timing_rows(result["parts"])))
-            if options.json:
-                text = json.dumps(result, indent=2) + "\n"
-                checkpoints.write_atomically(options.json, lambda temporary: Path(temporary).write_text(text))
+            write_json(options.json, result)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

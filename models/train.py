@@ -129,10 +129,12 @@ def train(
     stop_after: int | None = None,
     tensorboard: bool = False,
     progress: bool | None = None,
+    terminal: bool = True,
 ) -> dict[str, Any]:
     """Train as configured into the run folder `out`; returns the metrics of the last epoch.
 
     resume: continue from the folder's last checkpoint, with the data and machine given here.
+    progress: a bar for every epoch; None shows it where there is a terminal. terminal: log lines there, too.
     """
     group = processes.join(device)
     try:
@@ -146,7 +148,7 @@ def train(
             folder = RunFolder.create(out, config)
         group.wait()
         validate = None if val_set is None else validation(val_set, group.device, workers, config.amp)
-        trainer = Trainer(config, train_set, folder, group, validate, workers, progress, tensorboard)
+        trainer = Trainer(config, train_set, folder, group, validate, workers, progress, tensorboard, terminal)
         if resume:
             trainer.resume()
         return trainer.fit(stop_after)

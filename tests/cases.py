@@ -100,8 +100,25 @@ class Inputs:
         return max((p.double().square().sum(1).max().item() for p in self.psi if p.numel()), default=0.0)
 
 
+def placed(x: Tensor) -> Tensor:
+    """x on torch's default device, which is that of the backend under test."""
+    return x.to(torch.get_default_device())
+
+
+def normal(number: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbered standard normal values, the same on every device."""
+    chance = torch.Generator().manual_seed(number)
+    return placed(torch.randn(shape, generator=chance, dtype=dtype, device="cpu"))
+
+
 def make(case: Case, dtype: torch.dtype = torch.float32, number: int = 0) -> Inputs:
     """The numbered inputs of a case: scores of a few units with an offset, gates away from 0, 1 and each other."""
+    with torch.device("cpu"):
+        seed, psi, mu, beta, grad = _drawn(case, number)
+    return Inputs(placed(seed), [placed(p) for p in psi], placed(mu), placed(beta), placed(grad)).to(dtype)
+
+
+def _drawn(case: Case, number: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
     chance = torch.Generator().manual_seed(1000 * number + case.nodes + 7 * case.classes + 13 * case.embed)
     shape = (case.batch, case.classes, *case.grid)
     fill = REGIMES[case.regime]
@@ -110,7 +127,7 @@ def make(case: Case, dtype: torch.dtype = torch.float32, number: int = 0) -> Inp
     grad = torch.randn(shape, generator=chance, dtype=torch.float64) + 0.2
     mu = 0.3 + 0.6 * torch.rand(case.walks, generator=chance, dtype=torch.float64)
     beta = 0.3 + 0.6 * torch.rand(case.walks, generator=chance, dtype=torch.float64)
-    return Inputs(seed, psi, mu, beta, grad).to(dtype)
+    return seed, psi, mu, beta, grad
 
 
 def named(cases: Iterable[Case]) -> dict[str, object]:

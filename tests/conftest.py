@@ -3,19 +3,29 @@
 A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a
 promise of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
 One that takes `native` concerns the compiled library alone.
+
+What a backend refuses (tests/capability.py) is not generated for it: a test says what it needs by its parameters
+`dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`. Tensors that a test makes lie on the device of
+its backend, because that is torch's default device meanwhile.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from difnet_kernels.backends import BACKENDS
 from tests import inventory
+from tests.capability import device_of, takes
+from tests.cases import DTYPES
 
+# read when cuBLAS starts: without it the truth of a test on a GPU may not run where `poisoned` asks for determinism
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 HERE = Path(__file__).parent
 # files of this folder that test what is built and written, not the walk
 ELSEWHERE = {"test_packaging.py", "test_documents.py"}
@@ -53,13 +63,37 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("native", [name for name in chosen if name == "cpu"], ids=str)
 
 
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def _backend(item: pytest.Item) -> str | None:
+    """The backend that an item runs on, if it runs on one."""
+    found = _parameters(item)
+    return found.get("backend") or found.get("kernel") or found.get("native")
+
+
+def _taken(item: pytest.Item) -> bool:
+    """Whether the backend of an item takes what the item needs."""
+    backend = _backend(item)
+    if backend is None:
+        return True
+    needs = [{name.removeprefix("seed_").removeprefix("psi_"): value} for name, value in _parameters(item).items()]
+    needs += [mark.kwargs for mark in item.iter_markers("needs")]
+    for need in needs:
+        dtype, device = need.get("dtype", "fp32"), need.get("device", device_of(backend))
+        if not takes(backend, device, DTYPES.get(dtype, dtype), need.get("embed", 1)):
+            return False
+    return True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
     def has_all(item: pytest.Item) -> bool:
         wanted = {"backend", "kernel", "native"} & set(getattr(item, "fixturenames", ()))
-        return all(isinstance(item.callspec.params.get(name), str) for name in wanted)  # type: ignore[attr-defined]
+        return all(isinstance(_parameters(item).get(name), str) for name in wanted)
 
-    items[:] = [item for item in items if has_all(item)]
+    items[:] = [item for item in items if has_all(item) and _taken(item)]
 
 
 class Counts:
@@ -79,8 +113,7 @@ class Counts:
         for item in session.items:
             if not _of_the_walk(item.path):
                 continue
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            backend = params.get("backend") or params.get("kernel") or params.get("native")
+            backend = _backend(item)
             if backend:
                 self.per_backend[backend] = self.per_backend.get(backend, 0) + 1
             else:
@@ -99,6 +132,7 @@ class Counts:
                 pinned = inventory.PER_BACKEND
                 pinned += inventory.KERNELS_ONLY if name != "reference" else 0
                 pinned += inventory.NATIVE_ONLY if name == "cpu" else 0
+                pinned -= inventory.REFUSED.get(f"{name} on {device_of(name)}", 0)
                 if count != pinned:
                     wrong.append(f"{count} tests of {name}, pinned {pinned}")
         return wrong
@@ -139,6 +173,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"FAILED walk: {complaint}; change tests/inventory.py in the commit that means it", red=True
         )
+
+
+@pytest.fixture(autouse=True)
+def placed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The device of the backend under test is torch's default while its test runs."""
+    backend = _backend(request.node)
+    device = "cpu" if backend is None else device_of(backend)
+    if device == "cpu":
+        yield
+        return
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from difnet_kernels import BACKENDS, BackendUnavailable, cascaded_random_walk, random_walk, transition_rows
+from tests.cases import placed
 
 SEED, PSI = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
 HALF = torch.tensor([0.5])
 
 
 def cascade(**changes: Any) -> object:
-    arguments: dict[str, Any] = {"seed": SEED, "psi": [PSI], "mu": HALF, "beta": HALF, **changes}
+    arguments: dict[str, Any] = {"seed": placed(SEED), "psi": [placed(PSI)], "mu": HALF, "beta": HALF, **changes}
     return cascaded_random_walk(**arguments)
 
 
@@ -138,8 +139,9 @@ def test_gates_given_as_tensors_are_used_as_they_are(backend: str, value: float)
     """Reading them would make the host wait for the device: outside [0, 1] the formula still holds."""
     gates = torch.tensor([value])
     y = cascade(mu=gates, beta=torch.ones(1), backend=backend)
-    P = torch.softmax(PSI.double().flatten(2).mT @ PSI.double().flatten(2), dim=-1)
-    true = value * SEED.double().flatten(2) @ P.mT + (1 - value) * SEED.double().flatten(2)
+    seed, psi = placed(SEED).double().flatten(2), placed(PSI).double().flatten(2)
+    P = torch.softmax(psi.mT @ psi, dim=-1)
+    true = value * seed @ P.mT + (1 - value) * seed
     torch.testing.assert_close(y.double().flatten(2), true, rtol=1e-5, atol=1e-5)
 
 
@@ -154,5 +156,6 @@ def test_gates_in_every_accepted_form(backend: str, kind: str) -> None:
         "strided": torch.tensor([0.5, 9.0, 0.25, 9.0])[::2],
     }[kind]
     plain = torch.tensor([1.0, 0.0] if kind == "integers 0 and 1" else [0.5, 0.25])
-    ours = cascade(psi=[PSI, PSI], mu=gates, beta=plain, backend=backend)
-    assert torch.equal(ours, cascade(psi=[PSI, PSI], mu=plain, beta=plain, backend=backend))
+    psi = [placed(PSI)] * 2
+    ours = cascade(psi=psi, mu=gates, beta=plain, backend=backend)
+    assert torch.equal(ours, cascade(psi=psi, mu=plain, beta=plain, backend=backend))

@@ -12,6 +12,9 @@ from difnet_kernels import cascaded_random_walk, random_walk, transition_rows
 from tests.cases import Case, make
 from tests.tolerances import GRADCHECK
 
+# central differences say something only in fp64; a backend without it is compared with fp64 in tests/test_backward.py
+IN_FP64 = pytest.mark.needs(dtype="fp64")
+
 # (N, D, K, T): odd sizes, one of each, ties of D and K with lane counts
 SIZES = (
     (1, 1, 1, 1),
@@ -25,8 +28,8 @@ SIZES = (
 )
 
 
-def _leaves(case: Case) -> list[Tensor]:
-    inputs = make(case, torch.float64)
+def _leaves(case: Case, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    inputs = make(case, dtype)
     return [x.requires_grad_() for x in (inputs.seed, *inputs.psi, inputs.mu, inputs.beta)]
 
 
@@ -38,6 +41,7 @@ def _cascade(backend: str, steps: bool = False) -> Callable[..., Tensor]:
     return run
 
 
+@IN_FP64
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("regime", [pytest.param("smooth", marks=pytest.mark.smoke), "equal"])
 def test_gradcheck(backend: str, regime: str, size: tuple[int, int, int, int]) -> None:
@@ -50,6 +54,7 @@ def test_gradcheck(backend: str, regime: str, size: tuple[int, int, int, int]) -
     assert torch.autograd.gradcheck(_cascade(backend), leaves, **GRADCHECK)
 
 
+@IN_FP64
 @pytest.mark.smoke
 @pytest.mark.parametrize("nodes", [31, 33, 63, 64, 65, 130])
 def test_gradcheck_across_tiles(backend: str, nodes: int) -> None:
@@ -58,6 +63,7 @@ def test_gradcheck_across_tiles(backend: str, nodes: int) -> None:
     assert torch.autograd.gradcheck(_cascade(backend), leaves, fast_mode=True, **GRADCHECK)
 
 
+@IN_FP64
 def test_gradcheck_where_the_maximum_moves(backend: str) -> None:
     """Norms that grow along the nodes, so that rows are rescaled; small enough for central differences."""
     leaves = _leaves(Case(1, (70,), 3, 2, 1, "brightening"))
@@ -65,12 +71,14 @@ def test_gradcheck_where_the_maximum_moves(backend: str) -> None:
     assert torch.autograd.gradcheck(_cascade(backend), leaves, fast_mode=True, **GRADCHECK)
 
 
+@IN_FP64
 def test_gradcheck_of_all_steps(backend: str) -> None:
     assert torch.autograd.gradcheck(
         _cascade(backend, steps=True), _leaves(Case(1, (5,), 2, 2, 3, "smooth")), **GRADCHECK
     )
 
 
+@IN_FP64
 def test_gradcheck_of_strided_inputs(backend: str) -> None:
     seed, psi, mu, beta = _leaves(Case(2, (3, 4), 3, 2, 1, "smooth"))
 
@@ -82,6 +90,7 @@ def test_gradcheck_of_strided_inputs(backend: str) -> None:
     assert torch.autograd.gradcheck(strided, (seed, psi), **GRADCHECK)
 
 
+@IN_FP64
 @pytest.mark.parametrize("nodes", [4, 9])
 def test_gradcheck_of_one_walk(backend: str, nodes: int) -> None:
     seed, psi, mu, beta = _leaves(Case(2, (nodes,), 3, 2, 1, "smooth"))
@@ -105,7 +114,7 @@ def test_gradcheck_of_transition_rows() -> None:
 @pytest.mark.parametrize("wanted", ["seed", "psi", "mu", "beta"])
 def test_a_second_derivative_is_refused(backend: str, wanted: str) -> None:
     """Never silently wrong: the first derivative with create_graph equals the plain one, the second raises."""
-    seed, psi, mu, beta = leaves = _leaves(Case(2, (9,), 3, 2, 1, "smooth"))
+    seed, psi, mu, beta = leaves = _leaves(Case(2, (9,), 3, 2, 1, "smooth"), torch.float32)
     leaf = {"seed": seed, "psi": psi, "mu": mu, "beta": beta}[wanted]
     plain = torch.autograd.grad(_cascade(backend)(*leaves).square().sum(), leaf)[0]
     kept = torch.autograd.grad(_cascade(backend)(*leaves).square().sum(), leaf, create_graph=True)[0]
@@ -117,7 +126,7 @@ def test_a_second_derivative_is_refused(backend: str, wanted: str) -> None:
 @pytest.mark.parametrize("transform", ["forward mode", "torch.func.grad", "torch.func.vmap"])
 def test_other_ways_to_differentiate_are_refused(backend: str, transform: str) -> None:
     """Not offered, so they must raise."""
-    seed, psi, mu, beta = _leaves(Case(1, (5,), 3, 2, 1, "smooth"))
+    seed, psi, mu, beta = _leaves(Case(1, (5,), 3, 2, 1, "smooth"), torch.float32)
 
     def loss(x: Tensor) -> Tensor:
         return _cascade(backend)(x, psi, mu, beta).sum()
@@ -146,7 +155,7 @@ def test_saved_tensors_changed_in_place_are_noticed(backend: str) -> None:
 
 
 def test_the_gradients_are_freed_after_one_backward(backend: str) -> None:
-    seed, *rest = _leaves(Case(1, (9,), 3, 2, 1, "smooth"))
+    seed, *rest = _leaves(Case(1, (9,), 3, 2, 1, "smooth"), torch.float32)
     y = _cascade(backend)(seed, *rest)
     y.sum().backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
@@ -154,7 +163,7 @@ def test_the_gradients_are_freed_after_one_backward(backend: str) -> None:
 
 
 def test_retain_graph_gives_the_same_again(backend: str) -> None:
-    leaves = _leaves(Case(2, (9,), 3, 2, 2, "smooth"))
+    leaves = _leaves(Case(2, (9,), 3, 2, 2, "smooth"), torch.float32)
     y = _cascade(backend)(*leaves).square().sum()
     first = torch.autograd.grad(y, leaves, retain_graph=True)
     second = torch.autograd.grad(y, leaves)
@@ -162,7 +171,7 @@ def test_retain_graph_gives_the_same_again(backend: str) -> None:
 
 
 def test_gradients_accumulate(backend: str) -> None:
-    leaves = _leaves(Case(2, (9,), 3, 2, 2, "smooth"))
+    leaves = _leaves(Case(2, (9,), 3, 2, 2, "smooth"), torch.float32)
     for _ in range(2):
         _cascade(backend)(*leaves).sum().backward()
     once = torch.autograd.grad(_cascade(backend)(*leaves).sum(), leaves)

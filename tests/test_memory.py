@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +16,17 @@ from difnet_kernels import BACKENDS, cascaded_random_walk
 from tests.cases import DTYPES, Case, make
 from tests.truth import assert_same, both
 
+ROOT = Path(__file__).parent.parent
 GROWTH = textwrap.dedent(
     """
     import sys, torch
     from difnet_kernels import cascaded_random_walk
+    from tests.capability import device_of
 
     backend, nodes, walks, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(threads)
+    device = device_of(backend)
+    torch.set_default_device(device)
 
     def run(n):
         seed = torch.randn(1, 21, n).requires_grad_()
@@ -30,6 +35,8 @@ GROWTH = textwrap.dedent(
         y.sum().backward()
 
     def peak():  # MiB; getrusage would count what the parent held when it forked
+        if device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
@@ -43,9 +50,10 @@ GROWTH = textwrap.dedent(
 
 
 def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
-    """MiB by which a fresh process grows in one forward and backward, inputs and their gradients not counted."""
+    """MiB by which a fresh process (on a GPU its tensors) grows in one forward and backward, inputs and their gradients
+    not counted."""
     command = [sys.executable, "-c", GROWTH, backend, str(nodes), str(walks), str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
     return float(done.stdout)
 
 
@@ -53,6 +61,50 @@ def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
 def test_memory_is_linear_in_the_nodes(kernel: str, walks: int) -> None:
     """505² at h/5: one P of 10,201² in fp32 is 397 MiB; the promise is 64 MiB for five walks, forward and backward."""
     assert _growth(kernel, 10_201, walks) < (64 if walks == 5 else 32)
+
+
+PROJECTION_GROWTH = textwrap.dedent(
+    """
+    import sys, torch
+    from difnet_kernels import PsiProjection, psi_projection
+
+    backend, training = sys.argv[1], sys.argv[2] == "train"
+    torch.set_num_threads(2)
+
+    def run(side, grid):
+        project = PsiProjection(3, 64).train(training)
+        image = torch.randn(1, 3, side, side).requires_grad_()
+        psi = psi_projection(image, project.weight, project.bias, project.norm, (grid, grid), backend=backend)
+        psi.sum().backward()
+
+    def peak():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+    run(16, 4)
+    before = peak()
+    run(505, 64)
+    print(peak() - before - 2 * 3 * 505**2 * 4 / 2**20)
+    """
+)
+
+
+def _projection_growth(backend: str, mode: str) -> float:
+    """MiB by which a fresh process grows in Ψ of an image of 505², the image and its gradient not counted."""
+    command = [sys.executable, "-c", PROJECTION_GROWTH, backend, mode]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_projected_map_is_never_stored(kernel: str, mode: str) -> None:
+    """64 channels at 505² are 62 MiB; ψ, its gradient, positions and workspace are what may grow."""
+    assert _projection_growth(kernel, mode) < 24
+
+
+def test_the_composed_reference_shows_that_the_map_is_seen() -> None:
+    """The twin: it stores the projected map."""
+    assert _projection_growth("reference", "eval") > 62
 
 
 def test_memory_does_not_follow_the_threads(kernel: str) -> None:

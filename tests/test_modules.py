@@ -4,87 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import difnet_kernels
-from difnet_kernels import CascadedRandomWalk, ImportanceMap, PsiProjection, cascaded_random_walk, psi_projection
-
-CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOLS = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
-SIZES = {1: ((37,), (9,)), 2: ((13, 17), (5, 6)), 3: ((5, 6, 7), (2, 3, 7))}
-
-
-def _projection(axes: int, training: bool) -> tuple[PsiProjection, nn.Module, Tensor, tuple[int, ...]]:
-    """PsiProjection with lively parameters, conv-BN-pool that share them, features, and the grid."""
-    torch.manual_seed(axes)
-    ours = PsiProjection(6, 4)
-    size, grid = SIZES[axes]
-    conv, norm = CONVS[axes](6, 4, 1), NORMS[axes](4)
-    with torch.no_grad():
-        for x in (ours.norm.weight, ours.norm.bias, ours.norm.running_mean):
-            x.copy_(torch.randn(4))  # weights of both signs: the maximum becomes a minimum there
-        ours.norm.running_var.copy_(torch.rand(4) + 0.5)
-        conv.weight.copy_(ours.weight.reshape(conv.weight.shape))
-        conv.bias.copy_(ours.bias)
-    norm.load_state_dict(ours.norm.state_dict())
-    theirs = nn.Sequential(conv, norm, POOLS[axes](grid))
-    return ours.train(training), theirs.train(training), torch.randn(2, 6, *size), grid
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_psi_projection_is_conv_norm_pool(axes: int, training: bool) -> None:
-    """(Ψ1), its gradients, and in training the running statistics it leaves behind."""
-    ours, theirs, features, grid = _projection(axes, training)
-    mine, yours = features.clone().requires_grad_(), features.clone().requires_grad_()
-    a, b = ours(mine, grid), theirs(yours)
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    weights = torch.randn(a.shape)
-    (a * weights).sum().backward()
-    (b * weights).sum().backward()
-    torch.testing.assert_close(mine.grad, yours.grad, rtol=1e-4, atol=1e-5)
-    conv, norm, _ = theirs
-    torch.testing.assert_close(ours.weight.grad, conv.weight.grad.reshape(4, 6), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.bias.grad, conv.bias.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.norm.weight.grad, norm.weight.grad, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(ours.norm.running_mean, norm.running_mean)
-    torch.testing.assert_close(ours.norm.running_var, norm.running_var)
-
-
-@pytest.mark.parametrize("size", [(4, 5), (8, 10), (9, 11), (2, 3), (1, 1)], ids=str)
-def test_the_grid_may_be_any_size(size: tuple[int, int]) -> None:
-    """Pooling down, not at all, by uneven windows, and up where the features are smaller than the grid."""
-    project, features = PsiProjection(3, 4).eval(), torch.randn(2, 3, *size)
-    grid = (4, 5)
-    plain = nn.functional.conv2d(features, project.weight[:, :, None, None], project.bias)
-    expected = nn.functional.adaptive_max_pool2d(project.norm(plain), grid)
-    assert torch.equal(project(features, grid), expected)
-
-
-def test_psi_projection_without_norm_and_bias() -> None:
-    features, weight = torch.randn(2, 3, 7, 9), torch.randn(5, 3)
-    expected = nn.functional.adaptive_max_pool2d(torch.einsum("dc,bchw->bdhw", weight, features), (3, 4))
-    torch.testing.assert_close(psi_projection(features, weight, None, None, (3, 4)), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"features": torch.randn(2, 3)}, ("features must be (B, C, *S)", "(2, 3)")),
-        ({"features": torch.randn(2, 3, 2, 2, 2, 2)}, ("one to three spatial axes",)),
-        ({"features": torch.randn(2, 4, 7, 9)}, ("3 channels of weight", "got 4")),
-        ({"grid": (3,)}, ("2 positive sizes", "(3,)")),
-        ({"grid": (3, 0)}, ("2 positive sizes", "(3, 0)")),
-    ],
-    ids=["rank 2", "rank 6", "channels", "axes of grid", "empty grid"],
-)
-def test_psi_projection_says_what_is_wrong(change: dict[str, object], words: tuple[str, ...]) -> None:
-    arguments = {"features": torch.randn(2, 3, 7, 9), "grid": (3, 4), **change}
-    with pytest.raises(ValueError) as caught:
-        psi_projection(arguments["features"], torch.randn(5, 3), None, None, arguments["grid"])
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+from difnet_kernels import CascadedRandomWalk, ImportanceMap, cascaded_random_walk
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

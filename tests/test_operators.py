@@ -9,11 +9,12 @@ import torch
 
 import difnet_kernels
 from difnet_kernels.backends import BACKENDS
-from tests.cases import DTYPES, Case, make
+from tests.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
-CHECKED = {"cascade_forward", "cascade_backward", "walk_forward", "walk_backward", "register_bits"}
+NATIVE = {"walk_forward", "walk_backward", "psi_forward", "psi_backward", "register_bits"}
+CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
 MUTABLE = ("test_schema", "test_faketensor")
 
 
@@ -34,8 +35,7 @@ def _inputs(layout: str, dtype: str, walks: int, grad: bool) -> tuple[list[torch
 
 
 def test_every_operator_is_checked_here() -> None:
-    native = {"walk_forward", "walk_backward", "register_bits"}
-    expected = CHECKED if BACKENDS["cpu"].unusable() is None else CHECKED - native
+    expected = CHECKED if BACKENDS["cpu"].unusable() is None else CHECKED - NATIVE
     assert _registered() == expected
     assert difnet_kernels.__version__
 
@@ -106,3 +106,36 @@ def test_nothing(backend: str, empty: str) -> None:
     seed, psi = torch.randn(shape).requires_grad_(), torch.randn(shape).requires_grad_()
     gates = torch.tensor([0.5]).requires_grad_(), torch.tensor([0.5]).requires_grad_()
     torch.library.opcheck(OPS.cascade_forward.default, (None, seed, [psi], *gates, "high", backend, False))
+
+
+def _projected(layout: str, dtype: str = "fp32") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
+    """Features (3, 6, 1, 5, 7), weight (4, 6) and slopes of both signs, for a grid of 3x4."""
+    (_, features), _ = _inputs(layout, dtype, 1, grad=True)
+    exact = torch.promote_types(DTYPES[dtype], torch.float32)
+    weight = normal(5, 4, 6, dtype=exact).requires_grad_()
+    return features.detach().unsqueeze(2).requires_grad_(), weight, weight.detach()[:, 0].clone(), [1, 3, 4]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd"])
+@pytest.mark.parametrize("statistics", [False, True], ids=["eval", "train"])
+def test_projection_forward(backend: str, statistics: bool, layout: str) -> None:
+    torch.library.opcheck(OPS.projection_forward.default, (*_projected(layout), statistics, backend))
+
+
+@pytest.mark.parametrize("dtype", ["fp64", "bf16", "fp16"])
+def test_projection_forward_in_other_dtypes(backend: str, dtype: str) -> None:
+    torch.library.opcheck(OPS.projection_forward.default, (*_projected("channels_last", dtype), True, backend))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd"])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)], ids=str)
+@pytest.mark.parametrize("statistics", [False, True], ids=["eval", "train"])
+def test_projection_backward(backend: str, statistics: bool, wanted: tuple[bool, bool], layout: str) -> None:
+    features, weight, slope, grid = (x.detach() if isinstance(x, torch.Tensor) else x for x in _projected(layout))
+    peak, position, mean, variance = OPS.projection_forward(features, weight, slope, grid, statistics, backend)
+    grads = (torch.randn_like(mean), torch.randn_like(variance)) if statistics else (None, None)
+    torch.library.opcheck(
+        OPS.projection_backward.default,
+        (torch.randn_like(peak), *grads, features, weight, position, mean, *wanted, backend),
+    )

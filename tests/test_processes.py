@@ -21,6 +21,8 @@ from tests.truth import assert_same, both, forward
 ROOT = Path(__file__).parent.parent
 CASE = Case(3, (130,), 16, 5, 2, "smooth")
 WIDTHS = {"baseline": 128, "avx2": 256, "avx512": 512}
+# CUDA cannot be used in a forked child, whoever computes
+IN_A_FORK = pytest.mark.needs(device="cpu")
 
 
 def _child(connection: Connection, backend: str) -> None:
@@ -28,6 +30,7 @@ def _child(connection: Connection, backend: str) -> None:
     connection.send([x.numpy() for x in both(make(CASE), backend).tensors()])
 
 
+@IN_A_FORK
 @pytest.mark.parametrize("children", [1, 3])
 def test_a_fork_after_a_parallel_call_does_not_hang(backend: str, threads: None, children: int) -> None:
     """As in a data loader's workers, which torch gives one thread each: the parent's thread pool does not survive the
@@ -61,6 +64,7 @@ class _Walks(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return forward(make(CASE, number=number), self.backend)
 
 
+@IN_A_FORK
 def test_workers_of_a_data_loader(backend: str, threads: None) -> None:
     torch.set_num_threads(2)
     data = _Walks(backend)
@@ -109,8 +113,10 @@ def test_a_call_inside_a_parallel_region_of_torch(kernel: str) -> None:
 
 FIRST_CALL = """
 import sys, torch
+from tests.capability import device_of
 from tests.cases import Case, make
 from tests.truth import both
+torch.set_default_device(device_of(sys.argv[1]))
 inputs = make(Case(3, (130,), 16, 5, 2, "smooth"))
 first, second = both(inputs, sys.argv[1]).tensors(), both(inputs, sys.argv[1]).tensors()
 assert all(torch.equal(a, b) for a, b in zip(first, second)), "the first call of a process differs from the second"

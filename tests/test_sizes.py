@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, random_walk, transition_rows
-from tests.cases import Case, Inputs, make
+from tests.cases import Case, Inputs, make, normal
 from tests.tolerances import SEED_GRADIENT, assert_within
 from tests.truth import assert_forward, assert_gradients, both, forward, truth_of
 
@@ -67,14 +67,8 @@ def test_one_node_is_its_own_seed(backend: str) -> None:
 
 def test_65536_images(backend: str) -> None:
     """More images than a grid dimension of a GPU holds, each its own problem."""
-    chance = torch.Generator().manual_seed(0)
-    few = Inputs(
-        torch.randn(16, 2, 3, generator=chance),
-        [torch.randn(16, 2, 3, generator=chance)],
-        torch.tensor([0.5]),
-        torch.tensor([0.5]),
-        torch.randn(16, 2, 3, generator=chance),
-    )
+    seed, psi, grad = (normal(number, 16, 2, 3) for number in range(3))
+    few = Inputs(seed, [psi], torch.tensor([0.5]), torch.tensor([0.5]), grad)
     many = replace(
         few, seed=few.seed.repeat(4096, 1, 1), psi=[few.psi[0].repeat(4096, 1, 1)], grad=few.grad.repeat(4096, 1, 1)
     )
@@ -86,8 +80,7 @@ def test_65536_images(backend: str) -> None:
 def test_more_nodes_than_int32_can_square(kernel: str) -> None:
     """N = 46,400: row * N + column passes 2³¹. The truth of 64 rows, spread to the last one, is cheap."""
     nodes = 46_400
-    chance = torch.Generator().manual_seed(1)
-    seed, psi = torch.randn(1, 1, nodes, generator=chance), torch.randn(1, 2, nodes, generator=chance)
+    seed, psi = normal(1, 1, 1, nodes), normal(2, 1, 2, nodes)
     y = cascaded_random_walk(seed, [psi], [1.0], [1.0], backend=kernel)
     rows = torch.linspace(0, nodes - 1, 64).long()
     true = torch.softmax(psi[0, :, rows].double().T @ psi[0].double(), dim=-1) @ seed[0, 0].double()
@@ -117,7 +110,7 @@ def test_out_of_memory_is_torchs_own_error_and_leaves_the_next_call_working(back
     """Sizes no machine holds, out of expanded inputs that cost nothing."""
     small = make(Case(1, (8,), 3, 2, 1, "smooth"))
     before = forward(small, backend)
-    vast = torch.zeros(1, 1, 1).expand(1, 1 << 20, 1 << 34)
+    vast = torch.zeros(1, 1, 1).expand(1 << 34, 1 << 14, 64)
     with pytest.raises((RuntimeError, MemoryError), match=r"(?i)memory|alloc|overflow"):
-        cascaded_random_walk(vast, [torch.zeros(1, 1, 1).expand(1, 1, 1 << 34)], [0.5], [0.5], backend=backend)
+        cascaded_random_walk(vast, [vast[:, :1]], [0.5], [0.5], backend=backend)
     assert torch.equal(forward(small, backend), before)

@@ -25,7 +25,7 @@ MEDIUM_PER_LOGIT = 1e-4
 PSI_GRADIENT = 8
 # the others are as linear in P as the walk itself, once for y and once for the walks above it
 SEED_GRADIENT = 2
-# h·y_j - h·w_i of a node that looks at itself alone: two fp32 sums of K equal products leave their rounding · ‖psi‖
+# h·y_j - h·w_i of a node that looks at itself alone: two sums of K equal products leave their rounding · ‖psi‖
 # Relative to the gradient itself this has no bound, because the gradient vanishes with 1 - P_ii.
 CANCELLATION = 8
 # relative to the gradient, the same rounding at P_ii = 1 - ε is about 2⁻²⁴/ε for each of the K products and sums
@@ -36,6 +36,8 @@ GATE_GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2
 TYPICAL = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 # rows of P sum to one: the sum and the quotient, whatever the logits
 ROW_SUM = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# Ψ: a product over the channels, statistics over the pixels, and the two differences of batch normalisation backward
+PSI_PROJECTION = {torch.float64: 1e-12, torch.float32: 1e-5}
 # fp64 gradcheck: central differences at 1e-6 leave 1e-10 of truncation and 1e-10 of rounding
 GRADCHECK = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5, "nondet_tol": 0.0}
 
@@ -61,6 +63,12 @@ class Setting:
             logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * self.largest_logit))
         narrow = max((NARROW[dtype] for dtype in self.dtypes if dtype in NARROW), default=0.0)
         return self.walks * (logits + FLOOR[self.exact] + narrow)
+
+    @property
+    def product(self) -> torch.dtype:
+        """What h and y are multiplied in (B2, B4): matrix units take 16-bit scores as they are, and "medium" rounds."""
+        narrow = self.precision == "medium" or bool(self.dtypes & NARROW.keys())
+        return torch.float16 if narrow and self.exact == torch.float32 else self.exact
 
     @property
     def typical(self) -> float:

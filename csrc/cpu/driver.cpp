@@ -45,16 +45,6 @@ Isa isa() {
 #define DIFNET_AVX2(TABLE)
 #endif
 
-DType dtype(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat;
-    case ScalarType::Double: return DType::kDouble;
-    case ScalarType::Half: return DType::kHalf;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    default: STD_TORCH_CHECK(false, "a field must be float16, bfloat16, float32 or float64");
-  }
-}
-
 }  // namespace
 
 template <>
@@ -69,6 +59,16 @@ const Kernels<double>& kernels<double>() {
   DIFNET_AVX512(kFloat64)
   DIFNET_AVX2(kFloat64)
   return baseline::kFloat64;
+}
+
+DType dtype(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat;
+    case ScalarType::Double: return DType::kDouble;
+    case ScalarType::Half: return DType::kHalf;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default: STD_TORCH_CHECK(false, "a field must be float16, bfloat16, float32 or float64");
+  }
 }
 
 Field field(const Tensor& tensor, int64_t image) {

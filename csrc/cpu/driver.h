@@ -4,10 +4,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
-#include "walk.h"
+#include "kernels.h"
 
 namespace difnet {
 
@@ -19,6 +22,8 @@ template <typename Real>
 const Kernels<Real>& kernels();
 
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+DType dtype(const Tensor& tensor);
 
 // Image `image` of a (B, C, N) tensor.
 Field field(const Tensor& tensor, int64_t image);
@@ -45,5 +50,17 @@ class Workspace {
   std::optional<Tensor> memory_;
   Real* base_ = nullptr;
 };
+
+// How many workers share `items`; each needs its own scratch memory.
+inline int64_t workers(int64_t items) { return std::min<int64_t>(torch::stable::get_num_threads(), items); }
+
+// body(worker, item) for every item, first come, first served: an item must not care who does it.
+template <typename Body>
+void share_out(int64_t items, Body body) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers(items), 1, [&](int64_t worker, int64_t) {
+    for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(worker, item);
+  });
+}
 
 }  // namespace difnet

@@ -1,6 +1,10 @@
 // The kernels of one instruction set. This file is compiled once for each, with DIFNET_ISA naming it; it includes no
 // standard library code, whose inline functions could otherwise leak instructions into the rest of the program.
 
+#include "kernels.h"
+
+#include "psi_backward_tile.h"
+#include "psi_forward_tile.h"
 #include "walk_backward_tile.h"
 #include "walk_forward_tile.h"
 
@@ -12,7 +16,9 @@ constexpr Kernels<Real> kernels() {
           kChannelUnit<Real>,
           kPanel<Real>,
           {forward_open<Real>, forward_pair<Real>, forward_close<Real>},
-          {backward_open<Real>, backward_pair<Real>, backward_close<Real>}};
+          {backward_open<Real>, backward_pair<Real>, backward_close<Real>},
+          {psi_forward_prepare<Real>, psi_pool<Real>},
+          {psi_backward_prepare<Real>, psi_backward_tile<Real>, psi_backward_finish<Real>}};
 }
 
 extern const Kernels<float> kFloat32;

@@ -65,21 +65,4 @@ struct Steps {
   void (*close)(const Walk&, int64_t tile);
 };
 
-template <typename Real>
-struct Kernels {
-  int register_bytes, channel_unit, panel;
-  Steps<Forward<Real>> forward;
-  Steps<Backward<Real>> backward;
-};
-
-#define DIFNET_DECLARE_KERNELS(ISA)      \
-  namespace ISA {                        \
-  extern const Kernels<float> kFloat32;  \
-  extern const Kernels<double> kFloat64; \
-  }
-DIFNET_DECLARE_KERNELS(baseline)
-DIFNET_DECLARE_KERNELS(avx2)
-DIFNET_DECLARE_KERNELS(avx512)
-#undef DIFNET_DECLARE_KERNELS
-
 }  // namespace difnet

@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library and strings its walks into a cascade."""
+"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library, strings its walks into a cascade, and calls Ψ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from difnet_kernels.problem import Problem
+from difnet_kernels.problem import Problem, Projection
 
 LIBRARY = Path(__file__).parent.parent / "libdifnet_kernels.so"
 
@@ -36,13 +36,24 @@ if _MISSING is None:
     def _backward_fake(*args: object) -> None:
         """The results are written into arguments."""
 
+    @torch.library.register_fake("difnet_kernels::psi_forward")
+    def _psi_forward_fake(*args: object) -> None:
+        """The results are written into arguments."""
+
+    @torch.library.register_fake("difnet_kernels::psi_backward")
+    def _psi_backward_fake(*args: object) -> None:
+        """The results are written into arguments."""
+
 
 def unusable() -> str | None:
     return _MISSING
 
 
-def refuses(problem: Problem) -> str | None:
+def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
+
+
+refuses_projection = refuses
 
 
 def register_bits() -> int:
@@ -114,3 +125,40 @@ def cascade_backward(
         grad_state.copy_(grad)
         grad = total_seed.mT
     grad_seed.copy_(grad)
+
+
+def projection_forward(
+    features: Tensor,
+    weight: Tensor,
+    slope: Tensor | None,
+    *,
+    peak: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+) -> None:
+    torch.ops.difnet_kernels.psi_forward.default(features, weight, slope, peak, position, mean, variance)
+
+
+def projection_backward(
+    grad_peak: Tensor,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    *,
+    grad_features: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    torch.ops.difnet_kernels.psi_backward.default(
+        _node_major(grad_peak.to(weight.dtype)),
+        None if grad_mean is None else grad_mean.contiguous(),
+        None if grad_variance is None else grad_variance.contiguous(),
+        features, weight, _node_major(position), mean, grad_features, grad_weight,
+    )  # fmt: skip
+
+
+def _node_major(pooled: Tensor) -> Tensor:
+    return pooled.movedim(1, -1).contiguous()

@@ -1,4 +1,4 @@
-"""The dense truth: W1-W6 and B1-B7 in plain torch, N x N and all. Every other backend is tested against it in fp64."""
+"""The dense truth: W1-W6, B1-B7 and Ψ in plain torch, every intermediate stored. The other backends are tested against it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_max_pool3d
 
-from difnet_kernels.problem import Problem
+from difnet_kernels.problem import Problem, Projection
 
 
 def unusable() -> str | None:
@@ -17,6 +18,10 @@ def unusable() -> str | None:
 
 
 def refuses(problem: Problem) -> str | None:
+    return None
+
+
+def refuses_projection(problem: Projection) -> str | None:
     return None
 
 
@@ -137,3 +142,59 @@ def cascade_backward(
     else:
         grad_state.copy_(grad.mT)
     grad_seed.copy_(total_seed.mT)
+
+
+def _project(features: Tensor, weight: Tensor) -> Tensor:
+    """(Ψ1) z = W f at every pixel, (B, D, Z, H, W)."""
+    return torch.einsum("dc,bczhw->bdzhw", weight, features.to(weight.dtype))
+
+
+@_in_full_precision
+def projection_forward(
+    features: Tensor,
+    weight: Tensor,
+    slope: Tensor | None,
+    *,
+    peak: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+) -> None:
+    z = _project(features, weight)
+    signed = z
+    if slope is not None:
+        slope = slope.view(-1, 1, 1, 1)
+        signed = torch.where(slope == 0, 0 * z, torch.where(slope < 0, -z, z))
+    _, winner = adaptive_max_pool3d(signed, peak.shape[2:], return_indices=True)
+    position.copy_(winner)
+    peak.copy_(z.flatten(2).gather(2, winner.flatten(2)).view(winner.shape))
+    if mean is not None and variance is not None:
+        torch.mean(z, (0, 2, 3, 4), out=mean)
+        variance.copy_(z.var((0, 2, 3, 4), unbiased=False))
+
+
+@_in_full_precision
+def projection_backward(
+    grad_peak: Tensor,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    *,
+    grad_features: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    z = _project(features, weight)
+    grad = torch.zeros_like(z).flatten(2)
+    grad = grad.scatter_add_(2, position.flatten(2).long(), grad_peak.flatten(2).to(z.dtype)).view(z.shape)  # (Ψ2)
+    pixels = z.numel() // z.shape[1]
+    if grad_mean is not None:
+        grad = grad + grad_mean.view(-1, 1, 1, 1) / pixels
+    if grad_variance is not None and mean is not None:
+        grad = grad + 2 * (z - mean.view(-1, 1, 1, 1)) * grad_variance.view(-1, 1, 1, 1) / pixels
+    if grad_features is not None:
+        grad_features.copy_(torch.einsum("dc,bdzhw->bczhw", weight, grad))  # (Ψ3)
+    if grad_weight is not None:
+        grad_weight.copy_(torch.einsum("bdzhw,bczhw->dc", grad, features.to(z.dtype)))  # (Ψ4)

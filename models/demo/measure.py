@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difnet_kernels import cascaded_random_walk
 from models.demo.progress import Progress
+from models.diffusion import dense_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 Walks = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
@@ -34,13 +35,7 @@ def ours(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tenso
 
 def dense(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tensor:
     """Plain torch, one N x N transition matrix at a time."""
-    source = seed.flatten(2).mT
-    state = source
-    for p, m, b in zip(psi, mu, beta, strict=True):
-        nodes = p.flatten(2).mT
-        walked = torch.softmax(nodes @ nodes.mT, -1) @ state
-        state = b * (m * walked + (1 - m) * source) + (1 - b) * state
-    return state.mT.reshape(seed.shape)
+    return dense_steps(seed, psi, mu, beta)[-1]
 
 
 def sdpa(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tensor:

@@ -67,17 +67,17 @@ class RunFolder:
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomically(self.metrics_file, lambda temporary: Path(temporary).write_text(text))
 
-    def open_log(self) -> logging.Logger:
-        """A logger that writes log.txt (appending) and the terminal."""
+    def open_log(self, terminal: bool = True) -> logging.Logger:
+        """A logger that writes log.txt (appending) and, if asked to, the terminal."""
         logger = logging.getLogger(f"difnet.run.{self.path.resolve()}")
         close_log(logger)
         logger.setLevel(logging.INFO)
         logger.propagate = False
         to_file = logging.FileHandler(self.path / "log.txt")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        to_terminal = logging.StreamHandler(sys.stdout)
-        for handler in (to_file, to_terminal):
-            logger.addHandler(handler)
+        logger.addHandler(to_file)
+        if terminal:
+            logger.addHandler(logging.StreamHandler(sys.stdout))
         return logger
 
 

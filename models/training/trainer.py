@@ -64,7 +64,7 @@ class Trainer:
     """Trains one network on `train_set`, a data set of models.data (or one like it: classes, set_epoch, samples).
 
     validate: network in eval mode -> {"mean_iou": float, …}; None trains blindly.
-    Every process of a group makes the same calls; the first one writes.
+    Every process of a group makes the same calls; the first one writes: files, and its log to the terminal, too.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Trainer:
         workers: int = 0,
         progress: bool | None = None,
         tensorboard: bool = False,
+        terminal: bool = True,
     ) -> None:
         recipe = config.recipe
         local_batch, rest = divmod(recipe.batch_size, processes.size)
@@ -98,7 +99,7 @@ class Trainer:
             pin_memory=processes.device.type == "cuda",
         )
         self.show_bar = processes.is_first and (sys.stderr.isatty() if progress is None else progress)
-        self.log = folder.open_log() if processes.is_first else logging.getLogger("difnet.silent")
+        self.log = folder.open_log(terminal) if processes.is_first else logging.getLogger("difnet.silent")
         self.board = open_board(folder.path) if tensorboard and processes.is_first else None
 
         if config.deterministic:

@@ -1,8 +1,11 @@
-"""The demo on a small grid: it writes what it promises, ψ is a Gaussian kernel, and disagreement is never reported."""
+"""The demo on a small grid and a short training: it writes what it promises, ψ is a Gaussian kernel, and disagreement is
+never reported."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import subprocess
 import sys
@@ -15,10 +18,12 @@ from PIL import Image
 
 from difnet_kernels import cascaded_random_walk, transition_rows
 from models.demo import __main__ as command
-from models.demo import measure, scene
+from models.demo import measure, networks, scene
 from models.demo.features import SCALES, equal_norms, psi_of
 from models.demo.photo import agreement, enlarged, table
 from models.demo.progress import Progress
+from models.training import Stopped
+from models.training.run_folder import RunFolder
 
 GRID = 40  # 1600 nodes: strokes of neighbouring regions are still apart
 
@@ -207,10 +212,68 @@ def test_missing_extras_are_named_with_the_command_that_installs_them(monkeypatc
 def test_an_unknown_part_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         command.main(["foto"])
-    assert "must be one of photo" in capsys.readouterr().err
+    assert "must be one of photo, networks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("longer", [15, 513])
 def test_a_grid_that_does_not_fit_the_photo_is_refused(longer):
     with pytest.raises(ValueError, match=f"16 to 512 nodes along the longer side; got {longer}"):
         scene.grid_of(scene.photograph(), longer)
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+
+SHORT = ["networks", "--images", "16", "--epochs", "1"]  # two updates
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """The folder of a run with little training and little validation, and what it said."""
+    out, said = tmp_path_factory.mktemp("networks"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(networks, "VALIDATION", 5)
+        assert command.main([*SHORT, "--out", str(out)]) == 0
+    return out, said.getvalue()
+
+
+def test_figures_2_to_4_are_written(learned):
+    for number, rows in ((2, 5), (3, 3), (4, 4)):
+        pixels = np.asarray(Image.open(learned[0] / f"fig{number}.png").convert("RGB")).astype(float)
+        assert min(pixels.shape[:2]) > 500
+        spread = [tile.std() for tile in np.array_split(pixels, rows)]
+        assert min(spread) > 5  # no row of panels is blank
+
+
+def test_the_last_stage_is_the_network_and_everything_said_was_measured(learned):
+    out, said = learned
+    found = json.loads((out / "networks.json").read_text())
+    assert found["stages"]["5"] == found["networks"]["difnet_tiny"]["mean_iou"]
+    assert sum(found["hop_shares"]) == pytest.approx(1)
+    for gate in ("mu", "beta"):
+        assert len(found[gate]) == 5 and all(0 < value < 1 and value != 0.5 for value in found[gate])
+        assert all(f"{value:.3f}" in said for value in found[gate])
+    for score in (*found["stages"].values(), found["networks"]["sim_deeplab_tiny"]["mean_iou"]):
+        assert f"{score:.1%}" in said
+    for name in ("difnet_tiny", "sim_deeplab_tiny"):
+        assert len(RunFolder(out / "runs" / name).read_metrics()) == 1
+    assert str(out / "fig4.png") in said
+
+
+def test_a_second_demo_trains_again_and_finds_the_same(learned, monkeypatch, capsys):
+    out, _ = learned
+    before = (out / "networks.json").read_text()
+    (out / "networks.json").unlink()
+    monkeypatch.setattr(networks, "VALIDATION", 5)
+    assert command.main([*SHORT, "--out", str(out)]) == 0
+    assert json.loads((out / "networks.json").read_text())["stages"] == json.loads(before)["stages"]
+
+
+def test_ctrl_c_ends_the_demo_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def stopped(*args, **arguments):
+        raise Stopped("saved")
+
+    monkeypatch.setattr(networks, "VALIDATION", 1)
+    monkeypatch.setattr(networks, "train", stopped)
+    assert command.main([*SHORT, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"

@@ -7,7 +7,7 @@ import torch
 
 from models import build_model, experiments
 from models.experiment_report import comparison, report
-from models.experiments import BUDGETS
+from models.experiments import BUDGETS, twins_iou
 from models.stages import ReadOut, stages
 
 
@@ -62,12 +62,19 @@ def test_equal_depth_and_equal_parameters_mean_what_they_say(name):
 
 def test_differences_are_paired_by_seed():
     runs = [
-        {"variant": name, "seed": seed, "mean_iou": score, "parameters": 1000, "lr": 0.1}
+        {"variant": name, "seed": seed, "mean_iou": score, "twins_iou": score / 2, "parameters": 1000, "lr": 0.1}
         for name, scores in (("a", (0.5, 0.6)), ("b", (0.4, 0.5)))
         for seed, score in enumerate(scores)
     ]
     last = comparison(runs, ["a", "b"], {"a": "?", "b": "?"}).splitlines()[-1]
-    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 |"
+    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 22.50 ± 3.54 |"
+
+
+def test_twins_are_the_classes_that_only_an_emblem_tells_apart():
+    """Four classes of the preset paper: one with a texture of its own, and two alike."""
+    assert twins_iou([0.9, 0.8, 0.4, 0.6], BUDGETS["cpu"]) == pytest.approx(0.5)
+    assert twins_iou([0.9, 0.8, None, 0.6], BUDGETS["cpu"]) == pytest.approx(0.6)
+    assert twins_iou([0.9, 0.8, 0.4, 0.6], BUDGETS["smoke"]) is None  # the preset easy has none
 
 
 def test_read_out_stages_of_a_network():

@@ -57,10 +57,19 @@ def test_every_name_builds_for_any_class_count(name, num_classes):
 def test_noaspp_is_difnet50_with_one_convolution_as_head():
     with torch.device("meta"):
         with_aspp, without = build_model("difnet50"), build_model("difnet50_noaspp")
+        by_option = build_model("difnet50", head="large_fov")
     assert count(with_aspp.parameters()) - count(without.parameters()) == 3 * (9 * 2048 * 21 + 21)
+    assert without.seed_branch.head.branches[0].dilation == (12, 12)
+    assert [(k, v.shape) for k, v in without.state_dict().items()] == [
+        (k, v.shape) for k, v in by_option.state_dict().items()
+    ]
+    with pytest.raises(ValueError, match="head must be one of aspp, large_fov"):
+        build_model("difnet_tiny", head="pyramid")
 
 
-@pytest.mark.parametrize("size", [(321, 321), (505, 505), (512, 512), (375, 500), (97, 97), (64, 65), (33, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "size", [(321, 321), (505, 505), (512, 512), (375, 500), (161, 97), (97, 97), (64, 65), (33, 1), (1, 1)]
+)
 @pytest.mark.parametrize("name", TINY)
 def test_logits_have_the_size_of_the_input(name, size):
     with torch.no_grad():
@@ -140,6 +149,24 @@ def test_without_importance_map_the_seed_is_the_score():
         details = model(torch.randn(1, 3, 65, 65), return_details=True)
     assert details.importance is None and torch.equal(details.seed, details.scores)
     assert not any(key.startswith("importance") for key in model.state_dict())
+
+
+def test_dense_walks_are_the_same_network():
+    """The counterpart that timings compare with: equal steps and gradients of the same weights. At a fp32 rounding of logits
+    of about 60, and sums of it; 1e-4 of the largest entry covers both."""
+    fused, dense = tiny(), tiny(diffusion="dense")
+    assert fused.state_dict().keys() == dense.state_dict().keys()
+    image = torch.randn(2, 3, 65, 49)
+    found = [model(image, return_details=True) for model in (fused, dense)]
+    for ours, theirs in zip(found[0].steps, found[1].steps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    for details in found:
+        details.logits.square().mean().backward()
+    largest = max(p.grad.abs().max().item() for p in dense.parameters())
+    for ours, theirs in zip(fused.parameters(), dense.parameters(), strict=True):
+        # a bias before a batch norm has no gradient but rounding, hence the second term
+        atol = 1e-3 * theirs.grad.abs().max().item() + 1e-7 * largest
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=atol)
 
 
 def test_closed_form_solves_equation_2():

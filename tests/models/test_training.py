@@ -1,6 +1,6 @@
 """The loop: what one update does, that stopping and resuming change nothing, and what happens in bad weather."""
 
-import itertools
+import functools
 import json
 import os
 import signal
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from models import build_model, checkpoints
-from models.recipes import RECIPES, build_optimizer, get_recipe, poly
 from models.training import Stopped, TrainConfig, Trainer, TrainingDiverged
 from models.training.config import resolve_recipe
 from models.training.processes import Processes
@@ -212,6 +211,17 @@ def test_mixed_precision_trains_fp32_weights(tmp_path, amp):
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
 
 
+def test_compiled_training_is_the_same_training(tmp_path, monkeypatch):
+    """The graph is captured whole and run as it is: code generation takes a minute, and is torch's to test."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    plain, compiled = (trainer_of(tmp_path / str(c), config_of(epochs=1, compile=c)) for c in (False, True))
+    for trainer in (plain, compiled):
+        trainer.fit()
+    for ours, theirs in zip(compiled.network.parameters(), plain.network.parameters(), strict=True):
+        # three updates; the captured backward may add in another order
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_frozen_batch_norm_keeps_statistics_and_scales(tmp_path):
     trainer = trainer_of(tmp_path / "run", config_of(epochs=1, batch_norm="frozen"))
     before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
@@ -226,48 +236,6 @@ def test_frozen_batch_norm_keeps_statistics_and_scales(tmp_path):
 def test_sync_batch_norm_says_that_it_needs_gpus(tmp_path):
     with pytest.raises(ValueError, match="needs GPUs"):
         trainer_of(tmp_path / "run", config_of(batch_norm="sync"))
-
-
-# --------------------------------------------------------------------------------------------------- recipes
-
-
-def test_poly_starts_at_one_and_never_reaches_zero():
-    factors = [poly(i, 100, 0.9) for i in range(100)]
-    assert factors[0] == 1 and factors[-1] == pytest.approx(0.01**0.9)
-    assert all(a > b > 0 for a, b in itertools.pairwise(factors))
-
-
-def test_recipes_hold_the_published_numbers():
-    for name in ("deeplab", "authors"):
-        recipe = get_recipe(name)
-        assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.power) == (2.5e-4, 0.9, 5e-4, 0.9)
-        assert (recipe.epochs, recipe.batch_size, recipe.crop) == (200, 16, 321)
-    with pytest.raises(ValueError, match="deeplab, authors, scratch"):
-        get_recipe("adam")
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("model", ["difnet_tiny", "sim_deeplab_tiny"])
-def test_every_parameter_is_in_one_group(recipe, model):
-    network = build_model(model)
-    grouped = [p for group in build_optimizer(network, get_recipe(recipe)).param_groups for p in group["params"]]
-    assert sorted(map(id, grouped)) == sorted(map(id, network.parameters()))
-
-
-def test_deeplab_groups():
-    network = build_model("difnet_tiny")
-    groups = build_optimizer(network, get_recipe("deeplab")).param_groups
-    found = {}
-    for group in groups:
-        for p in group["params"]:
-            found[id(p)] = (group["lr_scale"], group["weight_decay"])
-    settings = {name: found[id(p)] for name, p in network.named_parameters()}
-    assert settings["seed_branch.trunk.bn1.bias"] == settings["similarity_branch.conv1.weight"] == (1, 5e-4)
-    assert settings["seed_branch.head.branches.0.weight"] == settings["walk.psi.0.weight"] == (10, 5e-4)
-    assert settings["seed_branch.head.branches.0.bias"] == settings["importance.layers.0.bias"] == (20, 0)
-    assert settings["walk.mu_raw"] == settings["walk.beta_raw"] == (10, 0)
-    authors = build_optimizer(network, get_recipe("authors")).param_groups
-    assert [(g["lr_scale"], g["weight_decay"]) for g in authors] == [(10, 5e-4)]
 
 
 # -------------------------------------------------------------------------------------------------- bad weather

@@ -169,27 +169,31 @@ def walk_backward(
     B, K, N = seed.shape
     D, tiles, chunks = grad_psi.shape[1], walk.launch, layout.chunks
     columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
-    splits, split_tiles = split_plan.splits(B * row_tiles * chunks, columns, card.processors)
-    fused = splits == 1 and chunks == 1 and tiles.fused
+    # no program adds parts here: two more accumulators beside its own would not fit the registers
+    plan = split_plan.split(B, row_tiles * chunks, columns, card.processors, in_registers=False)
+    fused = plan.parts == 1 and chunks == 1 and tiles.fused
     part_psi = part_moved = part_against = part_own = gradient.reach  # not touched when fused
     if not fused:
-        part_psi = torch.empty((splits, B, layout.n_pad, walk.DP), dtype=torch.float32, device=seed.device)
-        part_against = torch.empty((splits, B, layout.n_pad), dtype=torch.float32, device=seed.device)
+        part_psi = torch.empty((plan.parts, B, layout.n_pad, walk.DP), dtype=torch.float32, device=seed.device)
+        part_against = torch.empty((plan.parts, B, layout.n_pad), dtype=torch.float32, device=seed.device)
         part_own = torch.empty_like(part_against)
-        part_moved = torch.empty((splits, B, chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device)
+        part_moved = torch.empty(
+            (plan.parts, B, chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device
+        )
     given = gradient.reach if added is None else added
     given_strides = (0, 0, 0) if added is None else added.stride()
     shape = dict(DP=walk.DP, KC=layout.KC, KP=layout.KP, PAD=layout.PAD, LOGIT_PRODUCTS=walk.logit_products,
                  VALUE_PRODUCTS=walk.value_products)  # fmt: skip
 
     def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
-        launch("walk_backward", walk_backward_kernel, B * row_tiles * program_chunks * splits,
+        launch("walk_backward", walk_backward_kernel, B * row_tiles * program_chunks * plan.parts,
                psi.hi, psi.lo, psi.bias, psi.factor, psi.centre, streamed.y_hi, streamed.y_lo, streamed.h_hi,
                streamed.h_lo,
                streamed.lse, streamed.level, streamed.drop, streamed.spread, start.scale, streamed.h_scale,
                gradient.g, gradient.reach,
                given, *given_strides, grad_psi, *grad_psi.stride(), part_psi, part_moved,
-               part_against, part_own, N, D, K, layout.units, chunks, program_chunks, splits, split_tiles, B,
+               part_against, part_own, N, D, K, layout.units, chunks, program_chunks, plan.parts,
+               plan.part_tiles, B,
                int(added is not None), **shape,
                I=tiles.rows, J=tiles.cols, WANT_PSI=want_psi, WANT_MOVED=want_moved,
                ONE_CHUNK=chunks == 1, FUSED=fused, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
@@ -206,5 +210,5 @@ def walk_backward(
         launch("walk_backward_combine", walk_backward_combine_kernel, B * gradient.reaches, part_psi, part_moved,
                part_against, part_own, psi.hi, psi.lo, streamed.y_hi, streamed.y_lo, streamed.h_hi, streamed.h_lo,
                psi.factor, psi.centre, start.scale, streamed.h_scale, gradient.g, gradient.reach,
-               given, *given_strides, grad_psi, *grad_psi.stride(), N, D, K, layout.units, chunks, splits, B,
+               given, *given_strides, grad_psi, *grad_psi.stride(), N, D, K, layout.units, chunks, plan.parts, B,
                int(added is not None), **shape, R=R, warps=8 if walk.DP + layout.KP > 192 else 4)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The cascade forward: prepare the state once, then per walk prepare ψ, walk, and combine if the columns were split.
+"""The cascade forward: prepare the state once, then per walk prepare ψ, walk, and combine where a row has several programs.
 
 Everything between two walks stays in fp32; what the walks stream is padded, node-major and 16-bit. All buffers come
 from torch's allocator on the current stream and nothing waits for the device, so the whole cascade can be captured in
@@ -100,22 +100,22 @@ def walk_forward(
     B, K, N = seed.shape
     tiles = walk.launch
     columns = triton.cdiv(N, tiles.cols)
-    row_programs = B * layout.chunks * triton.cdiv(N, tiles.rows)
-    splits, split_tiles = split_plan.splits(row_programs, columns, card.processors)
-    fused = splits == 1 and tiles.fused
-    part, part_peak = row_lse, row_lse  # not touched when fused
-    if not fused:
-        part = torch.empty((splits, B, layout.chunks, layout.n_pad, layout.KP), dtype=torch.float32, device=seed.device)
-        part_peak = torch.empty((splits, B, layout.chunks, layout.n_pad), dtype=torch.float32, device=seed.device)
+    row_tiles = layout.chunks * triton.cdiv(N, tiles.rows)
+    plan = split_plan.split(B, row_tiles, columns, card.processors, in_registers=tiles.fused)
+    programs = B * row_tiles * (1 if plan.together else plan.parts)
+    part, part_peak = row_lse, row_lse  # not touched when together
+    if not plan.together:
+        part = torch.empty((plan.parts, *now.y.shape), dtype=torch.float32, device=seed.device)
+        part_peak = torch.empty(part.shape[:-1], dtype=torch.float32, device=seed.device)
     finish = (now.scale, now.y, after.hi, after.lo, now.seed, mu, beta, walked, row_lse)
     shape: dict[str, Any] = dict(
         KC=layout.KC, KP=layout.KP, PAD=layout.PAD, VALUE_PRODUCTS=walk.value_products, SHIFT=SHIFT
     )
-    launch("walk_forward", walk_forward_kernel, row_programs * splits, psi.hi, psi.lo, psi.bias, psi.floor, psi.factor,
-           now.hi, now.lo, *finish, part, part_peak, N, K, layout.units, layout.chunks, splits, split_tiles, B, t,
+    launch("walk_forward", walk_forward_kernel, programs, psi.hi, psi.lo, psi.bias, psi.floor, psi.factor, now.hi, now.lo,
+           *finish, part, part_peak, N, K, layout.units, layout.chunks, plan.parts, plan.part_tiles, B, t,
            **shape, DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products,
-           FUSED=fused, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
-    if not fused:
+           FUSED=plan.together, warps=tiles.warps, stages=tiles.stages)  # fmt: skip
+    if not plan.together:
         R = min(16 if layout.KP > 64 else 32, layout.PAD)
         launch("walk_forward_combine", walk_forward_combine_kernel, B * layout.chunks * triton.cdiv(N, R), *finish,
-               part, part_peak, N, K, layout.units, layout.chunks, splits, B, t, **shape, R=R)  # fmt: skip
+               part, part_peak, N, K, layout.units, layout.chunks, plan.parts, B, t, **shape, R=R)  # fmt: skip

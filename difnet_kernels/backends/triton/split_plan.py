@@ -1,33 +1,45 @@
-"""How many parts the columns of a walk are cut into, so that a small batch fills the card. A model, never a timing.
+"""How the columns of a walk are cut into parts, and who adds them. A model, never a timing.
 
-A walk has `tiles` row tiles; `slots` programs run at once. With p parts the card needs ceil(tiles·p / slots) rounds,
-each of ceil(columns / p) column tiles plus the fixed cost of a program, and p > 1 pays for writing and adding the
-parts.
+Every part is summed from zero, and the parts are added in their order. Their number follows from the image and the card
+alone, so an image has the same bits alone and in any batch; it is what fills the card with one image. A batch that fills
+the card by itself gives all parts of a row tile to one program, which adds them in registers where those suffice.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-# in units of one column tile: entering and leaving a program, the combining launch, and its traffic per part and wave
-# of rows
-START, COMBINE, PART = 3.0, 6.0, 0.25
-MAX_SPLITS = 16
+# in units of one column tile: entering and leaving a program, refilling the copy pipeline at the next part, the combining
+# launch, and its traffic per part and wave of rows
+START, REFILL, COMBINE, PART = 3.0, 0.5, 6.0, 0.25
+MAX_PARTS = 16
+LEAST_TILES = 8  # of a part: what a full card loses to the parts stays a sixteenth where one program has them all
 PROGRAMS_PER_SM = 2
 
 
-def splits(tiles: int, columns: int, processors: int) -> tuple[int, int]:
-    """(parts, column tiles per part) with the least modelled time, the fewest parts of equals; no part is empty.
+@dataclass(frozen=True)
+class Split:
+    """`parts` of `part_tiles` column tiles, the last may be shorter; `together` in one program, or one program each."""
 
-    tiles: row tiles over the whole batch; columns: column tiles per row tile; processors: SMs (0: no card, one part).
-    """
-    if processors == 0:
-        return 1, columns
-    slots = processors * PROGRAMS_PER_SM
+    parts: int
+    part_tiles: int
+    together: bool
 
-    def cost(parts: int) -> float:
+
+def split(batch: int, row_tiles: int, columns: int, processors: int, *, in_registers: bool) -> Split:
+    """The plan with the least modelled time. row_tiles, columns: of one image; processors: SMs (0: no card, one part);
+    in_registers: one program can add the parts of its rows."""
+    slots = max(1, processors * PROGRAMS_PER_SM)
+
+    def apart(tiles: int, parts: int) -> float:
         work = math.ceil(tiles * parts / slots) * (math.ceil(columns / parts) + START)
-        return work if parts == 1 else work + COMBINE + PART * parts * max(1.0, tiles / slots)
+        return work + (COMBINE + PART * parts * max(1.0, tiles / slots) if parts > 1 else 0.0)
 
-    per_part = math.ceil(columns / min(range(1, min(MAX_SPLITS, columns) + 1), key=cost))
-    return math.ceil(columns / per_part), per_part
+    def together(tiles: int, parts: int) -> float:
+        return math.ceil(tiles / slots) * (columns + REFILL * (parts - 1) + START)
+
+    most = 1 if processors == 0 else max(1, min(MAX_PARTS, columns // LEAST_TILES))
+    part_tiles = math.ceil(columns / min(range(1, most + 1), key=lambda parts: apart(row_tiles, parts)))
+    parts, tiles = math.ceil(columns / part_tiles), batch * row_tiles
+    return Split(parts, part_tiles, in_registers and together(tiles, parts) <= apart(tiles, parts))

@@ -23,8 +23,8 @@ from .gradient_prepare import SPREAD, class_tile
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "grad_ptr", "grad_psi_ptr", "KC", "N", "D", "K", "pad_units", "chunks", "programs_chunks", "splits",
-    "split_tiles", "batch", "step",
+    "grad_ptr", "grad_psi_ptr", "KC", "N", "D", "K", "pad_units", "chunks", "programs_chunks", "parts",
+    "part_tiles", "batch", "step",
     "psi_b", "psi_d", "psi_n", "grad_b", "grad_k", "grad_n", "add_grad",
 ]  # fmt: skip
 # up to this level its own rounding may enter an exponent
@@ -107,7 +107,7 @@ def walk_backward_kernel(
     spread_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr, grad_ptr, grad_b: tl.int64, grad_k: tl.int64,
     grad_n: tl.int64,
     grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, part_psi_ptr, part_moved_ptr,
-    part_against_ptr, part_own_ptr, N, D, K, pad_units, chunks, programs_chunks, splits, split_tiles, batch, add_grad,
+    part_against_ptr, part_own_ptr, N, D, K, pad_units, chunks, programs_chunks, parts, part_tiles, batch, add_grad,
     DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, WANT_PSI: tl.constexpr, WANT_MOVED: tl.constexpr,
     ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr,
@@ -115,10 +115,10 @@ def walk_backward_kernel(
     n_pad = pad_units * PAD
     row_tiles = tl.cdiv(N, I)
     program = tl.program_id(0).to(tl.int64)
-    split = (program % splits).to(tl.int32)
-    own_chunk = (program // splits) % programs_chunks
-    row_tile = ((program // (splits * programs_chunks)) % row_tiles).to(tl.int32)
-    image = program // (splits * programs_chunks * row_tiles)
+    part = (program % parts).to(tl.int32)
+    own_chunk = (program // parts) % programs_chunks
+    row_tile = ((program // (parts * programs_chunks)) % row_tiles).to(tl.int32)
+    image = program // (parts * programs_chunks * row_tiles)
     i = row_tile * I + tl.arange(0, I)
     j = tl.arange(0, J)
     d = tl.arange(0, DP)
@@ -152,9 +152,9 @@ def walk_backward_kernel(
     moved = tl.zeros([I, KP], tl.float32)
     against = tl.zeros([I], tl.float32)
     own = tl.zeros([I], tl.float32)
-    first = split * split_tiles
-    last = tl.minimum(first + split_tiles, tl.cdiv(N, J))
-    tl.assume(first < last)  # no split is empty; with an empty loop ptxas would serialise the matrix instructions
+    first = part * part_tiles
+    last = tl.minimum(first + part_tiles, tl.cdiv(N, J))
+    tl.assume(first < last)  # no part is empty; with an empty loop ptxas would serialise the matrix instructions
     for tile in range(first, last):
         at_psi = (tile * J + j)[:, None] * DP + d[None, :]
         col_hi, col_lo = load_halves(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
@@ -232,14 +232,14 @@ def walk_backward_kernel(
         )  # fmt: skip
         tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
     else:
-        to = (split.to(tl.int64) * batch + image) * n_pad + i
+        to = (part.to(tl.int64) * batch + image) * n_pad + i
         if WANT_PSI:
             tl.store(part_psi_ptr + to[:, None] * DP + d[None, :], sum_psi)
             tl.store(part_against_ptr + to, against)
         if WANT_MOVED:
             if own_chunk == 0:
                 tl.store(part_own_ptr + to, own)
-            to = ((split.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
+            to = ((part.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
             tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
 
 
@@ -249,13 +249,13 @@ def walk_backward_combine_kernel(
     h_hi_ptr, h_lo_ptr,
     factor_ptr, centre_ptr, scale_ptr, h_scale_ptr, g_ptr, reach_ptr,
     grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64,
-    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, splits, batch,
+    grad_psi_ptr, psi_b: tl.int64, psi_d: tl.int64, psi_n: tl.int64, N, D, K, pad_units, chunks, parts, batch,
     add_grad,
     DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the parts of R rows in the order of their splits, then finishes the rows, chunk by chunk."""
+    """Adds the parts of R rows in their order, then finishes the rows, chunk by chunk."""
     n_pad = pad_units * PAD
     row_blocks = tl.cdiv(N, R)
     program = tl.program_id(0).to(tl.int64)
@@ -266,9 +266,9 @@ def walk_backward_combine_kernel(
     sum_psi = tl.zeros([R, DP], tl.float32)
     against = tl.zeros([R], tl.float32)
     own = tl.zeros([R], tl.float32)
-    split_rows = batch.to(tl.int64) * n_pad
-    for split in range(0, splits):
-        row = split * split_rows + image * n_pad + n
+    part_rows = batch.to(tl.int64) * n_pad
+    for part in range(0, parts):
+        row = part * part_rows + image * n_pad + n
         sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
         against += tl.load(part_against_ptr + row)
         own += tl.load(part_own_ptr + row)
@@ -277,8 +277,8 @@ def walk_backward_combine_kernel(
     reach = tl.zeros([R], tl.float32)
     for chunk in range(0, chunks):
         moved = tl.zeros([R, KP], tl.float32)
-        for split in range(0, splits):
-            row = split * split_rows * chunks + (image * chunks + chunk) * n_pad + n
+        for part in range(0, parts):
+            row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
             moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
         more_t, more_itself, more_reach = finish_moved(
             moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from tests.tolerances import CANCELLATION, HALF_ULP, PSI_GRADIENT, SEED_GRADIENT, Setting, assert_within
 from tests.triton.interpreted.cascade import Answer, Problem, run, truth
 
@@ -19,11 +17,8 @@ def assert_right(p: Problem, ours: Answer | None = None) -> Answer:
     # the terms that B4 and B7 subtract from each other leave their rounding however small the difference is
     h = max(p.grad.double().abs().sum(2).max().item(), true.grad_seed.abs().sum(1).max().item())
     size = h * p.seed.double().abs().max().item()
-    # (fp16 rounding where "medium" or 16-bit fields multiply h and y in fp16)
-    narrow = p.precision == "medium" or at.dtypes != {torch.float32}
-    rounding = HALF_ULP[torch.float16 if narrow else torch.float32]
     for t, (mine, theirs) in enumerate(zip(ours.grad_psi, true.grad_psi, strict=True)):
-        noise = CANCELLATION * rounding * size * p.largest_logit**0.5
+        noise = CANCELLATION * HALF_ULP[at.product] * size * p.largest_logit**0.5
         assert_within(f"grad_psi[{t}]", mine, theirs, PSI_GRADIENT * at.walk, floor=noise)
     terms = p.grad.double().square().sum().sqrt().item() * p.seed.double().abs().max().item()
     for name in ("grad_mu", "grad_beta"):

@@ -119,13 +119,26 @@ def test_a_batch_is_its_images_one_by_one() -> None:
         assert torch.equal(one.grad_psi[0], whole.grad_psi[0][b : b + 1])
 
 
-def test_walks_in_one_call_are_single_walks() -> None:
-    p = problem(1, 5, 35, (16, 3, 8))
-    together = run(p).states
-    state = None
+@pytest.mark.parametrize("classes", (5, 70))
+def test_walks_in_one_call_are_single_walks(classes: int) -> None:
+    """fp32, where a state between two calls is not rounded: every step, and the gradients of psi, mu, beta and y⁰, because
+    the backward makes the states between its walks again with the forward's own bits."""
+    p = problem(2, classes, 35, (16, 3, 8), steps=1, state=True)
+    together = run(p)
+    state, grad, given, answers = p.state, p.grad, [], []
     for t in range(3):
-        one = dataclasses.replace(
-            p, psi=[p.psi[t]], mu=p.mu[t : t + 1], beta=p.beta[t : t + 1], grad=p.grad[:1], state=state
-        )
+        given.append(state)
+        one = dataclasses.replace(p, psi=[p.psi[t]], mu=p.mu[t : t + 1], beta=p.beta[t : t + 1], state=state)
         state = run(one).states[0]
-        assert torch.equal(state, together[t])
+    assert torch.equal(state, together.states[0])
+    for t in reversed(range(3)):
+        one = dataclasses.replace(
+            p, psi=[p.psi[t]], mu=p.mu[t : t + 1], beta=p.beta[t : t + 1], state=given[t], grad=grad
+        )
+        answers.append(run(one))
+        grad = answers[-1].grad_state[None]
+    assert torch.equal(grad[0], together.grad_state)
+    for t, answer in zip(reversed(range(3)), answers, strict=True):
+        assert torch.equal(answer.grad_psi[0], together.grad_psi[t]), t
+        assert torch.equal(answer.grad_mu, together.grad_mu[t : t + 1]), t
+        assert torch.equal(answer.grad_beta, together.grad_beta[t : t + 1]), t

@@ -1,17 +1,19 @@
-"""However the work is cut (tiles, splits, fused or combined), the answer is the same; and the cuts themselves are
+"""However the work is cut (tiles, parts, fused or combined), the answer is the same; and the cuts themselves are
 sound."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 import pytest
 import torch
 
 from difnet_kernels.backends.triton import launch_rows, split_plan
 from difnet_kernels.backends.triton.launch_rows import ROWS, Case, Launch, select
+from difnet_kernels.backends.triton.split_plan import Split
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
+from tests.triton.interpreted.plans import in_parts
 
 LAUNCHES = (
     Launch(32, 32, 4, 2),
@@ -30,14 +32,9 @@ def test_every_tile_shape(monkeypatch: pytest.MonkeyPatch, tiles: Launch) -> Non
 
 
 @pytest.mark.parametrize(("parts", "classes", "nodes"), [(2, 21, 139), (3, 21, 67), (5, 21, 83), (3, 150, 67)])
-def test_every_number_of_splits(monkeypatch: pytest.MonkeyPatch, parts: int, classes: int, nodes: int) -> None:
-    """Parts of one row are added in a fixed order, forward and backward; the last one may be shorter."""
-
-    def plan(tiles: int, columns: int, processors: int) -> tuple[int, int]:
-        per_part = math.ceil(columns / min(parts, columns))
-        return math.ceil(columns / per_part), per_part
-
-    monkeypatch.setattr(split_plan, "splits", plan)
+def test_every_number_of_parts(monkeypatch: pytest.MonkeyPatch, parts: int, classes: int, nodes: int) -> None:
+    """Parts of one row are added in their order, forward and backward; the last one may be shorter."""
+    monkeypatch.setattr(split_plan, "split", in_parts(parts))
     p = problem(1, classes, nodes, (16,), size=6.0)
     first = assert_right(p)
     again = run(p)
@@ -45,26 +42,55 @@ def test_every_number_of_splits(monkeypatch: pytest.MonkeyPatch, parts: int, cla
         assert torch.equal(x, again.tensors()[name]), name
 
 
-def test_a_split_that_never_sees_the_row_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("parts", "classes"), [(1, 21), (3, 21), (4, 150)])
+def test_who_adds_the_parts_does_not_matter(monkeypatch: pytest.MonkeyPatch, parts: int, classes: int) -> None:
+    """A program that has all parts of its rows leaves the bits that a program each and the combining kernel leave: so an
+    image is the same alone, where rows are shared, and in a batch that fills the card."""
+    monkeypatch.setattr(launch_rows, "select", lambda case: Launch(32, 16, 4, 2))
+    batch = problem(2, classes, 83, (16, 3), size=6.0, state=True)
+    alone = dataclasses.replace(
+        batch, seed=batch.seed[:1], psi=[x[:1] for x in batch.psi], grad=batch.grad[:, :1], state=batch.state[:1]
+    )
+    monkeypatch.setattr(split_plan, "split", in_parts(parts, together=True))
+    full = assert_right(batch)
+    monkeypatch.setattr(split_plan, "split", in_parts(parts))
+    one = run(alone)
+    assert torch.equal(one.states, full.states[:, :1])
+    assert torch.equal(one.grad_seed, full.grad_seed[:1]) and torch.equal(one.grad_state, full.grad_state[:1])
+    assert all(torch.equal(a, b[:1]) for a, b in zip(one.grad_psi, full.grad_psi, strict=True))
+
+
+def test_a_part_that_never_sees_the_row_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters far apart: most parts of a row hold nothing but weights that underflow."""
-    monkeypatch.setattr(split_plan, "splits", lambda tiles, columns, processors: (columns, 1))
+    monkeypatch.setattr(split_plan, "split", in_parts(1000))
     p = problem(1, 5, 139, (4,), size=1.0)
     p.psi = [p.psi[0] + 40.0 * torch.eye(4)[torch.arange(139) // 35 % 4].T[None]]
     assert_right(p)
 
 
-@pytest.mark.parametrize("tiles", (1, 13, 32, 80, 216, 512, 4096))
-@pytest.mark.parametrize("columns", (1, 2, 7, 64, 105, 256))
+@pytest.mark.parametrize("row_tiles", (1, 13, 32, 80, 128, 512))
+@pytest.mark.parametrize("columns", (1, 2, 7, 27, 64, 105, 256))
 @pytest.mark.parametrize("processors", (0, 1, 68, 108, 132))
-def test_a_plan_covers_every_column_once(tiles: int, columns: int, processors: int) -> None:
-    parts, per_part = split_plan.splits(tiles, columns, processors)
-    assert (parts - 1) * per_part < columns <= parts * per_part
+def test_a_plan_covers_every_column_once_and_sums_alike_in_any_batch(
+    row_tiles: int, columns: int, processors: int
+) -> None:
+    for in_registers in (False, True):
+        plans = [
+            split_plan.split(batch, row_tiles, columns, processors, in_registers=in_registers)
+            for batch in (1, 2, 7, 64)
+        ]
+        for plan in plans:
+            assert (plan.parts - 1) * plan.part_tiles < columns <= plan.parts * plan.part_tiles
+            assert (plan.parts, plan.part_tiles) == (plans[0].parts, plans[0].part_tiles)
+            assert in_registers or not plan.together
 
 
 def test_small_batches_are_split_and_large_ones_are_not() -> None:
-    assert split_plan.splits(32, 64, 132)[0] >= 4  # one image of 4096 nodes: 32 row tiles for 264 places
-    assert split_plan.splits(1, 1, 132)[0] == 1
-    assert split_plan.splits(512, 256, 132)[0] <= 2  # four images of 16384 nodes: the card is full as it is
+    alone, full = (split_plan.split(batch, 32, 64, 132, in_registers=True) for batch in (1, 16))
+    assert alone.parts >= 4 and not alone.together  # one image of 4096 nodes: 32 row tiles for 264 places
+    assert full.together  # sixteen of them: the card is full as it is
+    assert split_plan.split(1, 1, 1, 132, in_registers=True) == Split(1, 1, True)
+    assert split_plan.split(1, 256, 256, 132, in_registers=False).parts == 1  # 16,384 nodes fill it alone
 
 
 ARCHS = (80, 86, 89, 90, 100, 120)

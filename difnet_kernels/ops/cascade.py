@@ -1,7 +1,4 @@
-"""The cascade as two torch operators: schema, kernels, fake kernels and autograd, once for all backends.
-
-The only file that knows torch.library. Everything is registered when the package is imported, never later.
-"""
+"""The cascade as two torch operators: schema, kernels, fake kernels and autograd, once for all backends."""
 
 from __future__ import annotations
 
@@ -11,22 +8,19 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import backends
+from difnet_kernels.ops.library import LIBRARY, TAGS
 from difnet_kernels.problem import Problem, accumulation_dtype, empty_field_like, flat
 
-_LIBRARY = torch.library.Library("difnet_kernels", "FRAGMENT")
-# the memory format of the results follows the strides of the inputs, so the compiler must not change those
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-
-_LIBRARY.define(
+LIBRARY.define(
     "cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, str precision, str backend, "
     "bool all_steps) -> (Tensor states, Tensor walked, Tensor row_lse)",
-    tags=_TAGS,
+    tags=TAGS,
 )
-_LIBRARY.define(
+LIBRARY.define(
     "cascade_backward(Tensor grad_states, Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, Tensor walked, "
     "Tensor row_lse, str precision, str backend, bool all_steps) "
     "-> (Tensor grad_state, Tensor grad_seed, Tensor[] grad_psi, Tensor grad_mu, Tensor grad_beta)",
-    tags=_TAGS,
+    tags=TAGS,
 )
 
 
@@ -53,7 +47,7 @@ def _empty_backward(
     )
 
 
-@torch.library.impl(_LIBRARY, "cascade_forward", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "cascade_forward", "CompositeExplicitAutograd")
 def _forward(
     state: Tensor | None,
     seed: Tensor,
@@ -81,12 +75,12 @@ def _forward(
     return states, walked, row_lse
 
 
-@torch.library.register_fake("difnet_kernels::cascade_forward", lib=_LIBRARY)
+@torch.library.register_fake("difnet_kernels::cascade_forward", lib=LIBRARY)
 def _forward_fake(state, seed, psi, mu, beta, precision, backend, all_steps):  # type: ignore[no-untyped-def]
     return _empty_forward(seed, psi, all_steps)
 
 
-@torch.library.impl(_LIBRARY, "cascade_backward", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "cascade_backward", "CompositeExplicitAutograd")
 def _backward(
     grad_states: Tensor,
     state: Tensor | None,
@@ -127,7 +121,7 @@ def _backward(
     return grads
 
 
-@torch.library.register_fake("difnet_kernels::cascade_backward", lib=_LIBRARY)
+@torch.library.register_fake("difnet_kernels::cascade_backward", lib=LIBRARY)
 def _backward_fake(  # type: ignore[no-untyped-def]
     grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, backend, all_steps
 ):
@@ -162,5 +156,5 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
     )
 
 
-torch.library.register_autograd("difnet_kernels::cascade_forward", _differentiate, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("difnet_kernels::cascade_backward", _refuse_second_derivative, lib=_LIBRARY)
+torch.library.register_autograd("difnet_kernels::cascade_forward", _differentiate, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("difnet_kernels::cascade_backward", _refuse_second_derivative, lib=LIBRARY)

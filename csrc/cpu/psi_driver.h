@@ -1,0 +1,48 @@
+// What both directions of Ψ need around their kernels: images as volumes, and the windows of adaptive pooling.
+#pragma once
+
+#include <array>
+
+#include "driver.h"
+
+namespace difnet {
+
+// The images of a (B, C, Z, H, W) tensor.
+inline std::vector<Volume> volumes(const Tensor& tensor) {
+  std::vector<Volume> images;
+  for (int64_t b = 0; b < tensor.size(0); ++b)
+    images.push_back({static_cast<char*>(tensor.data_ptr()) + b * tensor.stride(0) * int64_t(tensor.element_size()),
+                      tensor.stride(1),
+                      {tensor.stride(2), tensor.stride(3), tensor.stride(4)},
+                      dtype(tensor)});
+  return images;
+}
+
+// The windows of torch's adaptive pooling along three axes.
+class Windows {
+ public:
+  Windows(std::array<int64_t, 3> pixels, std::array<int64_t, 3> windows) : pixels_(pixels), windows_(windows) {
+    for (int a = 0; a < 3; ++a)
+      for (int64_t i = 0; i <= windows[a]; ++i) {
+        start_[a].push_back(i * pixels[a] / windows[a]);
+        end_[a].push_back(((i + 1) * pixels[a] + windows[a] - 1) / windows[a]);
+      }
+  }
+  Axis axis(int a) const { return {pixels_[a], windows_[a], start_[a].data(), end_[a].data()}; }
+
+ private:
+  std::array<int64_t, 3> pixels_, windows_;
+  std::vector<int64_t> start_[3], end_[3];
+};
+
+inline PsiSizes psi_sizes(const Tensor& weight, const Windows& windows, int64_t panel) {
+  const int64_t C = weight.size(1), D = weight.size(0);
+  return {C, D, (D + panel - 1) / panel, (C + kTile - 1) / kTile, {windows.axis(0), windows.axis(1), windows.axis(2)}};
+}
+
+template <typename Real>
+Real* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? static_cast<Real*>(tensor->data_ptr()) : nullptr;
+}
+
+}  // namespace difnet

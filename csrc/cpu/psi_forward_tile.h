@@ -1,0 +1,228 @@
+// Ψ1 over a band of windows: rows of z, pooled along x, then merged into every row of windows that holds them. Both halves
+// keep the first of equal values in scan order, so the whole does.
+//
+// z is computed as sign(slope) z, which is exact, so a maximum is sought in every channel.
+#pragma once
+
+#include "psi_tile.h"
+
+namespace difnet::DIFNET_ISA {
+
+// The best pixels of one panel of one window so far: values, and indices in the bits of Real.
+template <typename Real>
+struct Best {
+  Vec<Real> value[2];
+  Vec<Real> index[2];
+};
+
+template <typename Real>
+DIFNET_INLINE Best<Real> load_best(const Real* value, const Real* index) {
+  using V = Vec<Real>;
+  constexpr int W = kWidth<Real>;
+  return {{load<V>(value), load<V>(value + W)}, {load<V>(index), load<V>(index + W)}};
+}
+
+template <typename Real>
+DIFNET_INLINE void store_best(const Best<Real>& best, Real* value, Real* index) {
+  constexpr int W = kWidth<Real>;
+  for (int half = 0; half < 2; ++half) {
+    store(value + half * W, best.value[half]);
+    store(index + half * W, best.index[half]);
+  }
+}
+
+template <typename Real>
+DIFNET_INLINE Best<Real> only_pixel(const Real* z, int64_t index) {
+  using V = Vec<Real>;
+  using Bits = typename VectorOf<Real, kRegisterBytes>::Bits;
+  using Index = decltype(Bits{}[0] + 0);
+  const V indices = V(broadcast<Bits>(Index(index)));
+  return {{load<V>(z), load<V>(z + kWidth<Real>)}, {indices, indices}};
+}
+
+// Lets `fresh`, which comes later in scan order, win. Plain: there is no NaN, and every channel seeks a maximum. Else a NaN
+// wins over every number, and channels whose sign is 0 keep what they have.
+template <bool Plain, typename Real>
+DIFNET_INLINE void challenge(Best<Real>& best, const Best<Real>& fresh, const Real* sign) {
+  using V = Vec<Real>;
+  constexpr int W = kWidth<Real>;
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const V old = best.value[half], young = fresh.value[half];
+    auto wins = young > old;
+    if constexpr (!Plain) {
+      wins &= load<V>(sign + half * W) != V{};
+      wins |= (young != young) & (old == old);
+    }
+    best.value[half] = wins ? young : old;
+    best.index[half] = wins ? fresh.index[half] : best.index[half];
+  }
+}
+
+// Pools a run along x: windows that begin in it start anew, one that began before goes on from the row's best.
+template <bool Plain, typename Real>
+DIFNET_INLINE void pool_run(const PsiForward<Real>& psi, const Band& band, const Run& run,
+                            const PsiScratch<Real>& work) {
+  constexpr int P = kPanel<Real>;
+  const Axis& axis = psi.size.axis[2];
+  const int64_t windows = band.to[2] - band.from[2], end = run.x + run.length;
+  const int64_t row = (run.z * psi.size.axis[1].pixels + run.y) * axis.pixels;
+  const int64_t first = run.x * axis.windows / axis.pixels;
+  for (int64_t panel = 0; panel < psi.size.panels; ++panel) {
+    const Real* z = work.z + (panel * kTile + run.at - run.x) * P;  // of pixel x at z + x * P
+    const Real* sign = psi.sign + panel * P;
+    Real* values = work.row_best + (panel * windows - band.from[2]) * P;
+    Real* indices = work.row_index + (panel * windows - band.from[2]) * P;
+    for (int64_t i = first > band.from[2] ? first : band.from[2]; i < band.to[2] && axis.start[i] < end; ++i) {
+      const int64_t last = axis.end[i] < end ? axis.end[i] : end;
+      int64_t x = axis.start[i];
+      Best<Real> best;
+      if (x >= run.x) {
+        best = only_pixel(z + x * P, row + x);
+        ++x;
+      } else {
+        best = load_best(values + i * P, indices + i * P);
+        x = run.x;
+      }
+      for (; x < last; ++x) challenge<Plain>(best, only_pixel(z + x * P, row + x), sign);
+      store_best(best, values + i * P, indices + i * P);
+    }
+  }
+}
+
+// Merges the pooled row (z, y) into the rows of windows that hold it.
+template <bool Plain, typename Real>
+DIFNET_INLINE void merge_row(const PsiForward<Real>& psi, const Band& band, const Run& run,
+                             const PsiScratch<Real>& work) {
+  constexpr int P = kPanel<Real>;
+  const Axis& axis = psi.size.axis[1];
+  const int64_t windows = band.to[2] - band.from[2], stored = psi.size.panels * windows * P;
+  const int64_t first = run.y * axis.windows / axis.pixels;
+  for (int64_t i = first > band.from[1] ? first : band.from[1]; i < band.to[1] && axis.start[i] <= run.y; ++i) {
+    Real* values = work.band_best + (i - band.from[1]) * stored;
+    Real* indices = work.band_index + (i - band.from[1]) * stored;
+    const bool fresh = run.z == psi.size.axis[0].start[band.from[0]] && run.y == axis.start[i];
+    for (int64_t panel = 0, at = 0; panel < psi.size.panels; ++panel)
+      for (int64_t x = 0; x < windows; ++x, at += P) {
+        const Best<Real> row = load_best(work.row_best + at, work.row_index + at);
+        Best<Real> best = fresh ? row : load_best(values + at, indices + at);
+        if (!fresh) challenge<Plain>(best, row, psi.sign + panel * P);
+        store_best(best, values + at, indices + at);
+      }
+  }
+}
+
+// Adds the pixels of a run that belong to the band (a pixel belongs to the last window that begins at or before it) to the
+// moments of z, about the mean so far: what cancels is then no larger than the variance.
+template <typename Real>
+DIFNET_INLINE void add_moments(const PsiForward<Real>& psi, const Box& own, const Run& run, const Real* z,
+                               Moments& moments) {
+  using V = Vec<Real>;
+  constexpr int P = kPanel<Real>, W = kWidth<Real>;
+  if (run.z >= own.to[0] || run.y >= own.to[1] || run.x >= own.to[2]) return;
+  const int64_t length = own.to[2] - run.x < run.length ? own.to[2] - run.x : run.length;
+  const double before = moments.count, count = double(length), share = 1 / (before + count);
+  for (int64_t panel = 0; panel < psi.size.panels; ++panel) {
+    const Real* pixel = z + (panel * kTile + run.at) * P;
+    double *mean = moments.mean + panel * P, *deviation = moments.deviation + panel * P;
+    alignas(64) Real about[P], sum[P], squares[P];
+    for (int lane = 0; lane < P; ++lane) about[lane] = before > 0 ? Real(mean[lane]) : pixel[lane];
+    V total[2] = {}, total_squares[2] = {};
+    for (int64_t n = 0; n < length; ++n)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const V off = load<V>(pixel + n * P + half * W) - load<V>(about + half * W);
+        total[half] += off;
+        total_squares[half] += off * off;
+      }
+    for (int half = 0; half < 2; ++half) {
+      store(sum + half * W, total[half]);
+      store(squares + half * W, total_squares[half]);
+    }
+    for (int lane = 0; lane < P; ++lane) {  // Chan, Golub, LeVeque 1983: two sets of moments in one
+      const double off = double(sum[lane]) / count;
+      const double apart = double(about[lane]) + off - (before > 0 ? mean[lane] : 0.0);
+      deviation[lane] +=
+          double(squares[lane]) - off * double(sum[lane]) + (before > 0 ? apart * apart * before * count * share : 0.0);
+      mean[lane] = before > 0 ? mean[lane] + apart * count * share : apart;
+    }
+  }
+  moments.count += count;
+}
+
+// 0 z is NaN where z is NaN or infinite, and NaN survives every sum.
+template <typename Real>
+DIFNET_INLINE bool tile_is_finite(const PsiSizes& size, const Real* z, int64_t count) {
+  using V = Vec<Real>;
+  constexpr int P = kPanel<Real>, W = kWidth<Real>;
+  V sum[2][2] = {};
+  for (int64_t panel = 0; panel < size.panels; ++panel)
+    for (int64_t n = 0; n < count; ++n) {
+      const Real* x = z + (panel * kTile + n) * P;
+      sum[n % 2][0] += load<V>(x) * Real(0);
+      sum[n % 2][1] += load<V>(x + W) * Real(0);
+    }
+  return sum_lanes((sum[0][0] + sum[0][1]) + (sum[1][0] + sum[1][1])) == 0;
+}
+
+template <typename Real>
+void psi_forward_prepare(const PsiForward<Real>& psi, int64_t block) {
+  read_weight_panels(psi.size, psi.weight, block, psi.signed_weight,
+                     [&](Real w, int64_t d) { return psi.sign[d] < 0 ? -w : w; });
+}
+
+template <typename Real>
+DIFNET_INLINE void write_band(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Real>& work) {
+  constexpr int P = kPanel<Real>;
+  const PooledStrides& to = psi.pooled;
+  const Real *value = work.band_best, *index = work.band_index;
+  for (int64_t y = band.from[1]; y < band.to[1]; ++y)
+    for (int64_t panel = 0; panel < psi.size.panels; ++panel)
+      for (int64_t x = band.from[2]; x < band.to[2]; ++x, value += P, index += P) {
+        const int64_t at = band.image * to.image + band.from[0] * to.axis[0] + y * to.axis[1] + x * to.axis[2];
+        const Real* sign = psi.sign + panel * P;
+        for (int64_t lane = 0; lane < panel_channels(psi.size, panel, P); ++lane) {
+          const int64_t d = (panel * P + lane) * to.channel;
+          psi.peak[at + d] = sign[lane] < 0 ? -value[lane] : value[lane];
+          if constexpr (sizeof(Real) == 4)
+            psi.position[at + d] = __builtin_bit_cast(int32_t, index[lane]);
+          else
+            psi.position[at + d] = int32_t(__builtin_bit_cast(int64_t, index[lane]));
+        }
+      }
+}
+
+template <typename Real>
+void psi_pool(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Real>& work, Moments* moments) {
+  const PsiSizes& size = psi.size;
+  const Volume& volume = psi.features[band.image];
+  Box box, own;
+  for (int a = 0; a < 3; ++a) {
+    box.from[a] = own.from[a] = size.axis[a].start[band.from[a]];
+    box.to[a] = size.axis[a].end[band.to[a] - 1];
+    own.to[a] = size.axis[a].start[band.to[a]];
+  }
+  bool plain = !psi.any_flat;
+  for (int64_t first = 0; first < box.pixels(); first += kTile) {
+    const int64_t left = box.pixels() - first, count = left < kTile ? left : kTile;
+    for (int64_t block = 0; block < size.blocks; ++block) {
+      read_features(volume, size, block, box, first, count, work.features);
+      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z);
+    }
+    plain = plain && tile_is_finite(size, work.z, count);
+    for_each_run(box, first, count, [&](const Run& run) {
+      if (moments != nullptr) add_moments(psi, own, run, work.z, *moments);
+      const bool row_ends = run.x + run.length == box.to[2];
+      if (plain) {
+        pool_run<true>(psi, band, run, work);
+        if (row_ends) merge_row<true>(psi, band, run, work);
+      } else {
+        pool_run<false>(psi, band, run, work);
+        if (row_ends) merge_row<false>(psi, band, run, work);
+      }
+    });
+  }
+  write_band(psi, band, work);
+}
+
+}  // namespace difnet::DIFNET_ISA

@@ -1,0 +1,5 @@
+"""The torch operators: the only folder that knows torch.library. Importing it registers everything, never later."""
+
+from difnet_kernels.ops import cascade, projection
+
+__all__ = ["cascade", "projection"]

@@ -1,0 +1,144 @@
+"""Ψ's projection and pooling as two torch operators: schema, kernels, fake kernels and autograd, for all backends.
+
+z = W f at every pixel of `features` (B, C, Z, H, W), never stored. Of it remain, for each node of `grid` and each channel,
+the value (`peak`) and the flat index (`position`) of the pixel that wins the node's window, and, if `statistics` are wanted,
+the mean and the biased variance of each channel. `slope` is that of the batch normalisation to come: where it is
+negative the least z wins, where it is zero the window's first pixel does, as in a pooling of equal values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from difnet_kernels import backends
+from difnet_kernels.ops.library import LIBRARY, TAGS
+from difnet_kernels.problem import Projection
+
+LIBRARY.define(
+    "projection_forward(Tensor features, Tensor weight, Tensor? slope, SymInt[] grid, bool statistics, str backend) "
+    "-> (Tensor peak, Tensor position, Tensor mean, Tensor variance)",
+    tags=TAGS,
+)
+LIBRARY.define(
+    "projection_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor weight, "
+    "Tensor position, Tensor mean, bool want_features, bool want_weight, str backend) "
+    "-> (Tensor grad_features, Tensor grad_weight)",
+    tags=TAGS,
+)
+
+
+def _empty_forward(
+    features: Tensor, weight: Tensor, grid: Sequence[int], statistics: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """peak and position (B, D, *grid), node-major in memory; mean and variance (D,), or empty."""
+    embed = weight.shape[0]
+    peak = weight.new_empty((features.shape[0], *grid, embed)).movedim(-1, 1)
+    position = torch.empty_like(peak, dtype=torch.int32)
+    mean = weight.new_empty((embed if statistics else 0,))
+    return peak, position, mean, torch.empty_like(mean)
+
+
+@torch.library.impl(LIBRARY, "projection_forward", "CompositeExplicitAutograd")
+def _forward(
+    features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int], statistics: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run = backends.choose(backend, Projection.of(features, weight, grid))
+    peak, position, mean, variance = _empty_forward(features, weight, grid, statistics)
+    if peak.numel() == 0:  # no image
+        return peak, position, mean.zero_(), variance.zero_()
+    run.projection_forward(
+        features,
+        weight.contiguous(),
+        None if slope is None else slope.contiguous(),
+        peak=peak,
+        position=position,
+        mean=mean if statistics else None,
+        variance=variance if statistics else None,
+    )
+    return peak, position, mean, variance
+
+
+@torch.library.register_fake("difnet_kernels::projection_forward", lib=LIBRARY)
+def _forward_fake(features, weight, slope, grid, statistics, backend):  # type: ignore[no-untyped-def]
+    return _empty_forward(features, weight, grid, statistics)
+
+
+def _empty_backward(features: Tensor, weight: Tensor, want_features: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
+    """Gradients like their inputs; what is not wanted is empty."""
+    grad_features = torch.empty_like(features) if want_features else features.new_empty((0,))
+    return grad_features, weight.new_empty(tuple(weight.shape) if want_weight else (0,))
+
+
+@torch.library.impl(LIBRARY, "projection_backward", "CompositeExplicitAutograd")
+def _backward(
+    grad_peak: Tensor,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor,
+    mean: Tensor,
+    want_features: bool,
+    want_weight: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    run = backends.choose(backend, Projection.of(features, weight, position.shape[2:]))
+    grad_features, grad_weight = _empty_backward(features, weight, want_features, want_weight)
+    if position.numel() == 0:
+        return grad_features, grad_weight.zero_()
+    if want_features or want_weight:
+        run.projection_backward(
+            grad_peak,
+            grad_mean,
+            grad_variance,
+            features,
+            weight.contiguous(),
+            position,
+            mean if mean.numel() > 0 else None,
+            grad_features=grad_features if want_features else None,
+            grad_weight=grad_weight if want_weight else None,
+        )
+    return grad_features, grad_weight
+
+
+@torch.library.register_fake("difnet_kernels::projection_backward", lib=LIBRARY)
+def _backward_fake(  # type: ignore[no-untyped-def]
+    grad_peak, grad_mean, grad_variance, features, weight, position, mean, want_features, want_weight, backend
+):
+    return _empty_backward(features, weight, want_features, want_weight)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    features, weight, _, _, statistics, backend = inputs
+    _, position, mean, _ = output
+    ctx.set_materialize_grads(False)
+    ctx.statistics, ctx.backend = statistics, backend
+    ctx.mark_non_differentiable(position)
+    ctx.save_for_backward(features, weight, position, mean)
+
+
+def _differentiate(ctx, grad_peak, grad_position, grad_mean, grad_variance):  # type: ignore[no-untyped-def]
+    features, weight, position, mean = ctx.saved_tensors
+    want_features, want_weight = ctx.needs_input_grad[:2]
+    if not ctx.statistics:
+        grad_mean = grad_variance = None
+    if grad_peak is None:
+        grad_peak = weight.new_zeros(()).expand(position.shape)
+    grad_features, grad_weight = torch.ops.difnet_kernels.projection_backward(
+        grad_peak, grad_mean, grad_variance, features, weight, position, mean, want_features, want_weight, ctx.backend
+    )
+    return grad_features if want_features else None, grad_weight if want_weight else None, None, None, None, None
+
+
+def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
+    raise NotImplementedError(
+        "psi_projection is differentiable once; a second derivative was asked for (create_graph=True). Compose it from "
+        "torch's conv, batch_norm and adaptive_max_pool instead."
+    )
+
+
+torch.library.register_autograd("difnet_kernels::projection_forward", _differentiate, setup_context=_save, lib=LIBRARY)
+torch.library.register_autograd("difnet_kernels::projection_backward", _refuse_second_derivative, lib=LIBRARY)

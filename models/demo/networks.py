@@ -1,0 +1,129 @@
+"""Part `networks`: trains a small DifNet and its baseline on generated images, and draws the paper's Figs. 2, 3 and 4."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models import checkpoints
+from models.data import SegmentationDataset
+from models.data.synthetic import generate
+from models.demo.progress import Progress
+from models.difnet import DifNet
+from models.evaluate import evaluate
+from models.stages import ReadOut, stages
+from models.tables import hop_shares
+from models.train import data_sets, train
+from models.training import Stopped, TrainConfig
+from models.training.config import resolve_recipe
+from models.training.report import gates
+from models.training.run_folder import RunFolder, environment
+from models.visualize import draw, from_dataset
+
+SIZE, CLASSES, PRESET = 97, 4, "paper"
+VALIDATION = 100  # images
+SHOWN = 4  # images in the figures
+DIFNET, BASELINE = "difnet_tiny", "sim_deeplab_tiny"
+LEVELS = ("the image", "stage 1", "stage 2", "stage 3", "stage 4")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished network and the score it ends with."""
+
+    network: nn.Module
+    mean_iou: float
+    parameters: int
+
+
+def config_of(model: str, data: Path, epochs: int, batch: int) -> TrainConfig:
+    """The same recipe for both networks. γ of Ψ starts as it did for the authors: P is less one-hot then, and learns."""
+    options = {"bn_init": "uniform"} if model == DIFNET else {}
+    recipe = resolve_recipe("generated", epochs=epochs, batch_size=batch, crop=SIZE)
+    return TrainConfig(model, recipe, options, str(data), clip=1.0, val_every=epochs)
+
+
+def trained(config: TrainConfig, out: Path) -> Trained:
+    """Trains into the run folder `out`, in place of the run of an earlier demo."""
+    if RunFolder(out).config_file.exists():
+        shutil.rmtree(out)
+    try:
+        row = train(config, out, device="cpu", check=False, terminal=False)
+    except Stopped as stopped:  # Ctrl-C, which training turns into a checkpoint
+        raise KeyboardInterrupt from stopped
+    network, _ = checkpoints.restore(RunFolder(out).last)
+    return Trained(network, row["mean_iou"], sum(p.numel() for p in network.parameters()))
+
+
+def read_out(network: DifNet, val_set: SegmentationDataset) -> dict[str, float]:
+    """Mean IoU of every stage: of the score map, the seed, and the state after each walk."""
+    return {str(stage): evaluate(ReadOut(network, stage), val_set).mean_iou for stage in stages(network)}
+
+
+def table(by_stage: dict[str, float], mu: list[float], beta: list[float]) -> str:
+    """What each stage of the DifNet would predict, a line each; the walks with the level they compare nodes on."""
+    lines = [f"{'':34s}{'mIoU':>8s}{'μ':>8s}{'β':>8s}"]
+    for stage, name in (("scores", "score map x of the seed branch"), ("seed", "seed s = M x")):
+        lines.append(f"{name:34s}{by_stage[stage]:>8.1%}")
+    for t, (level, m, b) in enumerate(zip(LEVELS, mu, beta, strict=True), start=1):
+        lines.append(f"{f'after walk {t}, along {level}':34s}{by_stage[str(t)]:>8.1%}{m:>8.3f}{b:>8.3f}")
+    return "\n".join(lines)
+
+
+def run(out: Path, images: int, epochs: int, batch: int = 8) -> dict[str, Any]:
+    """Writes fig2.png, fig3.png, fig4.png, networks.json and the two run folders to `out`; returns what the JSON holds.
+
+    images: how many to train on. The learning rate falls to zero over `epochs`, so fewer of them train worse, not less.
+    """
+    progress = Progress(5)
+    with progress(f"{images} + {VALIDATION} generated images of {SIZE} x {SIZE} pixels, {CLASSES} classes"):
+        data = generate(out / f"data-{images}", PRESET, CLASSES, {"train": images, "val": VALIDATION}, SIZE)
+    configs = {name: config_of(name, data, epochs, batch) for name in (BASELINE, DIFNET)}
+    results = {}
+    for name, title in ((BASELINE, "Sim-Deeplab"), (DIFNET, "DifNet")):
+        with progress(f"train {title} ({name}), {epochs * (images // batch)} updates", lines_follow=True):
+            results[name] = trained(configs[name], out / "runs" / name)
+    baseline, difnet = results[BASELINE], results[DIFNET]
+    _, val_set = data_sets(configs[DIFNET])
+    with progress("read the DifNet out before and after every walk"):
+        by_stage = read_out(difnet.network, val_set)
+    with progress("figures"):
+        examples = from_dataset(difnet.network, val_set, range(SHOWN))
+        figures = draw(difnet.network, examples, val_set.classes, out)
+
+    learned = gates(difnet.network)
+    shares = hop_shares(learned["mu"], learned["beta"])
+    found = {
+        "data": {"preset": PRESET, "classes": CLASSES, "size": SIZE, "train": images, "val": VALIDATION},
+        "networks": {name: {"mean_iou": r.mean_iou, "parameters": r.parameters} for name, r in results.items()},
+        "stages": by_stage,
+        **learned,
+        "hop_shares": shares,
+        "recipe": configs[DIFNET].recipe.to_dict(),
+        "machine": environment(),
+    }
+    (out / "networks.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+    print(
+        "\nTwo of the classes have the same texture and colours: a light or a dark disc tells them apart. Distant parts of"
+    )
+    print("an object have no disc, so the news has to travel.")
+    print(f"\nmean IoU on {VALIDATION} images that were not trained on (100 % would be the ground truth)\n")
+    print(f"{'Sim-Deeplab, one branch':34s}{baseline.mean_iou:>8.1%}{baseline.parameters:>12,} parameters")
+    print(f"{'DifNet, two branches and walks':34s}{difnet.mean_iou:>8.1%}{difnet.parameters:>12,} parameters\n")
+    print("inside the DifNet: what it would predict if it stopped earlier\n")
+    print(table(by_stage, **learned))
+    print(
+        "\nμ: how much a walk takes from similar nodes, the rest from the seed; β: how much of the state it replaces."
+    )
+    print("Share of the result that came from 0, 1, ... walks away: " + " / ".join(f"{s:.0%}" for s in shares))
+    print("One run of one small network is an anecdote; docs/results.md has several seeds and every variant.\n")
+    for path, what in zip(figures, ("score, influence, importance", "where nodes look", "walk by walk"), strict=True):
+        print(f"{path}: {what}")
+    print(f"results: {out / 'networks.json'}")
+    return found

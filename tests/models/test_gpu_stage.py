@@ -1,0 +1,47 @@
+"""The networks' stage of the GPU suite, run small on the CPU: it notices what it is there to notice."""
+
+import json
+
+import pytest
+
+from benchmarks.gpu import networks
+from models.difnet import DifNet
+
+SMALL = {"size": 65, "batch": 2, "steps": 4, "device": "cpu"}
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_two_streams_are_compared_with_one(amp):
+    facts = networks.streams("difnet_tiny", amp, **SMALL)
+    assert facts["passed"] and facts["losses_apart"] == facts["logits_apart"] == 0 and len(facts["losses"]) == 4
+    assert facts["losses"][-1] < facts["losses"][0]  # the updates are updates
+    assert facts["ms_one_stream"] > 0 and facts["ms_two_streams"] > 0
+
+
+def test_another_result_on_two_streams_fails(monkeypatch):
+    """What a race would do: with the branches side by side, embeddings are sometimes those of another image."""
+    branches = DifNet.branches
+
+    def racing(self, image):
+        scores, psi = branches(self, image)
+        return (scores, psi) if "_side_by_side" in vars(self) else (scores.roll(1, 0), psi)
+
+    monkeypatch.setattr(DifNet, "branches", racing)
+    assert not networks.streams("difnet_tiny", "bf16", **SMALL)["passed"]
+
+
+def test_the_share_of_the_diffusion_is_a_share():
+    for direction in ("forward", "both"):
+        assert 0 < networks.share("difnet_tiny", 65, 1, direction, "cpu", repeats=2) < 1
+
+
+def test_experiments_leave_their_results_where_the_suite_looks(tmp_path, monkeypatch):
+    from models import experiments
+
+    monkeypatch.setattr(experiments, "run_job", lambda job: {
+        "variant": job.variant.name, "seed": job.seed, "lr": 0.1, "parameters": 1, "mean_iou": 0.5, "twins_iou": None,
+        "seconds": 0.0, "mu": [[0.5]], "beta": [[0.5]], "stages": {"1": 0.5},
+    })  # fmt: skip
+    monkeypatch.setattr(experiments.os, "cpu_count", lambda: 1)
+    assert networks.experiments(tmp_path / "experiments.json", "smoke", "cpu") == 0
+    assert json.loads((tmp_path / "experiments.json").read_text())["budget"] == "smoke"

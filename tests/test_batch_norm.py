@@ -1,0 +1,144 @@
+"""The normalisation inside Ψ keeps the state of its module exactly as torch's own batch normalisation would."""
+
+from __future__ import annotations
+
+import os
+import socket
+from itertools import product
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from difnet_kernels import PsiProjection, psi_projection
+from tests.cases import normal
+from tests.projections import Shape, composed, features, module, run
+from tests.tolerances import PSI_PROJECTION, assert_within
+from tests.truth import assert_same
+
+SHAPE = Shape(3, 4, 5, (9, 7), (4, 3))
+BOUND = PSI_PROJECTION[torch.float32]
+
+
+def _both(norm: nn.BatchNorm2d, training: bool, batches: int = 3) -> None:
+    """Several batches through Ψ with `norm`, and through torch's layers with a copy of it in fp64."""
+    weight, bias = torch.randn(5, 4), torch.randn(5)
+    theirs = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.AdaptiveMaxPool2d(SHAPE.grid))
+    twin = type(norm)(5, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    twin.load_state_dict(norm.state_dict())
+    theirs[1] = twin
+    theirs = theirs.double().train(training)
+    with torch.no_grad():
+        theirs[0].weight.copy_(weight[..., None, None])
+        theirs[0].bias.copy_(bias)
+    norm.train(training)
+    for number in range(batches):
+        x = features(SHAPE, number=number)
+        assert_within("psi", psi_projection(x, weight, bias, norm, SHAPE.grid), theirs(x.double()), BOUND)
+        for name, buffer in norm.named_buffers():
+            assert_within(name, buffer.double(), twin.get_buffer(name).double(), BOUND)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    ("momentum", "affine", "track"), list(product((0.1, None, 0.0, 1.0), (True, False), (True, False)))
+)
+def test_running_buffers_move_as_torch_moves_them(
+    momentum: float | None, affine: bool, track: bool, training: bool
+) -> None:
+    torch.manual_seed(3)
+    norm = nn.BatchNorm2d(5, 1e-3, momentum, affine, track)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    _both(norm, training)
+
+
+def test_statistics_switched_off_after_the_start() -> None:
+    """track_running_stats is read at every call, as torch reads it."""
+    norm = nn.BatchNorm2d(5)
+    _both(norm, True, 1)
+    norm.track_running_stats = False
+    before = norm.running_mean.clone()
+    psi_projection(features(SHAPE), torch.randn(5, 4), None, norm.train(), SHAPE.grid)
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_a_half_network_keeps_half_buffers() -> None:
+    ours = module(SHAPE).bfloat16().train()
+    ours(features(SHAPE, "bf16"), SHAPE.grid)
+    assert ours.norm.running_mean.dtype == torch.bfloat16
+    assert ours.norm.num_batches_tracked == 1
+
+
+def test_the_bias_before_a_normalisation_has_the_gradient_zero() -> None:
+    """Not none: optimisers and gradient buckets expect one."""
+    ours = module(SHAPE).train()
+    ours(features(SHAPE), SHAPE.grid).square().sum().backward()
+    assert ours.bias.grad is not None and not ours.bias.grad.any()
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm], ids=["alone", "sync"])
+def test_one_value_per_channel_is_refused_as_torch_does(kind: type[nn.BatchNorm2d]) -> None:
+    norm, x, weight = kind(5).train(), torch.randn(1, 4, 1, 1), torch.randn(5, 4)
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        psi_projection(x, weight, None, norm, (2, 2))
+    psi_projection(x, weight, None, norm.eval(), (2, 2))
+
+
+def test_a_training_step_is_bitwise_reproducible() -> None:
+    def step() -> list[Tensor]:
+        ours = module(SHAPE).train()
+        optimizer = torch.optim.SGD(ours.parameters(), 0.1, momentum=0.9)
+        for number in range(3):
+            optimizer.zero_grad()
+            ours(features(SHAPE, number=number), SHAPE.grid).square().sum().backward()
+            optimizer.step()
+        return [*ours.state_dict().values()]
+
+    first = step()
+    for _ in range(5):
+        assert_same(step(), first)
+
+
+def _part(rank: int) -> slice:
+    return slice(0, 1) if rank == 0 else slice(1, 3)  # unequal shares
+
+
+def _process(rank: int, port: int, results: object) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        ours = nn.SyncBatchNorm.convert_sync_batchnorm(module(SHAPE)).train()
+        assert isinstance(ours, PsiProjection) and isinstance(ours.norm, nn.SyncBatchNorm)
+        weights = normal(4, 3, 5, *SHAPE.grid)
+        found = run(ours, features(SHAPE)[_part(rank)], SHAPE.grid, weights=weights[_part(rank)])
+        results[rank] = [x.numpy() for x in found]  # type: ignore[index]
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_share_the_statistics() -> None:
+    """Outputs, gradients and buffers are those of one process with the whole batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_process, (port, results), nprocs=2)
+        one, two = ([torch.from_numpy(x) for x in results[rank]] for rank in (0, 1))
+    weights = normal(4, 3, 5, *SHAPE.grid)
+    ours = module(SHAPE).train()
+    whole = run(composed(ours, SHAPE), features(SHAPE).double(), weights=weights)
+    for place, name in enumerate(("psi", "features")):
+        assert_within(name, torch.cat([one[place], two[place]]), whole[place], BOUND)
+    floor = BOUND * whole[4].abs().max().item()
+    for place, name in enumerate(("weight", "bias", "gamma", "beta"), 2):
+        assert_within(name, (one[place] + two[place]).reshape(whole[place].shape), whole[place], BOUND, floor=floor)
+    for place in range(6, 9):
+        assert_within(f"buffer {place}", one[place], whole[place], BOUND)
+        assert torch.equal(one[place], two[place])
