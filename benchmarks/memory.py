@@ -7,6 +7,8 @@ thread runs that a fork could lose), and forks a child for each line of JSON tha
 from __future__ import annotations
 
 import atexit
+import ctypes
+import gc
 import json
 import os
 import signal
@@ -25,6 +27,8 @@ from benchmarks.peers import CONTENDERS, Setting
 from benchmarks.tasks import DTYPES, FAILED, MEASURED, UNAVAILABLE, Row, Task
 
 PATIENCE = 120
+# pages of their own for whatever is not small, so that freeing it shows (glibc)
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # what grows: functions that give a small call, and the call that counts
 SUBJECTS = {"cascade": cascade.growing, "psi": psi.growing}
 
@@ -85,6 +89,7 @@ def growth(warm: Call, run: Call, device: str) -> int:
         torch.cuda.synchronize(device)
         del kept
         return torch.cuda.max_memory_allocated(device) - before
+    _give_back()
     with open("/proc/self/clear_refs", "w") as control:
         control.write("5")  # the high-water mark starts again at what is resident now
     before = _status("VmRSS")
@@ -92,6 +97,13 @@ def growth(warm: Call, run: Call, device: str) -> int:
     peak = _status("VmHWM")
     del kept
     return max(0, peak - before)
+
+
+def _give_back() -> None:
+    """What was freed goes back to the system: kept by the allocator, it would be reused and the growth not seen."""
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _status(name: str) -> int:
@@ -108,6 +120,7 @@ def _ask(question: Mapping[str, object]) -> dict[str, object]:
         _SOURCE = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.memory"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+            env={**os.environ, **ALLOCATOR},
         )  # fmt: skip
         atexit.register(_SOURCE.kill)
     assert _SOURCE.stdin is not None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from benchmarks.cases import Case
@@ -33,6 +34,8 @@ TITLES = {
 ALL = tuple(range(5))
 # relative to the largest value: a product over the channels, one affine map; sums over the image for a gradient
 BOUND, GRADIENT_BOUND = 2e-5, 2e-4
+# torch sums the statistics of a batch in fp32, one value after the other
+PEERS_TRAINING_BOUND = 1e-3
 BOUND_16_BITS = 4 * 2.0**-8
 
 # T embeddings of T feature maps
@@ -141,6 +144,9 @@ def _folded(level: Level) -> Callable[[Tensor], Tensor]:
 
 
 def _compiled(level: Level) -> Callable[[Tensor], Tensor]:
+    # ten levels share one forward, two more than a compiler keeps by default before it quietly runs the rest eagerly
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(level, dynamic=False)
 
 
@@ -193,7 +199,7 @@ class PsiTask(Task):
         def prepare() -> tuple[Call, Verdict]:
             own = problem.laid_out(LAYOUTS[layout])
             run = runner(stem, own, self.direction)
-            return run, judge(own, run(), truth)
+            return run, judge(own, run(), truth, exact=stem == "ours" or self.direction == "forward")
 
         return Entrant(title_of(name), why_not(stem, self.direction, device), prepare)
 
@@ -205,20 +211,27 @@ def why_not(stem: str, direction: str, device: str) -> str | None:
 
 
 def judge(
-    problem: Problem, found: tuple[list[Tensor], list[Tensor]], truth: tuple[list[Tensor], list[Tensor]]
+    problem: Problem,
+    found: tuple[list[Tensor], list[Tensor]],
+    truth: tuple[list[Tensor], list[Tensor]],
+    *,
+    exact: bool = True,
 ) -> Verdict:
-    """Embeddings and gradients against fp64, each relative to its largest value."""
+    """Embeddings and gradients against fp64, each relative to its largest value. exact: statistics without rounding
+    that grows with the image."""
     wide = problem.features[0].dtype == torch.float32
+    bound = BOUND_16_BITS if not wide else BOUND if exact else PEERS_TRAINING_BOUND
+    gradient_bound = GRADIENT_BOUND if exact else PEERS_TRAINING_BOUND
     checks = []
     for level, (ours, true) in enumerate(zip(found[0], truth[0], strict=True)):
-        checks.append((f"psi[{level}]", _error(ours, true, true), BOUND if wide else BOUND_16_BITS))
+        checks.append((f"psi[{level}]", _error(ours, true, true), bound))
     names = {id(p): name for name, p in problem.levels.named_parameters()}
     weights = [true for x, true in zip(problem.wanted, truth[1], strict=False) if x.dim() > 1]
     for x, ours, true in zip(problem.wanted, found[1], truth[1], strict=False):
         name = names.get(id(x), "features")
         # batch statistics take away whatever a bias adds: its gradient is zero, and what is left is rounding
         scale = torch.stack([w.abs().max() for w in weights]).max() if ".conv." in name else true
-        checks.append((f"gradient of {name}", _error(ours, true, scale), GRADIENT_BOUND))
+        checks.append((f"gradient of {name}", _error(ours, true, scale), gradient_bound))
     worst = max(checks, key=lambda check: check[1] / check[2] if check[1] == check[1] else float("inf"))
     return Verdict(error=worst[1], bound=worst[2], worst=worst[0])
 
