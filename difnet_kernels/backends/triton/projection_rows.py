@@ -73,7 +73,7 @@ ROWS: tuple[Row, ...] = (
     Row(Launch(16, 64, 4, 2), "forward", False, 64, BLACKWELL, channels_last=False),
     Row(Launch(16, 64, 4, 3), "forward", False, 64),
     Row(Launch(16, 32, 8, 2), "forward", False),
-    Row(Launch(16, 0, 4, 1), "backward", True, DP=64),
+    Row(Launch(8, 0, 4, 1), "backward", True, DP=64),
     Row(Launch(16, 0, 8, 1), "backward", True),
     Row(Launch(32, 64, 4, 3), "pixel_gradient", False, 64, WARP_GROUPS, channels_last=True),
     Row(Launch(16, 64, 4, 3), "pixel_gradient", False, DP=64),

@@ -199,10 +199,9 @@ def test_blocks_and_ranges_change_nothing_but_rounding(monkeypatch: pytest.Monke
     assert_right(p)
 
 
-@pytest.mark.parametrize("narrow", (True, False), ids=["narrow", "wide"])
-@pytest.mark.parametrize("launch", sorted({(r.launch.pixels, r.launch.channels) for r in ROWS}), ids=str)
-def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch, launch: tuple[int, int], narrow: bool) -> None:
-    pixels, channels = launch
+@pytest.mark.parametrize("tile", sorted({(r.narrow, r.launch.pixels, r.launch.channels) for r in ROWS}), ids=str)
+def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch, tile: tuple[bool, int, int]) -> None:
+    narrow, pixels, channels = tile
     monkeypatch.setattr(projection_rows, "select", lambda case: Launch(pixels, channels or 16, 4, 2))
     assert_right(projection((5, 6), (3, 4), 3 if narrow else 70))
 
