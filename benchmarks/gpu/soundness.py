@@ -1,5 +1,5 @@
-"""Memory and races: NaN in every fresh buffer, guard bands around every output, 250 repeats, and compute-sanitizer
-if it is there."""
+"""Memory, races and order: NaN in every fresh buffer, guard bands around every output, 250 repeats, an image alone and in a
+batch, and compute-sanitizer if it is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,6 +81,15 @@ def repeats(times: int = 250) -> None:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), f"repeat {number} differs"
 
 
+def alone() -> None:
+    """An image by itself, whose rows several programs share, has the bits that it has in a batch that fills the card."""
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = make_inputs(Case("alone", 16, 1681, 64, 21, walks=2), "network", dtype, "cuda")
+        first = replace(batch, seed=batch.seed[:1], psi=[p[:1] for p in batch.psi], grad=batch.grad[:1])
+        together, apart = (calls(inputs, "high")["forward+backward"]()[:-2] for inputs in (batch, first))
+        assert all(torch.equal(a[:1], b) for a, b in zip(together, apart, strict=True)), f"{dtype}: other bits alone"
+
+
 def other_stream() -> None:
     """Work queued on a side stream waits for its inputs there."""
     call = calls(make_inputs(PROBLEMS[0], "network", torch.float32, "cuda"), "high")["forward+backward"]
@@ -97,6 +107,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "poison": poison,
     "guards": guards,
     "other_stream": other_stream,
+    "alone": alone,
     "repeats": repeats,
 }
 

@@ -84,7 +84,7 @@ def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Walk:
-    """How one walk runs: operand type, products, padded width, tiles and splits."""
+    """How one walk runs: operand type, products, padded width and tiles."""
 
     operand: torch.dtype
     centred: bool
