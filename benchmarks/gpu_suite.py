@@ -2,8 +2,8 @@
 
 Runs from a checkout without installing. Every stage is a process of its own with a time limit; it writes
 DIR/STAGE.json as soon as it is done (the long ones after every measurement), and a stage that fails or runs out of
-time does not stop the next. DIR/suite.json says how each one ended. The whole takes at most nine minutes; what did
-not fit is named there.
+time does not stop the next. DIR/suite.json says how each one ended. A call takes at most nine minutes; what did not fit is
+named there, and a later call with --resume and the same DIR goes on with it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MINUTES = 9.0
 LEAVE = 8.0  # seconds kept for the last words
+LEAST = 10.0  # seconds without which no stage is begun
+OUT_OF_TIME, NOT_STARTED = "out of time", "not started: no time left"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ STAGES = (
         "correctness", "the smoke tests on the GPU backends", 90,
         ("-m", "benchmarks.gpu.suite_tests", "--out", "{out}", "--seconds", "{seconds}", "--smoke"),
     ),
+    Stage("psi", "Ψ: every launch row against fp64, the five levels", 50, ("-m", "benchmarks.gpu.psi", "--out", "{out}",
+    "--seconds", "{seconds}")),
+    Stage("ceilings", "what the card can do at best, and torch's attention kernels", 60,
+          ("-m", "benchmarks.gpu.ceilings", "--out", "{out}", "--seconds", "{seconds}")),
     Stage("graphs", "graph replay of the small cases", 60, ("-m", "benchmarks.gpu.graphs", "--out", "{out}",
     "--seconds", "{seconds}")),
     Stage(
@@ -106,7 +112,7 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, object]:
             ).returncode
         except subprocess.TimeoutExpired:
             code = None
-    ended = {0: "done", None: "out of time"}.get(code, f"failed with status {code}")
+    ended = {0: "done", None: OUT_OF_TIME}.get(code, f"failed with status {code}")
     return {
         "stage": stage.name,
         "what": stage.what,
@@ -116,13 +122,27 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, object]:
     }
 
 
+def earlier(folder: Path) -> dict[str, dict[str, object]]:
+    """How the stages of earlier calls with this folder ended, by name."""
+    path = folder / "suite.json"
+    if not path.exists():
+        return {}
+    return {entry["stage"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["stages"]}
+
+
+def write(folder: Path, ended: dict[str, dict[str, object]]) -> None:
+    listed = [ended[name] for name in NAMES if name in ended]
+    (folder / "suite.json").write_text(json.dumps({"stages": listed}, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, one JSON file per stage")
     parser.add_argument(
         "--stage", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
     )
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for the whole (default {MINUTES:g})")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for this call (default {MINUTES:g})")
+    parser.add_argument("--resume", action="store_true", help="leave out the stages that are done in --out")
     options = parser.parse_args(arguments)
     reason = no_gpu()
     if reason:
@@ -133,19 +153,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes - LEAVE
-    report = []
-    for stage in (stage for stage in STAGES if stage.name in options.stage):
+    ended = earlier(options.out)
+    asked = [stage for stage in STAGES if stage.name in options.stage]
+    if options.resume:
+        asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != "done"]
+    for stage in asked:
         left = end - time.monotonic()
-        if left < 10:
-            report.append(
-                {"stage": stage.name, "what": stage.what, "ended": "not started: no time left", "results": None}
-            )
+        if left < LEAST:
+            if stage.name not in ended:
+                ended[stage.name] = {"stage": stage.name, "what": stage.what, "ended": NOT_STARTED, "results": None}
         else:
             print(f"{stage.name}: {stage.what} ...", flush=True)
-            report.append(run(stage, options.out, min(stage.seconds, left)))
-            print(f"  {report[-1]['ended']} after {report[-1]['seconds']} s", flush=True)
-        (options.out / "suite.json").write_text(json.dumps({"stages": report}, indent=1) + "\n", encoding="utf-8")
-    return 0 if all(entry["ended"] in ("done", "out of time") for entry in report) else 1
+            ended[stage.name] = run(stage, options.out, min(stage.seconds, left))
+            print(f"  {ended[stage.name]['ended']} after {ended[stage.name]['seconds']} s", flush=True)
+        write(options.out, ended)
+    left_out = [stage.name for stage in asked if ended[stage.name]["ended"] in (NOT_STARTED, OUT_OF_TIME)]
+    if left_out:
+        print(f"not finished: {', '.join(left_out)}. Go on with --resume.")
+    return 1 if any(str(ended[stage.name]["ended"]).startswith("failed") for stage in asked) else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.cost import Machine, cpu, h200
 from benchmarks.questions import QUESTIONS
-from benchmarks.tasks import Row, Task
+from benchmarks.tasks import NOT_MEASURED, Row, Task
 
 FOLDER = Path(__file__).with_name("results")
 
@@ -47,14 +47,16 @@ def machine_of(head: Mapping[str, Any]) -> Machine | None:
 
 
 def load(folder: Path = FOLDER) -> dict[str, Results]:
-    """All results files of a folder, later ones over earlier ones; a kind of device without a file is empty."""
+    """All results files in a folder and below, later measurements over earlier ones; a kind of device without a file is
+    empty."""
     found = {"cpu": Results("cpu"), "gpu": Results("gpu")}
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
     files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
     for file in sorted(files, key=lambda file: file["date"]):
         results = found["cpu" if file["machine"]["device"] == "cpu" else "gpu"]
         results.head = {key: value for key, value in file.items() if key != "rows"}
         for facts in file["rows"]:
             row = Row(**facts)
-            results.rows[row.task, row.contender] = row
+            if row.status != NOT_MEASURED or (row.task, row.contender) not in results.rows:
+                results.rows[row.task, row.contender] = row
     return found

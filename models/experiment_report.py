@@ -29,7 +29,10 @@ def report(result: dict[str, Any]) -> str:
         "to DifNet, paired by seed. Twins: mean IoU of the classes that share colours and texture with another one; only "
         "an emblem, which distant parts of an object do not have, tells which it is.",
         "## How μ and β grow",
-        growth([run for run in runs if run["variant"] == names[0]]),
+        *(
+            f"{name}:\n\n{growth([run for run in runs if run['variant'] == name])}"
+            for name in five_walks(result["variants"])
+        ),
         "## What every stage of DifNet would predict",
         stage_table([run for run in runs if run["variant"] == names[0]]),
         "The stages are read out of the finished network; nothing but the last one was trained to be a prediction.",
@@ -59,6 +62,15 @@ def comparison(runs: Sequence[dict[str, Any]], names: Sequence[str], questions: 
             ]
         )
     return markdown(["network", "question", "parameters", "learning rate", "mIoU", "difference", "twins"], rows)
+
+
+def five_walks(variants: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the networks with the paper's whole cascade, however else they differ."""
+    return [
+        variant["name"]
+        for variant in variants
+        if variant["model"].startswith("difnet") and not {"walks", "diffusion"} & set(variant["options"])
+    ]
 
 
 def growth(runs: Sequence[dict[str, Any]]) -> str:

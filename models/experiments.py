@@ -26,9 +26,8 @@ from models.data import build_dataset, build_transform
 from models.data.scenes import PRESETS, class_looks
 from models.data.synthetic import generate
 from models.difnet import DifNet
-from models.evaluate import evaluate
 from models.experiment_report import report
-from models.stages import ReadOut, stages
+from models.stages import mean_iou_by_stage
 from models.train import train
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
@@ -190,11 +189,7 @@ def twins_iou(per_class_iou: Sequence[float | None], budget: Budget) -> float | 
 def read_stages(model: DifNet, job: Job) -> dict[str, float]:
     """Mean IoU of the score map, of the seed and after every walk."""
     val_set = build_dataset(job.data, "voc", "val", build_transform("default"))
-    model.to(job.device)
-    return {
-        str(stage): evaluate(ReadOut(model, stage), val_set, amp=job.budget.amp, device=job.device).mean_iou
-        for stage in stages(model)
-    }
+    return mean_iou_by_stage(model.to(job.device), val_set, amp=job.budget.amp, device=job.device)
 
 
 def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: int | None = None) -> dict[str, Any]:

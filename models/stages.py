@@ -1,10 +1,14 @@
 """A DifNet read out before its end: what the score, the seed, or the state after some walks would predict."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from models.data import SegmentationDataset
 from models.deeplab import upsample
 from models.difnet import DifNet
+from models.evaluate import evaluate
 
 
 class ReadOut(nn.Module):
@@ -28,3 +32,8 @@ class ReadOut(nn.Module):
 def stages(model: DifNet) -> list[str | int]:
     """All stages of a network, in the order of the computation; the last one is the network itself."""
     return ["scores", "seed", *range(1, len(model.walk.mu) + 1)]
+
+
+def mean_iou_by_stage(model: DifNet, dataset: SegmentationDataset, **options: Any) -> dict[str, float]:
+    """Mean IoU of every stage, by its name; options as of `evaluate`."""
+    return {str(stage): evaluate(ReadOut(model, stage), dataset, **options).mean_iou for stage in stages(model)}

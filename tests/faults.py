@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FORWARD, BACKWARD = "cpu/walk_forward_tile.h", "cpu/walk_backward_tile.h"
+PSI_FORWARD, PSI_BACKWARD = "cpu/psi_forward_tile.h", "cpu/psi_backward_tile.h"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,33 @@ FAULTS = (
         "image * tensor.stride(0) * int64_t(tensor.element_size())",
         "int32_t(uint32_t(image * tensor.stride(0) * int64_t(tensor.element_size())))",
         "sizes.py::test_strides_beyond_int32",
+    ),
+    Fault(
+        "the last of equal pixels wins", PSI_FORWARD, "young > old", "young >= old",
+        "psi_kernels.py::test_the_first_of_equal_pixels_wins",
+    ),
+    Fault("a negative slope seeks the maximum", PSI_FORWARD, "-w", "w", "psi_kernels", "? {} : w;"),
+    Fault(
+        "NaN never wins", PSI_FORWARD, "(young != young) & (old == old)", "V{} != V{}",
+        "psi_kernels.py::test_nan_wins_its_windows_and_no_other",
+    ),
+    Fault("shared rows count twice in the moments", PSI_FORWARD, "run.y >= own.to[1]", "false", "psi_kernels"),
+    Fault(
+        "shared columns count twice in the moments", PSI_FORWARD, "own.to[2] - run.x < run.length", "false", "psi_kernels"
+    ),
+    Fault(
+        "moments are summed about zero", PSI_FORWARD, "before > 0", "true",
+        "psi_kernels.py::test_a_large_mean_leaves_the_variance",
+    ),
+    Fault("a pixel misses its last window", PSI_BACKWARD, "axis.pixels - 1", "0", "psi_kernels", "axis.windows + {}) /"),
+    Fault("the mean is not subtracted", PSI_BACKWARD, "about[lane]", "Real(0)", "psi_kernels", "(to[lane] - {})"),
+    Fault(
+        "sums start from what memory holds", PSI_BACKWARD, "!first", "true",
+        "psi_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c * kTile, grad, count, {}, out",
+    ),
+    Fault(
+        "rows are joined across gaps", "cpu/psi_tile.h", "volume.stride[1] != row", "false",
+        "psi_kernels.py::test_strides_change_no_bit",
     ),
 )  # fmt: skip
 # read by every source of the copy; the library has one, set when it is loaded

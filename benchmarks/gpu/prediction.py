@@ -2,13 +2,11 @@
 
     python -m benchmarks.gpu.prediction --out benchmarks/results/gpu_prediction.json --page docs/gpu.md
 
-Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compiled for sm_90 at the sizes of the case,
-with the splits that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the chip
-issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest
-of the three is the time (least); if the products wait for the rest,
-their sum (most). Both branches of P_ji are counted,
-so the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not
-measured".
+Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compiled for sm_90 at the sizes of the case, with
+the programs per row tile that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the
+chip issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest
+of the three is the time (least); if the products wait for the rest, their sum (most). Both branches of P_ji are counted, so
+the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not measured".
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import math
 from pathlib import Path
 
 import torch
+import triton
 
 from benchmarks.cases import CASES, Case
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
@@ -60,8 +59,8 @@ def predict(case: Case, binary: Binary) -> dict[str, object]:
     products = 2 * rows * cols * depth / FLOP
     exps = binary.loop_count("MUFU.EX2") * 32 * binary.warps / EXPS
     row_tiles, columns = math.ceil(case.nodes / rows), math.ceil(case.nodes / cols)
-    splits = binary.programs // (case.batch * row_tiles)
-    turns = math.ceil(binary.programs / PROCESSORS) * math.ceil(columns / splits)
+    sharing = binary.programs // (case.batch * row_tiles)
+    turns = math.ceil(binary.programs / PROCESSORS) * math.ceil(columns / sharing)
     least, most = max(issue, products, exps), products + max(issue, exps)
     chip, widths = h200(), Widths.of(case, h200())
     cost = forward_cost(widths, BEST_FORMS["gpu"][0]) if forward else backward_cost(widths, BEST_FORMS["gpu"][1])
@@ -70,7 +69,7 @@ def predict(case: Case, binary: Binary) -> dict[str, object]:
         "tile": f"{rows}x{cols}",
         "warps": binary.warps,
         "stages": binary.stages,
-        "splits": splits,
+        "sharing": sharing,
         "registers": binary.registers,
         "shared": binary.shared,
         "programs_per_sm": binary.programs_per_sm,
@@ -96,7 +95,7 @@ def measured() -> dict[tuple[str, str, str, str], float]:
 def table(entries: list[dict[str, object]]) -> str:
     seen = measured()
     lines = [
-        "| case | input | kernel | tile, warps | splits | registers, shared KiB, programs/SM | "
+        "| case | input | kernel | tile, warps | programs per row tile | registers, shared KiB, programs/SM | "
         "issue : products : exps, cycles/tile | floor, µs | predicted, µs | measured, µs |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -106,7 +105,7 @@ def table(entries: list[dict[str, object]]) -> str:
         time = seen.get((e["case"], e["dtype"], e["precision"], e["kernel"]))  # type: ignore[arg-type]
         lines.append(
             f"| {e['case']} | {e['dtype']} {e['precision']} | {e['kernel']} | {e['tile']}, {e['warps']} | "
-            f"{e['splits']} | "
+            f"{e['sharing']} | "
             f"{e['registers']}, {e['shared'] / 1024:.0f}, {e['programs_per_sm']} | "  # type: ignore[operator]
             f"{cycles['issue']:.0f} : {cycles['products']:.0f} : {cycles['exps']:.0f} | {e['floor_us']:.1f} | "
             f"{e['least_us']:.0f} to {e['most_us']:.0f} | {'not measured' if time is None else f'{time:.1f}'} |"
@@ -121,7 +120,7 @@ def main() -> int:
     parser.add_argument("--read", action="store_true", help="take the predictions from --out instead of compiling")
     options = parser.parse_args()
     if options.read:
-        entries = json.loads(options.out.read_text(encoding="utf-8"))["entries"]
+        made = json.loads(options.out.read_text(encoding="utf-8"))
     else:
         entries = [
             {"case": name, "dtype": dtype, "precision": precision, **predict(CASES[name], binary)}
@@ -129,12 +128,16 @@ def main() -> int:
             for name in NAMES
             for binary in compiled(CASES[name], kind, precision)
         ]
+        made = {"triton": triton.__version__, "entries": entries}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"entries": entries}, indent=1) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if options.page:
         text = options.page.read_text(encoding="utf-8")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
-        options.page.write_text(f"{before}{BEGIN}\n{table(entries)}\n{END}{after}", encoding="utf-8")
+        options.page.write_text(
+            f"{before}{BEGIN}\nCompiled by Triton {made['triton']}.\n\n{table(made['entries'])}\n{END}{after}",
+            encoding="utf-8",
+        )
     return 0
 
 

@@ -10,30 +10,30 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-#if defined(__FLT16_MAX__)
-using Half = _Float16;
-#else
 struct Half {
   uint16_t bits;
 };
+
+// Conversions by integer arithmetic and without branches: the compiler makes vectors of them, and calls no function where
+// the instruction set has no half precision.
 DIFNET_INLINE float half_to_float(Half half) {
   const uint32_t sign = uint32_t(half.bits & 0x8000u) << 16, magnitude = half.bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | (magnitude << 13));
-  const float value = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;  // also right for subnormals
-  return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, value));
+  const float finite = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;  // also right for subnormals
+  const uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : __builtin_bit_cast(uint32_t, finite);
+  return __builtin_bit_cast(float, sign | bits);
 }
 DIFNET_INLINE Half float_to_half(float value) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000u,
                  magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};
-  if (magnitude < 0x38800000u) {  // subnormal: let the adder round at the right place
-    const float rounded = __builtin_bit_cast(float, magnitude) + 0.5f;
-    return {uint16_t(sign | (__builtin_bit_cast(uint32_t, rounded) - 0x3f000000u))};
-  }
-  return {uint16_t(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13))};
+  // subnormal: let the adder round at the right place
+  const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+  const uint32_t small = __builtin_bit_cast(uint32_t, shifted) - 0x3f000000u;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t half = magnitude < 0x38800000u ? small : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  return {uint16_t(sign | half)};
 }
-#endif
 
 template <typename Real>
 DIFNET_INLINE Real widen(float x) {
@@ -49,11 +49,7 @@ DIFNET_INLINE Real widen(BFloat16 x) {
 }
 template <typename Real>
 DIFNET_INLINE Real widen(Half x) {
-#if defined(__FLT16_MAX__)
-  return Real(float(x));
-#else
   return Real(half_to_float(x));
-#endif
 }
 
 DIFNET_INLINE void narrow(double x, float& to) { to = float(x); }
@@ -65,13 +61,7 @@ DIFNET_INLINE void narrow(float x, BFloat16& to) {
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   to.bits = nan ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
-DIFNET_INLINE void narrow(float x, Half& to) {
-#if defined(__FLT16_MAX__)
-  to = _Float16(x);
-#else
-  to = float_to_half(x);
-#endif
-}
+DIFNET_INLINE void narrow(float x, Half& to) { to = float_to_half(x); }
 template <typename To>
 DIFNET_INLINE void narrow(double x, To& to) {
   narrow(float(x), to);

@@ -39,7 +39,7 @@ struct Band {
   int64_t image, from[3], to[3];
 };
 
-// Mean and sum of squared deviations, per channel, of the `count` pixels that belong to a band.
+// Mean and sum of squared deviations, per channel, of the `count` pixels that belong to a band; all zero at first.
 struct Moments {
   double count, *mean, *deviation;
 };
@@ -48,7 +48,7 @@ template <typename Real>
 struct PsiForward {
   PsiSizes size;
   const Volume* features;  // per image
-  const Real *weight, *slope;
+  const Real* weight;
   Real* peak;
   int32_t* position;
   PooledStrides pooled;

@@ -12,8 +12,8 @@ static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
                 const std::optional<Tensor>& grad_variance, const Tensor& features, const Tensor& weight,
                 const Tensor& position, const std::optional<Tensor>& mean, const std::optional<Tensor>& grad_features,
                 const std::optional<Tensor>& grad_weight) {
-  // few parts, because each holds a copy of grad_weight; not fewer tiles in one than make that copy worthwhile
-  constexpr int64_t kParts = 16, kTilesPerPart = 6;
+  // few parts, because each holds a copy of grad_weight, and a multiple of four, for two or four threads
+  constexpr int64_t kParts = 16, kTilesPerPart = 8;
   const Kernels<Real>& with = kernels<Real>();
   const Windows windows({features.size(2), features.size(3), features.size(4)},
                         {grad_peak.size(1), grad_peak.size(2), grad_peak.size(3)});
@@ -22,7 +22,7 @@ static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
   const std::vector<Volume> grads = grad_features.has_value() ? volumes(*grad_features) : std::vector<Volume>();
   const int64_t pixels = features.size(2) * features.size(3) * features.size(4);
   const int64_t per_image = (pixels + kTile - 1) / kTile, tiles = features.size(0) * per_image;
-  const int64_t parts = std::min(kParts, (tiles + kTilesPerPart - 1) / kTilesPerPart);
+  const int64_t parts = std::min({tiles, kParts, round_up((tiles + kTilesPerPart - 1) / kTilesPerPart, 4)});
   const int64_t stored = size.panels * with.panel, padded = size.blocks * kTile, threads = workers(parts);
   const bool read = grad_weight.has_value() || grad_variance.has_value();
   Workspace<Real> work;

@@ -10,10 +10,12 @@ namespace difnet {
 // depend on the sizes alone, so the bits do not depend on the number of threads.
 static std::vector<Band> bands_of(int64_t images, const PsiSizes& size) {
   constexpr int64_t kRows = 12, kColumns = 512;
-  const auto count = [](const Axis& axis, int64_t pixels) {
-    return std::min(axis.windows, (std::max(axis.pixels, axis.windows) + pixels - 1) / pixels);
+  const auto parts = [](const Axis& axis, int64_t length) {
+    return (std::max(axis.pixels, axis.windows) + length - 1) / length;
   };
-  const int64_t rows = count(size.axis[1], kRows), columns = count(size.axis[2], kColumns);
+  // a multiple of four shares out evenly among two or four threads
+  const int64_t rows = std::min(size.axis[1].windows, round_up(parts(size.axis[1], kRows), 4));
+  const int64_t columns = std::min(size.axis[2].windows, parts(size.axis[2], kColumns));
   std::vector<Band> bands;
   for (int64_t b = 0; b < images; ++b)
     for (int64_t z = 0; z < size.axis[0].windows; ++z)
@@ -69,15 +71,15 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
   PsiForward<Real> psi{size,
                        images.data(),
                        static_cast<const Real*>(weight.const_data_ptr()),
-                       pointer<const Real>(slope),
                        static_cast<Real*>(peak.mutable_data_ptr()),
                        static_cast<int32_t*>(position.mutable_data_ptr()),
                        {peak.stride(0), peak.stride(1), {peak.stride(2), peak.stride(3), peak.stride(4)}},
                        work.at(signed_weight),
                        work.at(sign),
                        false};
+  const Real* slopes = pointer<const Real>(slope);
   for (int64_t d = 0; d < stored; ++d) {
-    const Real s = psi.slope != nullptr && d < size.embed ? psi.slope[d] : Real(1);
+    const Real s = slopes != nullptr && d < size.embed ? slopes[d] : Real(1);
     psi.sign[d] = s < 0 ? Real(-1) : s == 0 ? Real(0) : Real(1);
     psi.any_flat = psi.any_flat || s == 0;
   }

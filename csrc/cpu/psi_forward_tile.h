@@ -121,7 +121,7 @@ DIFNET_INLINE void add_moments(const PsiForward<Real>& psi, const Box& own, cons
   constexpr int P = kPanel<Real>, W = kWidth<Real>;
   if (run.z >= own.to[0] || run.y >= own.to[1] || run.x >= own.to[2]) return;
   const int64_t length = own.to[2] - run.x < run.length ? own.to[2] - run.x : run.length;
-  const double before = moments.count, count = double(length), share = 1 / (before + count);
+  const double before = moments.count, count = double(length), weight = count / (before + count);
   for (int64_t panel = 0; panel < psi.size.panels; ++panel) {
     const Real* pixel = z + (panel * kTile + run.at) * P;
     double *mean = moments.mean + panel * P, *deviation = moments.deviation + panel * P;
@@ -139,12 +139,10 @@ DIFNET_INLINE void add_moments(const PsiForward<Real>& psi, const Box& own, cons
       store(sum + half * W, total[half]);
       store(squares + half * W, total_squares[half]);
     }
-    for (int lane = 0; lane < P; ++lane) {  // Chan, Golub, LeVeque 1983: two sets of moments in one
-      const double off = double(sum[lane]) / count;
-      const double apart = double(about[lane]) + off - (before > 0 ? mean[lane] : 0.0);
-      deviation[lane] +=
-          double(squares[lane]) - off * double(sum[lane]) + (before > 0 ? apart * apart * before * count * share : 0.0);
-      mean[lane] = before > 0 ? mean[lane] + apart * count * share : apart;
+    for (int lane = 0; lane < P; ++lane) {  // Chan, Golub, LeVeque 1983: two sets of moments become one
+      const double off = double(sum[lane]) / count, apart = double(about[lane]) + off - mean[lane];
+      deviation[lane] += double(squares[lane]) - off * double(sum[lane]) + apart * apart * before * weight;
+      mean[lane] += apart * weight;
     }
   }
   moments.count += count;

@@ -26,23 +26,14 @@ def _load() -> str | None:
 
 _MISSING = _load()
 
+
+def _fake(*args: object) -> None:
+    """The results are written into arguments."""
+
+
 if _MISSING is None:
-
-    @torch.library.register_fake("difnet_kernels::walk_forward")
-    def _forward_fake(*args: object) -> None:
-        """The results are written into arguments."""
-
-    @torch.library.register_fake("difnet_kernels::walk_backward")
-    def _backward_fake(*args: object) -> None:
-        """The results are written into arguments."""
-
-    @torch.library.register_fake("difnet_kernels::psi_forward")
-    def _psi_forward_fake(*args: object) -> None:
-        """The results are written into arguments."""
-
-    @torch.library.register_fake("difnet_kernels::psi_backward")
-    def _psi_backward_fake(*args: object) -> None:
-        """The results are written into arguments."""
+    for _name in ("walk_forward", "walk_backward", "psi_forward", "psi_backward"):
+        torch.library.register_fake(f"difnet_kernels::{_name}", _fake)
 
 
 def unusable() -> str | None:

@@ -11,12 +11,9 @@ from typing import Any
 from torch import nn
 
 from models import checkpoints
-from models.data import SegmentationDataset
 from models.data.synthetic import generate
 from models.demo.progress import Progress
-from models.difnet import DifNet
-from models.evaluate import evaluate
-from models.stages import ReadOut, stages
+from models.stages import mean_iou_by_stage
 from models.tables import hop_shares
 from models.train import data_sets, train
 from models.training import Stopped, TrainConfig
@@ -60,11 +57,6 @@ def trained(config: TrainConfig, out: Path) -> Trained:
     return Trained(network, row["mean_iou"], sum(p.numel() for p in network.parameters()))
 
 
-def read_out(network: DifNet, val_set: SegmentationDataset) -> dict[str, float]:
-    """Mean IoU of every stage: of the score map, the seed, and the state after each walk."""
-    return {str(stage): evaluate(ReadOut(network, stage), val_set).mean_iou for stage in stages(network)}
-
-
 def table(by_stage: dict[str, float], mu: list[float], beta: list[float]) -> str:
     """What each stage of the DifNet would predict, a line each; the walks with the level they compare nodes on."""
     lines = [f"{'':34s}{'mIoU':>8s}{'μ':>8s}{'β':>8s}"]
@@ -75,10 +67,34 @@ def table(by_stage: dict[str, float], mu: list[float], beta: list[float]) -> str
     return "\n".join(lines)
 
 
+def report(found: dict[str, Any]) -> str:
+    """What networks.json holds, for somebody who meets all this for the first time."""
+    networks = (("Sim-Deeplab, one branch", BASELINE), ("DifNet, two branches and walks", DIFNET))
+    lines = [
+        "Two of the classes have the same texture and colours; a light or a dark disc tells them apart. Distant parts of an",
+        "object have no disc, so the news has to travel.",
+        "",
+        f"mean IoU on {found['data']['val']} images that were not trained on (100 % would be the ground truth):",
+    ]
+    for title, name in networks:
+        row = found["networks"][name]
+        lines.append(f"{title:34s}{row['mean_iou']:>8.1%}{row['parameters']:>12,} parameters")
+    lines += ["", "inside the DifNet, what it would predict if it stopped earlier:"]
+    lines.append(table(found["stages"], found["mu"], found["beta"]))
+    shares = " / ".join(f"{share:.0%}" for share in found["hop_shares"])
+    lines += [
+        "",
+        "μ: how much a walk takes from similar nodes, the rest is from the seed; β: how much of the state it replaces.",
+        f"Share of the result that came from 0, 1, ... walks away: {shares}",
+        "One run of one small network is an anecdote; docs/results.md compares variants over several seeds.",
+    ]
+    return "\n".join(lines)
+
+
 def run(out: Path, images: int, epochs: int, batch: int = 8) -> dict[str, Any]:
     """Writes fig2.png, fig3.png, fig4.png, networks.json and the two run folders to `out`; returns what the JSON holds.
 
-    images: how many to train on. The learning rate falls to zero over `epochs`, so fewer of them train worse, not less.
+    images: how many to train on. epochs: how often each of them is seen.
     """
     progress = Progress(5)
     with progress(f"{images} + {VALIDATION} generated images of {SIZE} x {SIZE} pixels, {CLASSES} classes"):
@@ -88,41 +104,27 @@ def run(out: Path, images: int, epochs: int, batch: int = 8) -> dict[str, Any]:
     for name, title in ((BASELINE, "Sim-Deeplab"), (DIFNET, "DifNet")):
         with progress(f"train {title} ({name}), {epochs * (images // batch)} updates", lines_follow=True):
             results[name] = trained(configs[name], out / "runs" / name)
-    baseline, difnet = results[BASELINE], results[DIFNET]
+    difnet = results[DIFNET].network
     _, val_set = data_sets(configs[DIFNET])
     with progress("read the DifNet out before and after every walk"):
-        by_stage = read_out(difnet.network, val_set)
+        by_stage = mean_iou_by_stage(difnet, val_set)
     with progress("figures"):
-        examples = from_dataset(difnet.network, val_set, range(SHOWN))
-        figures = draw(difnet.network, examples, val_set.classes, out)
+        examples = from_dataset(difnet, val_set, range(SHOWN))
+        figures = draw(difnet, examples, val_set.classes, out)
 
-    learned = gates(difnet.network)
-    shares = hop_shares(learned["mu"], learned["beta"])
+    learned = gates(difnet)
     found = {
         "data": {"preset": PRESET, "classes": CLASSES, "size": SIZE, "train": images, "val": VALIDATION},
         "networks": {name: {"mean_iou": r.mean_iou, "parameters": r.parameters} for name, r in results.items()},
         "stages": by_stage,
         **learned,
-        "hop_shares": shares,
+        "hop_shares": hop_shares(learned["mu"], learned["beta"]),
         "recipe": configs[DIFNET].recipe.to_dict(),
         "machine": environment(),
     }
     (out / "networks.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
-    print(
-        "\nTwo of the classes have the same texture and colours: a light or a dark disc tells them apart. Distant parts of"
-    )
-    print("an object have no disc, so the news has to travel.")
-    print(f"\nmean IoU on {VALIDATION} images that were not trained on (100 % would be the ground truth)\n")
-    print(f"{'Sim-Deeplab, one branch':34s}{baseline.mean_iou:>8.1%}{baseline.parameters:>12,} parameters")
-    print(f"{'DifNet, two branches and walks':34s}{difnet.mean_iou:>8.1%}{difnet.parameters:>12,} parameters\n")
-    print("inside the DifNet: what it would predict if it stopped earlier\n")
-    print(table(by_stage, **learned))
-    print(
-        "\nμ: how much a walk takes from similar nodes, the rest from the seed; β: how much of the state it replaces."
-    )
-    print("Share of the result that came from 0, 1, ... walks away: " + " / ".join(f"{s:.0%}" for s in shares))
-    print("One run of one small network is an anecdote; docs/results.md has several seeds and every variant.\n")
+    print(f"\n{report(found)}\n")
     for path, what in zip(figures, ("score, influence, importance", "where nodes look", "walk by walk"), strict=True):
         print(f"{path}: {what}")
     print(f"results: {out / 'networks.json'}")

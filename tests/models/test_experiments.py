@@ -1,6 +1,8 @@
 """The experiments run from data to tables, resume where they stopped, and compare what they say they compare."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ def test_every_variant_runs_with_every_seed(result):
     assert json.loads((out / "results.json").read_text())["runs"] == result["runs"]
     text = (out / "results.md").read_text()
     assert text == report(result) and all(name in text for name in names)
+    assert text.count("| ⊕5 |") == 3  # with five walks: as it is, without ASPP, without M
 
 
 def test_the_last_stage_is_the_network(result):
@@ -68,6 +71,14 @@ def test_differences_are_paired_by_seed():
     ]
     last = comparison(runs, ["a", "b"], {"a": "?", "b": "?"}).splitlines()[-1]
     assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 22.50 ± 3.54 |"
+
+
+def test_committed_tables_are_those_of_the_committed_numbers():
+    results = Path(__file__).parents[2] / "docs/results"
+    numbers = json.loads((results / "experiments_cpu.json").read_text())
+    assert (results / "experiments_cpu.md").read_text() == report(numbers)
+    assert numbers["budget"] == "cpu" and numbers["settings"] == json.loads(json.dumps(asdict(BUDGETS["cpu"])))
+    assert len(numbers["runs"]) == len(BUDGETS["cpu"].variants()) * BUDGETS["cpu"].seeds
 
 
 def test_twins_are_the_classes_that_only_an_emblem_tells_apart():

@@ -13,6 +13,7 @@ from difnet_kernels.problem import Problem
 
 MAX_EMBED = 256
 MIN_ARCH = 80
+LAST_OFFSET = 2**31 - 2**16  # a tile may reach past the end
 
 
 @functools.cache
@@ -47,6 +48,22 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
+def refuses_projection(problem: Any) -> str | None:
+    """Why this projection Ψ cannot run although the backend can."""
+    if problem.device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
+        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    if torch.float64 in problem.dtypes:
+        return "float64 has no fast matrix units; use float32, or another backend"
+    if problem.embed > MAX_EMBED:
+        return f"D = {problem.embed} is above {MAX_EMBED}, the widest tile that fits shared memory"
+    if max(problem.pixels, problem.nodes, MAX_EMBED * problem.channels) > LAST_OFFSET:
+        return (
+            f"{problem.pixels} pixels, {problem.nodes} nodes or {MAX_EMBED} times {problem.channels} channels pass "
+            f"{LAST_OFFSET}, where the 32-bit offsets inside an image end"
+        )
+    return None
+
+
 def cascade_forward(*args: Any, **kwargs: Any) -> None:
     from .schedule_forward import cascade_forward as run  # Triton is imported by the first call, not with the package
 
@@ -55,5 +72,17 @@ def cascade_forward(*args: Any, **kwargs: Any) -> None:
 
 def cascade_backward(*args: Any, **kwargs: Any) -> None:
     from .schedule_backward import cascade_backward as run
+
+    run(*args, **kwargs)
+
+
+def projection_forward(*args: Any, **kwargs: Any) -> None:
+    from .schedule_projection import projection_forward as run
+
+    run(*args, **kwargs)
+
+
+def projection_backward(*args: Any, **kwargs: Any) -> None:
+    from .schedule_projection import projection_backward as run
 
     run(*args, **kwargs)

@@ -88,7 +88,8 @@ _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za
 
 
 def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
-    """(all instructions, those of the shortest loop with at least half as many matrix instructions as the richest)."""
+    """(all instructions, those of the shortest loop with at least half as many matrix instructions as the richest, or of
+    the longest loop where there are none)."""
     names: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
@@ -102,7 +103,8 @@ def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
                 loops.append((labels[target[1]], len(names)))
     matrix = [sum(name.startswith(MATRIX) for name in names[begin:end]) for begin, end in loops]
     rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
-    best = min(rich, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    longest = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    best = min(rich, key=lambda loop: loop[1] - loop[0], default=longest)
     return Counter(names), Counter(names[best[0] : best[1]])
 
 
@@ -124,7 +126,7 @@ def _read(binary: Binary) -> Binary:
 @contextmanager
 def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run."""
-    from difnet_kernels.backends.triton import plan, schedule_backward, schedule_forward
+    from difnet_kernels.backends.triton import plan, schedule_backward, schedule_forward, schedule_projection
 
     binaries: dict[str, Binary] = {}
 
@@ -147,6 +149,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
             mock.patch.object(triton.JITFunction, "run", compile_instead),
             mock.patch.object(schedule_forward, "card_of", lambda device: card),
             mock.patch.object(schedule_backward, "card_of", lambda device: card),
+            mock.patch.object(schedule_projection, "card_of", lambda device: card),
         ):
             yield found
     finally:

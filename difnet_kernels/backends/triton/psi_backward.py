@@ -1,0 +1,286 @@
+"""Ψ backward (Ψ2-Ψ4). ∂z of a pixel is gathered, not scattered: the windows that contain it are known, each tells by
+its position whether it chose this pixel, and z is projected again for the statistics' part. No atomics, fixed order.
+
+C ≤ 4 (`psi_narrow_backward_kernel`): one pass, ∂z stays in registers; a program adds ∂z fᵀ over its range of pixels.
+More channels: ∂z of a bounded block of pixels goes through a scratch buffer, because every chunk of channels needs it:
+`psi_pixel_gradient_kernel` writes it, `psi_feature_gradient_kernel` (Wᵀ ∂z) and `psi_weight_gradient_kernel` (∂z fᵀ)
+read it. The parts of grad_weight are added by `psi_weight_reduce_kernel`.
+
+The pixels of an image are padded to units of PAD; ∂z is zero in the padding.
+"""
+
+import triton
+import triton.language as tl
+
+from .psi_tiles import (
+    feature_tile,
+    halves,
+    narrow_features,
+    narrow_project,
+    narrow_weight,
+    next_offset,
+    product,
+    project,
+    weight_halves,
+    window_end,
+    window_start,
+)  # fmt: skip
+
+# sizes and strides: a new value must not compile a new kernel
+_PLAIN = [
+    "f_b", "f_c", "f_z", "f_y", "f_x", "g_b", "g_d", "g_z", "g_y", "g_x", "p_b", "p_d", "p_z", "p_y", "p_x", "o_b", "o_c",
+    "o_z", "o_y", "o_x", "C", "D", "Z", "Y", "X", "OZ", "OY", "OX", "has_mean", "has_variance", "units", "first_unit",
+    "last_unit", "range_units", "group", "ranges", "add", "elements", "grad_ptr", "grad_mean_ptr",
+]  # fmt: skip
+
+
+@triton.jit
+def pixel_axes(pixel, Y, X):
+    """(z, y, x) of flat pixels."""
+    return pixel // (X * Y), (pixel // X) % Y, pixel % X
+
+
+@triton.jit
+def node_tile(at, stride, D, DP: tl.constexpr, LAST: tl.constexpr):
+    """[DP, P] of a pooled field whose nodes are at `at` [P]; LAST: its channels are contiguous."""
+    d = tl.arange(0, DP)
+    if LAST:
+        tile = tl.trans(tl.load(at[:, None] + d[None, :], mask=(d < D)[None, :], other=0))
+    else:
+        tile = tl.load(at[None, :] + d[:, None] * stride, mask=(d < D)[:, None], other=0)
+    return tile
+
+
+@triton.jit
+def chosen_gradient(
+    grad_ptr, g_d, g_z, g_y, g_x, position_ptr, p_d, p_z, p_y, p_x, pixel, z, y, x, own, D, Z, Y, X, OZ, OY, OX,
+    DP: tl.constexpr, P: tl.constexpr, GRAD_LAST: tl.constexpr, POSITION_LAST: tl.constexpr,
+):  # fmt: skip
+    """(Ψ2, first part) Σ grad_peak [DP, P] over the windows whose position is the pixel, in the order of the windows."""
+    first_z, first_y, first_x = window_start(z, OZ, Z), window_start(y, OY, Y), window_start(x, OX, X)
+    many_z = window_end(z, OZ, Z) - first_z
+    many_y = window_end(y, OY, Y) - first_y
+    many_x = window_end(x, OX, X) - first_x
+    most_x = tl.max(many_x, axis=0)
+    most_y = tl.max(many_y, axis=0)
+    total = tl.zeros([DP, P], tl.float32)
+    off_x, off_y, off_z = 0, 0, 0
+    for _ in range(0, tl.max(many_z, axis=0) * most_y * most_x):
+        inside = own & (off_x < many_x) & (off_y < many_y) & (off_z < many_z)
+        at_x = tl.where(inside, first_x + off_x, first_x)
+        at_y = tl.where(inside, first_y + off_y, first_y)
+        at_z = tl.where(inside, first_z + off_z, first_z)
+        chosen = node_tile(position_ptr + at_z * p_z + at_y * p_y + at_x * p_x, p_d, D, DP, POSITION_LAST)
+        grad = node_tile(grad_ptr + at_z * g_z + at_y * g_y + at_x * g_x, g_d, D, DP, GRAD_LAST)
+        total += tl.where((chosen == pixel[None, :]) & inside[None, :], grad.to(tl.float32), 0.0)
+        off_x, off_y, off_z = next_offset(off_x, off_y, off_z, most_x, most_y)
+    return total
+
+
+@triton.jit
+def statistics_gradient(
+    value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP: tl.constexpr
+):
+    """(Ψ2, second part) (grad_mean + 2 (z - mean) grad_variance) / n for z [DP, P]; share = 1 / n."""
+    d = tl.arange(0, DP)
+    grad_mean = tl.load(grad_mean_ptr + d, mask=(d < D) & (has_mean != 0), other=0.0)
+    grad_variance = tl.load(grad_variance_ptr + d, mask=(d < D) & (has_variance != 0), other=0.0)
+    mean = tl.load(mean_ptr + d, mask=d < D, other=0.0)
+    apart = (value - mean[:, None]) * (2.0 * share * grad_variance)[:, None]
+    return apart + (share * grad_mean)[:, None]
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def psi_narrow_backward_kernel(
+    grad_ptr, g_b: tl.int64, g_d: tl.int64, g_z: tl.int64, g_y: tl.int64, g_x: tl.int64,
+    position_ptr, p_b: tl.int64, p_d: tl.int64, p_z: tl.int64, p_y: tl.int64, p_x: tl.int64,
+    f_ptr, f_b: tl.int64, f_c: tl.int64, f_z: tl.int64, f_y: tl.int64, f_x: tl.int64,
+    out_ptr, o_b: tl.int64, o_c: tl.int64, o_z: tl.int64, o_y: tl.int64, o_x: tl.int64,
+    weight_ptr, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, part_ptr,
+    D, Z, Y, X, OZ, OY, OX, units, last_unit, range_units,
+    DP: tl.constexpr, P: tl.constexpr, PAD: tl.constexpr, NARROW: tl.constexpr, GRAD_LAST: tl.constexpr,
+    POSITION_LAST: tl.constexpr, STATISTICS: tl.constexpr, WANT_FEATURES: tl.constexpr,
+):  # fmt: skip
+    """All of the backward for C = NARROW ≤ 4 channels and range_units units of pixels of the whole batch; part
+    [ranges, DP, NARROW]."""
+    program = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, DP)
+    w0, w1 = narrow_weight(weight_ptr, d, 0, NARROW, D), narrow_weight(weight_ptr, d, 1, NARROW, D)
+    w2, w3 = narrow_weight(weight_ptr, d, 2, NARROW, D), narrow_weight(weight_ptr, d, 3, NARROW, D)
+    pixels = Z * Y * X
+    sum0 = tl.zeros([DP, P], tl.float32)
+    sum1 = tl.zeros([DP, P], tl.float32)
+    sum2 = tl.zeros([DP, P], tl.float32)
+    sum3 = tl.zeros([DP, P], tl.float32)
+    first = program * range_units
+    last = tl.minimum(first + range_units, last_unit)
+    for step in range(first * (PAD // P), last * (PAD // P)):
+        image = step // (units * (PAD // P))
+        pixel = (step % (units * (PAD // P))).to(tl.int32) * P + tl.arange(0, P)
+        own = pixel < pixels
+        pixel = tl.minimum(pixel, pixels - 1)
+        z, y, x = pixel_axes(pixel, Y, X)
+        grad = chosen_gradient(
+            grad_ptr + image * g_b, g_d, g_z, g_y, g_x, position_ptr + image * p_b, p_d, p_z, p_y, p_x, pixel, z, y, x,
+            own, D, Z, Y, X, OZ, OY, OX, DP, P, GRAD_LAST, POSITION_LAST,
+        )  # fmt: skip
+        f0, f1, f2, f3 = narrow_features(f_ptr + image * f_b + z * f_z + y * f_y + x * f_x, f_c, NARROW)
+        if STATISTICS:
+            value = narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, NARROW)
+            more = statistics_gradient(
+                value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP
+            )
+            grad += tl.where(own[None, :], more, 0.0)
+        # (Ψ4)
+        sum0 = tl.fma(grad, f0[None, :], sum0)
+        if NARROW > 1:
+            sum1 = tl.fma(grad, f1[None, :], sum1)
+        if NARROW > 2:
+            sum2 = tl.fma(grad, f2[None, :], sum2)
+        if NARROW > 3:
+            sum3 = tl.fma(grad, f3[None, :], sum3)
+        if WANT_FEATURES:  # (Ψ3)
+            to = out_ptr + image * o_b + z * o_z + y * o_y + x * o_x
+            kind = out_ptr.dtype.element_ty
+            tl.store(to, tl.sum(grad * w0[:, None], axis=0).to(kind), mask=own)
+            if NARROW > 1:
+                tl.store(to + o_c, tl.sum(grad * w1[:, None], axis=0).to(kind), mask=own)
+            if NARROW > 2:
+                tl.store(to + 2 * o_c, tl.sum(grad * w2[:, None], axis=0).to(kind), mask=own)
+            if NARROW > 3:
+                tl.store(to + 3 * o_c, tl.sum(grad * w3[:, None], axis=0).to(kind), mask=own)
+    to = part_ptr + program * DP * NARROW + d * NARROW
+    tl.store(to, tl.sum(sum0, axis=1))
+    if NARROW > 1:
+        tl.store(to + 1, tl.sum(sum1, axis=1))
+    if NARROW > 2:
+        tl.store(to + 2, tl.sum(sum2, axis=1))
+    if NARROW > 3:
+        tl.store(to + 3, tl.sum(sum3, axis=1))
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def psi_pixel_gradient_kernel(
+    grad_ptr, g_b: tl.int64, g_d: tl.int64, g_z: tl.int64, g_y: tl.int64, g_x: tl.int64,
+    position_ptr, p_b: tl.int64, p_d: tl.int64, p_z: tl.int64, p_y: tl.int64, p_x: tl.int64,
+    f_ptr, f_b: tl.int64, f_c: tl.int64, f_z: tl.int64, f_y: tl.int64, f_x: tl.int64,
+    halves_ptr, unit_ptr, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, scratch_ptr,
+    C, D, Z, Y, X, OZ, OY, OX, units, first_unit,
+    DP: tl.constexpr, P: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr, GRAD_LAST: tl.constexpr,
+    POSITION_LAST: tl.constexpr, STATISTICS: tl.constexpr,
+):  # fmt: skip
+    """(Ψ2) ∂z of P pixels -> scratch [pixels of the block, DP]."""
+    program = tl.program_id(0).to(tl.int64)
+    step = first_unit.to(tl.int64) * (PAD // P) + program
+    image = step // (units * (PAD // P))
+    pixel = (step % (units * (PAD // P))).to(tl.int32) * P + tl.arange(0, P)
+    own = pixel < Z * Y * X
+    pixel = tl.minimum(pixel, Z * Y * X - 1)
+    z, y, x = pixel_axes(pixel, Y, X)
+    grad = chosen_gradient(
+        grad_ptr + image * g_b, g_d, g_z, g_y, g_x, position_ptr + image * p_b, p_d, p_z, p_y, p_x, pixel, z, y, x, own,
+        D, Z, Y, X, OZ, OY, OX, DP, P, GRAD_LAST, POSITION_LAST,
+    )  # fmt: skip
+    if STATISTICS:
+        at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT
+        value = project(
+            halves_ptr, tl.load(unit_ptr + tl.arange(0, DP)), at, f_c, C, DP, P, CC, EVEN, CHANNELS_LAST, EXACT
+        )
+        more = statistics_gradient(
+            value, mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share, D, DP
+        )
+        grad += tl.where(own[None, :], more, 0.0)
+    row = program * P + tl.arange(0, P)
+    tl.store(scratch_ptr + row[:, None] * DP + tl.arange(0, DP)[None, :], tl.trans(grad))
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def psi_feature_gradient_kernel(
+    scratch_ptr, halves_ptr, unit_ptr, out_ptr, o_b: tl.int64, o_c: tl.int64, o_z: tl.int64, o_y: tl.int64,
+    o_x: tl.int64, C, Z, Y, X, units, first_unit, group,
+    DP: tl.constexpr, P: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
+    """(Ψ3) grad_features = Wᵀ ∂z of P pixels and `group` chunks of channels."""
+    chunks = tl.cdiv(C, CC)
+    groups = tl.cdiv(chunks, group)
+    program = tl.program_id(0).to(tl.int64)
+    local = program // groups
+    step = first_unit.to(tl.int64) * (PAD // P) + local
+    image = step // (units * (PAD // P))
+    pixel = (step % (units * (PAD // P))).to(tl.int32) * P + tl.arange(0, P)
+    own = pixel < Z * Y * X
+    z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
+    d = tl.arange(0, DP)
+    row = local * P + tl.arange(0, P)
+    grad = tl.load(scratch_ptr + row[:, None] * DP + d[None, :]) * tl.load(unit_ptr + d)[None, :]
+    g_high, g_low, unit = halves(tl.trans(grad), 0, False)  # [DP, P]
+    to_pixel = out_ptr + (image * o_b + z * o_z + y * o_y + x * o_x) * UNIT
+    first = (program % groups).to(tl.int32) * group
+    last = tl.minimum(first + group, chunks)
+    tl.assume(first < last)
+    for chunk in range(first, last):
+        w_high, w_low = weight_halves(halves_ptr, chunk * CC, chunks, DP, CC)
+        out = product(tl.trans(w_high), tl.trans(w_low), g_high, g_low, False) * unit[None, :]  # [CC, P]
+        out = out.to(out_ptr.dtype.element_ty)
+        c = chunk * CC + tl.arange(0, CC)
+        if CHANNELS_LAST:
+            if EVEN:
+                tl.store(to_pixel[:, None] + c[None, :], tl.trans(out), mask=own[:, None])
+            else:
+                tl.store(to_pixel[:, None] + c[None, :], tl.trans(out), mask=own[:, None] & (c < C)[None, :])
+        else:
+            tl.store(to_pixel[None, :] + c[:, None] * o_c, out, mask=own[None, :] & (c < C)[:, None])
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def psi_weight_gradient_kernel(
+    scratch_ptr, f_ptr, f_b: tl.int64, f_c: tl.int64, f_z: tl.int64, f_y: tl.int64, f_x: tl.int64, part_ptr,
+    C, Z, Y, X, units, first_unit, last_unit, range_units, add,
+    DP: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """(Ψ4) one range of a block's pixels, one chunk of channels: part [ranges, DP, chunks·CC] = (+=, if add) ∂z fᵀ."""
+    chunks = tl.cdiv(C, CC)
+    program = tl.program_id(0).to(tl.int64)
+    chunk = (program % chunks).to(tl.int32)
+    part = program // chunks
+    d = tl.arange(0, DP)
+    c = chunk * CC + tl.arange(0, CC)
+    to = part_ptr + (part * DP + d[:, None]) * (chunks * CC) + c[None, :]
+    total = tl.zeros([DP, CC], tl.float32)
+    if add != 0:
+        total = tl.load(to)
+    first = part.to(tl.int32) * range_units
+    last = tl.minimum(first + range_units, last_unit - first_unit)
+    for local in range(first, last):
+        unit_number = first_unit + local
+        image = (unit_number // units).to(tl.int64)
+        pixel = (unit_number % units) * PAD + tl.arange(0, PAD)
+        z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
+        row = local * PAD + tl.arange(0, PAD)
+        grad = tl.load(scratch_ptr + row[:, None] * DP + d[None, :])
+        g_high, g_low, g_unit = halves(tl.trans(grad), 1, False)  # [DP, PAD]
+        at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT
+        f_high, f_low, f_unit = halves(feature_tile(at, chunk * CC, f_c, C, CC, EVEN, CHANNELS_LAST), 1, EXACT)
+        made = product(g_high, g_low, tl.trans(f_high), tl.trans(f_low), EXACT)
+        total = tl.fma(made * g_unit[:, None], tl.broadcast_to(f_unit[None, :], [DP, CC]), total)
+    tl.store(to, total)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def psi_weight_reduce_kernel(
+    part_ptr, out_ptr, C, D, ranges, columns, DP: tl.constexpr, R: tl.constexpr, E: tl.constexpr
+):
+    """grad_weight [D, C] from part [ranges, DP, columns], E elements a program, in the order of the ranges."""
+    element = tl.program_id(0) * E + tl.arange(0, E)
+    size = DP * columns
+    total = tl.zeros([R, E], tl.float32)
+    for begin in range(0, ranges, R):
+        part = begin + tl.arange(0, R)
+        at = part_ptr + part.to(tl.int64)[:, None] * size + element[None, :]
+        total += tl.load(at, mask=(part < ranges)[:, None] & (element < size)[None, :], other=0.0)
+    d = element // columns
+    c = element % columns
+    tl.store(out_ptr + d * C + c, tl.sum(total, axis=0), mask=(d < D) & (c < C))
