@@ -237,6 +237,7 @@ def draw_peers(data: dict):
 
     palette = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999", "#000000", "#F0E442")
     names = list(dict.fromkeys(name for cases in data.values() for peers in cases.values() for name in peers))
+    highest = max((times for cases in data.values() for peers in cases.values() for times in peers.values()), default=1)
     figure, axes = plt.subplots(1, len(data), figsize=(4.6 * len(data), 3.4), sharey=True, squeeze=False)
     for panel, (direction, cases) in zip(axes[0], data.items(), strict=True):
         for number, peers in enumerate(cases.values()):
@@ -257,7 +258,7 @@ def draw_peers(data: dict):
         panel.set_yticks([1, 2, 3, 5, 10, 20, 50])
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
         panel.minorticks_off()
-        panel.set_ylim(top=1.25 * max(times for found in cases.values() for times in found.values()))
+        panel.set_ylim(top=1.25 * highest)
         panel.set_xticks(range(len(cases)), list(cases), rotation=20, ha="right", fontsize=8)
         panel.set_title(f"{direction.replace('+', ' + ')}: time of a peer / ours", fontsize=9.5)
         panel.grid(True, axis="y", color="#EEEEEE", lw=0.8)

@@ -200,10 +200,10 @@ QUESTIONS = {
     "walk": walk,
     "cascade": cascade,
     "memory": memory,
+    "scaling": scaling,
     "psi": psi,
     "psi_memory": psi_memory,
     "models": models,
-    "scaling": scaling,
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import plots, record, report, results, show
 from benchmarks.clock import Timing, alternate
-from benchmarks.questions import all_tasks, overhead
+from benchmarks.questions import ONCE, QUESTIONS, all_tasks, overhead
 from benchmarks.tables import all_tables
 from benchmarks.tasks import FAILED, MEASURED, UNAVAILABLE, Entrant, Row, contest
 
@@ -150,6 +150,16 @@ def test_tasks_have_names_of_their_own():
     for device in ("cpu", "cuda"):
         names = [str(task) for task in all_tasks(device)]
         assert len(names) == len(set(names))
+
+
+def test_the_first_turn_asks_every_question():
+    assert {task.question for task in all_tasks("cpu") if task.turn == ONCE} == set(QUESTIONS)
+
+
+def test_every_question_has_its_tests_under_pytest():
+    files = [path.read_text(encoding="utf-8") for path in Path(show.__file__).parent.glob("test_*.py")]
+    for name in QUESTIONS:
+        assert any(f'contenders_of("{name}")' in text for text in files), name
 
 
 def test_units():
