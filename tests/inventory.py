@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-ONCE = 215  # those without a backend
-PER_BACKEND = 1262  # on each backend, the reference included
-KERNELS_ONLY = 103  # on each backend but the reference
-NATIVE_ONLY = 25  # on the compiled library
+ONCE = 257  # those without a backend
+PER_BACKEND = 1337  # on each backend, the reference included
+KERNELS_ONLY = 542  # on each backend but the reference
+NATIVE_ONLY = 35  # on the compiled library
 SKIPPED = 0
 # of those, what a backend refuses by its own account: fp64, D above 256, and on a GPU the tensors of a forked process
-REFUSED = {"triton on cpu": 283, "triton on cuda": 286}
+REFUSED = {"triton on cpu": 304, "triton on cuda": 307}
