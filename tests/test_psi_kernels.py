@@ -210,6 +210,32 @@ def test_strides_change_no_bit(kernel: str, layout: str, dtype: str) -> None:
         assert_same(grads, backward(kernel, plain, made))
 
 
+STATISTICS = {
+    "one_number_expanded": lambda x: x[:1].expand_as(x),
+    "every_other_number": lambda x: x.repeat_interleave(3)[1::3],
+}
+
+
+@pytest.mark.parametrize("layout", STATISTICS)
+def test_strides_of_the_statistics_change_no_bit(kernel: str, layout: str) -> None:
+    """The gradient of a sum has stride 0; the kernels read the channels one after the other, so the operator sees to it."""
+    for case in (SMALL, Shape(1, 3, 20, (1, 9, 7), (1, 4, 5))):
+        problem = draw(case)
+        made = forward(kernel, problem)
+        assert problem.grad_mean is not None and problem.grad_variance is not None and made.mean is not None
+        problem.grad_mean, problem.grad_variance = (
+            STATISTICS[layout](x) for x in (problem.grad_mean, problem.grad_variance)
+        )
+        ours = torch.ops.difnet_kernels.projection_backward(
+            problem.grad_peak, problem.grad_mean, problem.grad_variance, problem.features, problem.weight,
+            made.position, made.mean, True, True, kernel,
+        )  # fmt: skip
+        problem.grad_mean, problem.grad_variance = (
+            x.clone(memory_format=torch.contiguous_format) for x in (problem.grad_mean, problem.grad_variance)
+        )
+        assert_same(list(ours), backward(kernel, problem, made))
+
+
 @pytest.mark.parametrize("outer", ["channels", "columns"])
 def test_outputs_have_strides_too(kernel: str, outer: str) -> None:
     """And nothing around them is touched."""
@@ -274,6 +300,21 @@ def test_nan_wins_its_windows_and_no_other(kernel: str, slope: str) -> None:
     assert bool(at(bad.expand(-1, BAND.embed, -1, -1, -1), made.position)[reached].all())
     assert torch.equal(made.peak[~reached], clean.peak[~reached])
     assert torch.equal(made.position[~reached], clean.position[~reached])
+
+
+@pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 3, 5, (1, 9, 14), (1, 4, 4))], ids=str)
+def test_the_last_nan_of_a_window_wins(kernel: str, case: Shape) -> None:
+    """As in torch, whatever the slope; most windows see several."""
+    problem = draw(case, statistics=False)
+    problem.slope = torch.arange(case.embed).remainder(3).sub(1).float()
+    problem.features[:, 1].flatten(1)[:, ::4] = float("nan")
+    z = projected(problem)[0].detach()
+    peak, position = adaptive_max_pool3d(sign(problem) * z, problem.grid, return_indices=True)
+    reached = peak.isnan()
+    assert bool(reached.any())
+    made = forward(kernel, problem)
+    assert torch.equal(made.peak.isnan(), reached)
+    assert torch.equal(made.position[reached].long(), position[reached])
 
 
 def test_infinity_is_the_largest_number(kernel: str) -> None:
