@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 # the pixels of an image are padded to this in the backward; a power of two that every row's `pixels` divides
 PAD = 64
+# DP, the padded width of ψ -> channels of a chunk, the same in every kernel because W is split once for all of them; a
+# tile of W's halves is DP times as large
+CHUNKS = {16: 64, 32: 64, 64: 64, 128: 32, 256: 32}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """pixels of a tile (forward: windows, of which one pixel each is in the tile), channels of a chunk (0: all of
-    them), warps per program, stages of the copy pipeline."""
+    """pixels of a tile (forward: windows, of which one pixel each is in the tile), warps per program, stages of the copy
+    pipeline."""
 
     pixels: int
-    channels: int
     warps: int
     stages: int
 
@@ -67,23 +69,23 @@ WARP_GROUPS = (90, *BLACKWELL)
 SMALL_SHARED = (86, 89, 120, 121)
 
 ROWS: tuple[Row, ...] = (
-    Row(Launch(16, 0, 4, 1), "forward", True, DP=64),
-    Row(Launch(16, 0, 8, 1), "forward", True),
-    Row(Launch(32, 64, 4, 3), "forward", False, 64, WARP_GROUPS, statistics=False, channels_last=True),
-    Row(Launch(16, 64, 4, 2), "forward", False, 64, BLACKWELL, channels_last=False),
-    Row(Launch(16, 64, 4, 3), "forward", False, 64),
-    Row(Launch(16, 32, 8, 2), "forward", False),
-    Row(Launch(8, 0, 4, 1), "backward", True, DP=64),
-    Row(Launch(16, 0, 8, 1), "backward", True),
-    Row(Launch(32, 64, 4, 3), "pixel_gradient", False, 64, WARP_GROUPS, channels_last=True),
-    Row(Launch(16, 64, 4, 3), "pixel_gradient", False, DP=64),
-    Row(Launch(16, 32, 8, 2), "pixel_gradient", False),
-    Row(Launch(PAD, 64, 4, 2), "feature_gradient", False, DP=64),
-    Row(Launch(32, 32, 8, 1), "feature_gradient", False, 128),
-    Row(Launch(16, 32, 8, 1), "feature_gradient", False),
-    Row(Launch(PAD, 64, 8, 2), "weight_gradient", False, 64, SMALL_SHARED),
-    Row(Launch(PAD, 64, 4, 2), "weight_gradient", False, 64),
-    Row(Launch(PAD, 32, 8, 1), "weight_gradient", False),
+    Row(Launch(16, 4, 1), "forward", True, DP=64),
+    Row(Launch(16, 8, 1), "forward", True),
+    Row(Launch(32, 4, 3), "forward", False, 64, WARP_GROUPS, statistics=False, channels_last=True),
+    Row(Launch(16, 4, 2), "forward", False, 64, BLACKWELL, channels_last=False),
+    Row(Launch(16, 4, 3), "forward", False, 64),
+    Row(Launch(16, 8, 2), "forward", False),
+    Row(Launch(8, 4, 1), "backward", True, DP=64),
+    Row(Launch(16, 8, 1), "backward", True),
+    Row(Launch(32, 4, 3), "pixel_gradient", False, 64, WARP_GROUPS, channels_last=True),
+    Row(Launch(16, 4, 3), "pixel_gradient", False, DP=64),
+    Row(Launch(16, 8, 2), "pixel_gradient", False),
+    Row(Launch(PAD, 4, 2), "feature_gradient", False, DP=64),
+    Row(Launch(32, 8, 1), "feature_gradient", False, 128),
+    Row(Launch(16, 8, 1), "feature_gradient", False),
+    Row(Launch(PAD, 8, 2), "weight_gradient", False, 64, SMALL_SHARED),
+    Row(Launch(PAD, 4, 2), "weight_gradient", False, 64),
+    Row(Launch(PAD, 8, 1), "weight_gradient", False),
 )
 
 

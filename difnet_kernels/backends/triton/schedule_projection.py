@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import projection_rows
 from .plan import INTERPRETED, Card, card_of, fp32_for_interpreter, launch, on_device, power_of_two
-from .projection_rows import PAD, Case, Launch
+from .projection_rows import CHUNKS, PAD, Case, Launch
 from .psi_backward import (
     psi_feature_gradient_kernel,
     psi_narrow_backward_kernel,
@@ -87,9 +87,8 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Channels of a chunk: what every launch of this width takes, or fewer if there are not so many."""
-        widest = projection_rows.select(Case("forward", self.card.arch, self.DP, False, False, False)).channels
-        return min(widest, power_of_two(self.channels))
+        """Channels of a chunk: what this width takes, or fewer if there are not so many."""
+        return min(CHUNKS[self.DP], power_of_two(self.channels))
 
     @property
     def columns(self) -> int:
@@ -99,7 +98,7 @@ class Plan:
     def even(self) -> bool:
         return self.columns == self.channels
 
-    def launch(self, kind: str, channels_last: bool) -> Launch:
+    def row(self, kind: str, channels_last: bool) -> Launch:
         case = Case(kind, self.card.arch, self.DP, self.narrow, self.statistics, channels_last)
         return projection_rows.select(case)
 
@@ -154,7 +153,7 @@ def _forward(
     variance: Tensor | None,
 ) -> None:
     given = Axes.of(features, vectors=not plan.narrow)
-    tile = plan.launch("forward", given.last)
+    tile = plan.row("forward", given.last)
     halves, unit = (weight, weight) if plan.narrow else plan.split_weight(weight)
     programs = plan.batch * triton.cdiv(plan.nodes, tile.pixels)
     partial = peak  # not touched without statistics
@@ -232,7 +231,7 @@ def _narrow_backward(
 ) -> None:
     grad, chosen, given = Axes.of(grad_peak), Axes.of(position), Axes.of(features)
     out = features if grad_features is None else grad_features
-    tile = plan.launch("backward", False)
+    tile = plan.row("backward", False)
     per_image = triton.cdiv(plan.pixels, PAD)
     units = plan.batch * per_image
     ranges, range_units = _ranges(units, 2 * PROGRAMS)
@@ -271,7 +270,7 @@ def _backward(
     of_features = dict(CHANNELS_LAST=given.last, UNIT=given.unit, EXACT=plan.exact)
     for first in range(0, units, block):
         last = min(first + block, units)
-        tile = plan.launch("pixel_gradient", given.last)
+        tile = plan.row("pixel_gradient", given.last)
         launch("psi_pixel_gradient", psi_pixel_gradient_kernel, (last - first) * (PAD // tile.pixels), grad_peak,
                *grad.strides, position, *chosen.strides, features, *given.strides, halves, unit, *statistics.arguments,
                scratch, plan.channels, plan.embed, *plan.grid, *plan.pooled, per_image, first, **shape, **of_features,
@@ -279,7 +278,7 @@ def _backward(
                warps=tile.warps, stages=tile.stages)  # fmt: skip
         if grad_features is not None:
             out = Axes.of(grad_features, vectors=True)
-            tile = plan.launch("feature_gradient", out.last)
+            tile = plan.row("feature_gradient", out.last)
             tiles = (last - first) * (PAD // tile.pixels)
             # programs of few chunks while the block has too few pixels to fill the card
             group = triton.cdiv(chunks, max(1, PROGRAMS // tiles))
@@ -288,7 +287,7 @@ def _backward(
                    group, **shape, P=tile.pixels, CHANNELS_LAST=out.last, UNIT=out.unit, warps=tile.warps,
                    stages=tile.stages)  # fmt: skip
         if part is not None:
-            tile = plan.launch("weight_gradient", given.last)
+            tile = plan.row("weight_gradient", given.last)
             launch("psi_weight_gradient", psi_weight_gradient_kernel, chunks * ranges, scratch, features,
                    *given.strides, part, plan.channels, *plan.grid, per_image, first, last, range_units,
                    int(first > 0), **shape, **of_features, warps=tile.warps, stages=tile.stages)  # fmt: skip
