@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from difnet_kernels.problem import Problem
+from difnet_kernels.problem import Problem, Projection
 
 MAX_EMBED = 256
 MIN_ARCH = 80
@@ -48,7 +48,7 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
-def refuses_projection(problem: Any) -> str | None:
+def refuses_projection(problem: Projection) -> str | None:
     """Why this projection Ψ cannot run although the backend can."""
     if problem.device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
         return f"the tensors are on {problem.device}; move them to a CUDA device"

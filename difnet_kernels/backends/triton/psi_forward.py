@@ -56,7 +56,8 @@ def psi_forward_kernel(
     if HAS_SLOPE:
         slope = tl.load(slope_ptr + d, mask=d < D, other=1.0)
         sign = tl.where(slope < 0.0, -1.0, 1.0)
-        cap = tl.where(slope == 0.0, float("-inf"), float("inf"))  # nothing but a NaN passes the first pixel
+        # nothing but a NaN passes the first pixel; 0·∞, a NaN to torch, is an infinite pixel like any other here
+        cap = tl.where(slope == 0.0, float("-inf"), float("inf"))
     # from here on W, z and its statistics carry the sign of the slope
     if NARROW > 0:
         w0, w1 = narrow_weight(weight_ptr, d, 0, NARROW, D) * sign, narrow_weight(weight_ptr, d, 1, NARROW, D) * sign
