@@ -83,7 +83,7 @@ template <typename Real>
 DIFNET_INLINE void take_from_windows(const PsiBackward<Real>& psi, int64_t image, const Run& run, Real* grad_z) {
   const Axis *axis = psi.size.axis, &along = axis[2];
   const WindowRange z = windows_of(axis[0], run.z, run.z + 1), y = windows_of(axis[1], run.y, run.y + 1),
-                x = windows_of(along, run.x, run.x + run.length);
+                    x = windows_of(along, run.x, run.x + run.length);
   const int64_t row = (run.z * axis[1].pixels + run.y) * along.pixels;
   for (int64_t k = z.from; k < z.to; ++k)
     for (int64_t j = y.from; j < y.to; ++j)
@@ -144,7 +144,8 @@ void psi_backward_tile(const PsiBackward<Real>& psi, int64_t image, int64_t tile
       Real* features = work.features + block * kTile * kTile;
       read_features(volume, size, block, box, first, count, features);
       if (project)
-        project_block(size, volume, psi.weight_panels, block, features, count, work.grad_z);
+        project_block(size, volume, psi.weight_panels, block, features, count, work.grad_z,
+                      ahead_of(volume, size, box, first, count, block));
     }
   if (psi.grad_variance != nullptr && psi.z != nullptr)
     read_z(size, psi.z + (image * box.pixels() + first) * size.embed, count, work.grad_z);

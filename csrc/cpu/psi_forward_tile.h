@@ -216,7 +216,8 @@ void psi_pool(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Re
     const int64_t left = box.pixels() - first, count = left < kTile ? left : kTile;
     for (int64_t block = 0; block < size.blocks; ++block) {
       read_features(volume, size, block, box, first, count, work.features);
-      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z);
+      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z,
+                    ahead_of(volume, size, box, first, count, block));
     }
     plain = plain && tile_is_finite(size, work.z, count);
     for_each_run(box, first, count, [&](const Run& run) {
