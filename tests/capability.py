@@ -8,17 +8,23 @@ from functools import cache
 import torch
 
 from difnet_kernels.backends import BACKENDS
-from difnet_kernels.problem import Problem
+from difnet_kernels.problem import Problem, Projection
 
 DEVICES = ("cpu", "cuda")  # in order: what takes tensors of the CPU is tested there
 
 
 @cache
 def takes(backend: str, device: str, dtype: torch.dtype = torch.float32, embed: int = 1) -> bool:
-    """Whether a cascade of one node in this dtype and width, on this device, is one that `backend` would run."""
+    """Whether a cascade of one node and a Ψ of one pixel, in this dtype and width and on this device, are such that
+    `backend` would run both."""
+    run, place = BACKENDS[backend], torch.device(device)
     field = torch.empty((1, 1, 1), dtype=dtype, device="cpu")
-    smallest = Problem.of(field, [field.expand(1, embed, 1)], "high")
-    return BACKENDS[backend].refuses(replace(smallest, device=torch.device(device))) is None
+    cascade = Problem.of(field, [field.expand(1, embed, 1)], "high")
+    projection = Projection.of(field, field[0].expand(embed, 1), (1,))
+    return (
+        run.refuses(replace(cascade, device=place)) is None
+        and run.refuses_projection(replace(projection, device=place)) is None
+    )
 
 
 def device_of(backend: str) -> str:

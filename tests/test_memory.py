@@ -17,28 +17,35 @@ from tests.cases import DTYPES, Case, make
 from tests.truth import assert_same, both
 
 ROOT = Path(__file__).parent.parent
-GROWTH = textwrap.dedent(
+# argv: a backend, the number of threads, and what the script below it takes
+HEADER = textwrap.dedent(
     """
     import sys, torch
-    from difnet_kernels import cascaded_random_walk
     from tests.capability import device_of
 
-    backend, nodes, walks, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(threads)
+    backend, threads, *rest = sys.argv[1:]
+    torch.set_num_threads(int(threads))
     device = device_of(backend)
     torch.set_default_device(device)
-
-    def run(n):
-        seed = torch.randn(1, 21, n).requires_grad_()
-        psi = [torch.randn(1, 64, n).mul_(0.3).requires_grad_() for _ in range(walks)]
-        y = cascaded_random_walk(seed, psi, [0.5] * walks, [0.5] * walks, backend=backend)
-        y.sum().backward()
 
     def peak():  # MiB; getrusage would count what the parent held when it forked
         if device == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+    """
+)
+CASCADE = textwrap.dedent(
+    """
+    from difnet_kernels import cascaded_random_walk
+
+    nodes, walks = int(rest[0]), int(rest[1])
+
+    def run(n):
+        seed = torch.randn(1, 21, n).requires_grad_()
+        psi = [torch.randn(1, 64, n).mul_(0.3).requires_grad_() for _ in range(walks)]
+        y = cascaded_random_walk(seed, psi, [0.5] * walks, [0.5] * walks, backend=backend)
+        y.sum().backward()
 
     run(64)
     before = peak()
@@ -47,39 +54,17 @@ GROWTH = textwrap.dedent(
     print(peak() - before - 2 * inputs)
     """
 )
-
-
-def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
-    """MiB by which a fresh process (on a GPU its tensors) grows in one forward and backward, inputs and their gradients
-    not counted."""
-    command = [sys.executable, "-c", GROWTH, backend, str(nodes), str(walks), str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
-    return float(done.stdout)
-
-
-@pytest.mark.parametrize("walks", [1, 5])
-def test_memory_is_linear_in_the_nodes(kernel: str, walks: int) -> None:
-    """505² at h/5: one P of 10,201² in fp32 is 397 MiB; the promise is 64 MiB for five walks, forward and backward."""
-    assert _growth(kernel, 10_201, walks) < (64 if walks == 5 else 32)
-
-
-PROJECTION_GROWTH = textwrap.dedent(
+PROJECTION = textwrap.dedent(
     """
-    import sys, torch
     from difnet_kernels import PsiProjection, psi_projection
 
-    backend, training = sys.argv[1], sys.argv[2] == "train"
-    torch.set_num_threads(2)
+    training = rest[0] == "train"
 
     def run(side, grid):
         project = PsiProjection(3, 64).train(training)
         image = torch.randn(1, 3, side, side).requires_grad_()
         psi = psi_projection(image, project.weight, project.bias, project.norm, (grid, grid), backend=backend)
         psi.sum().backward()
-
-    def peak():
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 
     run(16, 4)
     before = peak()
@@ -89,11 +74,27 @@ PROJECTION_GROWTH = textwrap.dedent(
 )
 
 
-def _projection_growth(backend: str, mode: str) -> float:
-    """MiB by which a fresh process grows in Ψ of an image of 505², the image and its gradient not counted."""
-    command = [sys.executable, "-c", PROJECTION_GROWTH, backend, mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+def _measured(script: str, *arguments: object) -> float:
+    """MiB by which a fresh process (on a GPU its tensors) grows, as `script` prints it."""
+    command = [sys.executable, "-c", HEADER + script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100)
     return float(done.stdout)
+
+
+def _growth(backend: str, nodes: int, walks: int, threads: int = 2) -> float:
+    """One cascade forward and backward, inputs and their gradients not counted."""
+    return _measured(CASCADE, backend, threads, nodes, walks)
+
+
+def _projection_growth(backend: str, mode: str) -> float:
+    """One Ψ of an image of 505², forward and backward, the image and its gradient not counted."""
+    return _measured(PROJECTION, backend, 2, mode)
+
+
+@pytest.mark.parametrize("walks", [1, 5])
+def test_memory_is_linear_in_the_nodes(kernel: str, walks: int) -> None:
+    """505² at h/5: one P of 10,201² in fp32 is 397 MiB; the promise is 64 MiB for five walks, forward and backward."""
+    assert _growth(kernel, 10_201, walks) < (64 if walks == 5 else 32)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

@@ -15,25 +15,11 @@ from torch.nn.functional import adaptive_max_pool3d
 from difnet_kernels.backends import BACKENDS
 from difnet_kernels.problem import accumulation_dtype
 from tests.cases import DTYPES, normal
+from tests.projections import Shape
 from tests.tolerances import HALF_ULP, PSI_PROJECTION, assert_within
 from tests.truth import assert_same
 
 Axes = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Features (batch, channels, *size) to embeddings (batch, embed, *grid)."""
-
-    batch: int
-    channels: int
-    embed: int
-    size: Axes
-    grid: Axes
-
-    def __str__(self) -> str:
-        sizes = ["x".join(map(str, axes)) for axes in (self.size, self.grid)]
-        return f"B{self.batch}-C{self.channels}-D{self.embed}-{sizes[0]}to{sizes[1]}"
 
 
 # one below, at and above registers, panels, tiles and blocks of channels
@@ -63,11 +49,11 @@ GRIDS: tuple[tuple[Axes, Axes], ...] = (
 )
 # every grid twice; C, D and B rotate with coprime periods
 CASES = tuple(
-    Case(1 + i % 3, WIDTHS[(3 * i + 1) % 10], WIDTHS[(7 * i + 5 + i // 10) % 10], *GRIDS[i % len(GRIDS)])
+    Shape(1 + i % 3, WIDTHS[(3 * i + 1) % 10], WIDTHS[(7 * i + 5 + i // 10) % 10], *GRIDS[i % len(GRIDS)])
     for i in range(2 * len(GRIDS))
 )
-SMALL = Case(2, 70, 40, (1, 27, 35), (1, 12, 16))
-BAND = Case(3, 5, 17, (2, 30, 70), (1, 14, 33))
+SMALL = Shape(2, 70, 40, (1, 27, 35), (1, 12, 16))
+BAND = Shape(3, 5, 17, (2, 30, 70), (1, 14, 33))
 
 
 @dataclass
@@ -83,7 +69,7 @@ class Problem:
     grad_variance: Tensor | None
 
 
-def draw(case: Case, dtype: str = "fp32", weight_dtype: str = "fp32", statistics: bool = True) -> Problem:
+def draw(case: Shape, dtype: str = "fp32", weight_dtype: str = "fp32", statistics: bool = True) -> Problem:
     """Numbered inputs of a case; slopes of both signs."""
     features = normal(1, case.batch, case.channels, *case.size).to(DTYPES[dtype])
     exact = accumulation_dtype(features, [torch.empty(0, dtype=DTYPES[weight_dtype])])
@@ -181,7 +167,7 @@ def assert_true(kernel: str, problem: Problem) -> None:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_edges_of_tiles_panels_and_windows(kernel: str, case: Case) -> None:
+def test_edges_of_tiles_panels_and_windows(kernel: str, case: Shape) -> None:
     assert_true(kernel, draw(case, statistics=case.channels % 2 == 1))
 
 
@@ -224,6 +210,32 @@ def test_strides_change_no_bit(kernel: str, layout: str, dtype: str) -> None:
         assert_same(grads, backward(kernel, plain, made))
 
 
+STATISTICS = {
+    "one_number_expanded": lambda x: x[:1].expand_as(x),
+    "every_other_number": lambda x: x.repeat_interleave(3)[1::3],
+}
+
+
+@pytest.mark.parametrize("layout", STATISTICS)
+def test_strides_of_the_statistics_change_no_bit(kernel: str, layout: str) -> None:
+    """The gradient of a sum has stride 0; the kernels read the channels one after the other, so the operator sees to it."""
+    for case in (SMALL, Shape(1, 3, 20, (1, 9, 7), (1, 4, 5))):
+        problem = draw(case)
+        made = forward(kernel, problem)
+        assert problem.grad_mean is not None and problem.grad_variance is not None and made.mean is not None
+        problem.grad_mean, problem.grad_variance = (
+            STATISTICS[layout](x) for x in (problem.grad_mean, problem.grad_variance)
+        )
+        ours = torch.ops.difnet_kernels.projection_backward(
+            problem.grad_peak, problem.grad_mean, problem.grad_variance, problem.features, problem.weight,
+            made.position, made.mean, True, True, kernel,
+        )  # fmt: skip
+        problem.grad_mean, problem.grad_variance = (
+            x.clone(memory_format=torch.contiguous_format) for x in (problem.grad_mean, problem.grad_variance)
+        )
+        assert_same(list(ours), backward(kernel, problem, made))
+
+
 @pytest.mark.parametrize("outer", ["channels", "columns"])
 def test_outputs_have_strides_too(kernel: str, outer: str) -> None:
     """And nothing around them is touched."""
@@ -258,7 +270,7 @@ SIGNS = {"none": None, "plus": 2.0, "minus": -0.5, "zero": 0.0, "minus_zero": -0
 
 @pytest.mark.parametrize("slope", SIGNS)
 @pytest.mark.parametrize("case", [*CASES[5:20], SMALL, BAND], ids=str)
-def test_the_first_of_equal_pixels_wins(kernel: str, slope: str, case: Case) -> None:
+def test_the_first_of_equal_pixels_wins(kernel: str, slope: str, case: Shape) -> None:
     """Small whole numbers: sums are exact, and windows are full of ties."""
     problem = draw(case, statistics=False)
     problem.features = problem.features.round().clamp(-1, 1)
@@ -290,6 +302,21 @@ def test_nan_wins_its_windows_and_no_other(kernel: str, slope: str) -> None:
     assert torch.equal(made.position[~reached], clean.position[~reached])
 
 
+@pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 3, 5, (1, 9, 14), (1, 4, 4))], ids=str)
+def test_the_last_nan_of_a_window_wins(kernel: str, case: Shape) -> None:
+    """As in torch, whatever the slope; most windows see several."""
+    problem = draw(case, statistics=False)
+    problem.slope = torch.arange(case.embed).remainder(3).sub(1).float()
+    problem.features[:, 1].flatten(1)[:, ::4] = float("nan")
+    z = projected(problem)[0].detach()
+    peak, position = adaptive_max_pool3d(sign(problem) * z, problem.grid, return_indices=True)
+    reached = peak.isnan()
+    assert bool(reached.any())
+    made = forward(kernel, problem)
+    assert torch.equal(made.peak.isnan(), reached)
+    assert torch.equal(made.position[reached].long(), position[reached])
+
+
 def test_infinity_is_the_largest_number(kernel: str) -> None:
     problem = draw(BAND, statistics=False)
     problem.weight.abs_()
@@ -304,8 +331,8 @@ def test_infinity_is_the_largest_number(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-@pytest.mark.parametrize("case", [SMALL, BAND, Case(2, 1, 3, (1, 1, 1000), (1, 1, 7))], ids=str)
-def test_a_large_mean_leaves_the_variance(kernel: str, case: Case, dtype: str) -> None:
+@pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 1, 3, (1, 1, 1000), (1, 1, 7))], ids=str)
+def test_a_large_mean_leaves_the_variance(kernel: str, case: Shape, dtype: str) -> None:
     """The mean is 10⁴ deviations; each pixel counts once although windows overlap."""
     problem = draw(case, dtype)
     problem.features += 1e4
@@ -319,8 +346,8 @@ def test_a_large_mean_leaves_the_variance(kernel: str, case: Case, dtype: str) -
     assert_within("variance", made.variance, z.var((0, 2, 3, 4), unbiased=False), PSI_PROJECTION[made.mean.dtype])
 
 
-@pytest.mark.parametrize("case", [SMALL, BAND, Case(2, 150, 64, (1, 41, 41), (1, 41, 41))], ids=str)
-def test_threads_change_no_bit(kernel: str, threads: None, case: Case) -> None:
+@pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 150, 64, (1, 41, 41), (1, 41, 41))], ids=str)
+def test_threads_change_no_bit(kernel: str, threads: None, case: Shape) -> None:
     problem = draw(case)
     results = []
     for count in (1, 2, 3, 2, 7):
@@ -331,8 +358,8 @@ def test_threads_change_no_bit(kernel: str, threads: None, case: Case) -> None:
         assert_same(other, results[0])
 
 
-@pytest.mark.parametrize("case", [BAND, Case(3, 65, 20, (1, 29, 40), (1, 13, 17))], ids=str)
-def test_an_image_alone_equals_itself_in_a_batch(kernel: str, case: Case) -> None:
+@pytest.mark.parametrize("case", [BAND, Shape(3, 65, 20, (1, 29, 40), (1, 13, 17))], ids=str)
+def test_an_image_alone_equals_itself_in_a_batch(kernel: str, case: Shape) -> None:
     problem = draw(case, statistics=False)
     together = forward(kernel, problem)
     (grad,) = backward(kernel, problem, together, "features")
