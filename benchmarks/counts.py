@@ -93,7 +93,10 @@ def _callgrind(problems: Sequence[Problem], environment: Mapping[str, str]) -> l
     with tempfile.TemporaryDirectory() as folder:
         library, counts = Path(folder) / "switches.so", Path(folder) / "counts"
         source = Path(__file__).with_name("callgrind.c")
-        _run([compiler, "-shared", "-fPIC", "-O1", str(source), "-o", str(library)], environment)
+        try:
+            _run([compiler, "-shared", "-fPIC", "-O1", str(source), "-o", str(library)], environment)
+        except RuntimeError as error:
+            raise Unavailable(f"valgrind's headers do not compile: {error}") from error
         asked = json.dumps([[asdict(case), dtype, direction] for case, dtype, direction in problems])
         code = "from benchmarks.worker import run_counted; run_counted()"
         tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={counts}"]
@@ -126,7 +129,7 @@ def main() -> int:
     environment = {**os.environ, "PYTHONPATH": root, "DIFNET_KERNELS_ISA": "avx2"}
     try:
         values = _callgrind(list(LIMITS), environment)
-    except Unavailable as error:
+    except (Unavailable, subprocess.TimeoutExpired) as error:
         print(f"instructions were not counted: {error}")
         return 0
     failed = 0

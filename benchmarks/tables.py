@@ -50,7 +50,7 @@ def cell(row: Row, notes: Notes) -> str:
         return f"{show.seconds(row.median)} ({_range(row)})"
     if row.status == FAILED:
         return "failed" + notes.mark(row.reason)
-    return ("–" if row.reason else NOT_MEASURED) + notes.mark(row.reason)
+    return (NOT_MEASURED if row.status == NOT_MEASURED else "–") + notes.mark(row.reason)
 
 
 def left_out(notes: Notes) -> str:

@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "Tensor(c!)? mean, Tensor(d!)? variance) -> ()");
   m.def(
       "psi_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor weight, "
-      "Tensor position, Tensor? mean, Tensor(a!)? grad_features, Tensor(b!)? grad_weight) -> ()");
+      "Tensor position, Tensor? z, Tensor? mean, Tensor(a!)? grad_features, Tensor(b!)? grad_weight) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {

@@ -27,7 +27,8 @@ def check_norm(norm: Norm | None, features: Tensor, weight: Tensor) -> None:
     embed = weight.shape[0]
     if norm.num_features != embed:
         raise ValueError(f"norm must have {embed} features, one per row of weight; got {norm.num_features}.")
-    for name, x in (("weight", norm.weight), ("running_mean", norm.running_mean)):
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        x = getattr(norm, name)
         if x is not None and x.device != features.device:
             raise ValueError(f"norm.{name} must be on the device of features, {features.device}; got {x.device}.")
     samples = features.shape[0] * math.prod(features.shape[2:])
@@ -53,21 +54,21 @@ def normalise(pooled: Tensor, bias: Tensor | None, norm: Norm, mean: Tensor, var
     the running buffers are updated in place, as torch does.
     """
     dtype = pooled.dtype
-    bias = torch.zeros_like(pooled[0, :, 0, 0, 0]) if bias is None else bias.to(dtype)
+    bias = pooled.new_zeros(pooled.shape[1]) if bias is None else bias.to(dtype)
+    # the bias moves the mean and not the map: one pass less
     if of_the_batch(norm):
         count: Tensor | float = float(samples)
-        if _processes(norm) > 1:
+        processes = _processes(norm)
+        if processes > 1:
             mean, variance, count = _over_processes(norm, mean, variance, samples)
-        mean = mean + bias
-        if samples > 0:
-            _track(norm, mean, variance, count)
+        _track(norm, mean + bias, variance, count, empty=samples == 0 and processes == 1)
+        centre = mean + (bias - bias)  # which leaves the bias a gradient: zero
     else:
-        mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)  # type: ignore[union-attr]
+        centre, variance = norm.running_mean.to(dtype) - bias, norm.running_var.to(dtype)  # type: ignore[union-attr]
     scale = (variance + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    # the bias is taken out of the mean and not added to the map: one pass less, and in training the two cancel exactly
-    centred = pooled - _per_channel(mean - bias, pooled)
+    centred = pooled - _per_channel(centre, pooled)
     if norm.bias is None:
         return centred * _per_channel(scale, pooled)
     return torch.addcmul(_per_channel(norm.bias.to(dtype), pooled), centred, _per_channel(scale, pooled))
@@ -78,24 +79,31 @@ def _per_channel(x: Tensor, field: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _track(norm: Norm, mean: Tensor, variance: Tensor, count: Tensor | float) -> None:
-    """Moves the running buffers towards the batch: by `momentum`, or by 1/(batches so far) where that is None."""
-    kept = norm.training and norm.track_running_stats
-    if not kept or norm.running_mean is None or norm.running_var is None:
+def _track(norm: Norm, mean: Tensor, variance: Tensor, count: Tensor | float, *, empty: bool) -> None:
+    """Counts the batch and moves the running buffers towards it: by `momentum`, or by 1/(batches so far) where that is
+    None. A batch without images is counted, as in torch, and moves nothing."""
+    if not norm.training or not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
     factor: Tensor | float = norm.momentum or 0.0
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             factor = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+    if empty:
+        return
     unbiased = variance * (count / (count - 1))
     for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
         running.copy_(torch.lerp(running.to(mean.dtype), now, factor))
 
 
 def _processes(norm: Norm) -> int:
-    """How many processes share the statistics of `norm`."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not dist.is_available() or not dist.is_initialized():
+    """How many processes share the statistics of `norm`; as in torch, in training only."""
+    if (
+        not isinstance(norm, nn.SyncBatchNorm)
+        or not norm.training
+        or not dist.is_available()
+        or not dist.is_initialized()
+    ):
         return 1
     return dist.get_world_size(norm.process_group)
 

@@ -119,8 +119,8 @@ def psi_projection(
     Returns (B, D, *grid), node-major in memory (channels last), in the dtype that features and weight promote to; sums
     are fp32, or fp64 once one of them is fp64, also under autocast. Where several pixels of a window are equal, the first
     in scan order takes the gradient; NaN wins a window.
-    Differentiable once in features, weight, bias and the parameters of `norm`. Nothing of D channels is stored at the
-    resolution of the features, forward or backward. Deterministic, bit for bit.
+    Differentiable once in features, weight, bias and the parameters of `norm`. Every backend but the dense reference stores
+    nothing of D channels at the resolution of the features, forward or backward, and is deterministic, bit for bit.
     Raises TypeError or ValueError for arguments that do not fit, also (as torch) for one value per channel in training;
     BackendUnavailable if no backend can run it.
     """

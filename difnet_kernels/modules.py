@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from difnet_kernels.batch_norm import Norm
 from difnet_kernels.functional import cascaded_random_walk, psi_projection
 
 
@@ -23,21 +22,13 @@ class PsiProjection(nn.Module):
         conv = nn.Conv2d(in_channels, embed_dim, kernel_size=1)  # torch's own initialisation of such a layer
         self.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
         self.bias = nn.Parameter(conv.bias.detach().clone())  # type: ignore[union-attr]
-        self.norm = _BatchNorm(embed_dim)
+        self.norm = nn.BatchNorm2d(embed_dim)  # of its state alone, whatever the number of axes
 
     def forward(self, features: Tensor, grid: Sequence[int]) -> Tensor:
         return psi_projection(features, self.weight, self.bias, self.norm, grid)
 
     def extra_repr(self) -> str:
         return f"in_channels={self.weight.shape[1]}, embed_dim={self.weight.shape[0]}"
-
-
-class _BatchNorm(Norm):
-    """Batch normalisation over any number of spatial axes."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 3:
-            raise ValueError(f"expected (B, C, *S); got {tuple(input.shape)}")
 
 
 class ImportanceMap(nn.Module):

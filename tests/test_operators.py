@@ -137,5 +137,5 @@ def test_projection_backward(backend: str, statistics: bool, wanted: tuple[bool,
     grads = (torch.randn_like(mean), torch.randn_like(variance)) if statistics else (None, None)
     torch.library.opcheck(
         OPS.projection_backward.default,
-        (torch.randn_like(peak), *grads, features, weight, position, mean, *wanted, backend),
+        (torch.randn_like(peak), *grads, features, weight, position, None, mean, *wanted, backend),
     )

@@ -228,7 +228,7 @@ def test_strides_of_the_statistics_change_no_bit(kernel: str, layout: str) -> No
         )
         ours = torch.ops.difnet_kernels.projection_backward(
             problem.grad_peak, problem.grad_mean, problem.grad_variance, problem.features, problem.weight,
-            made.position, made.mean, True, True, kernel,
+            made.position, None, made.mean, True, True, kernel,
         )  # fmt: skip
         problem.grad_mean, problem.grad_variance = (
             x.clone(memory_format=torch.contiguous_format) for x in (problem.grad_mean, problem.grad_variance)

@@ -72,6 +72,7 @@ struct PsiBackward {
   const Volume *features, *grad_features;  // per image; grad_features null if it is not wanted
   const Real *weight, *grad_peak;          // grad_peak and position are [B][Z'][H'][W'][D]
   const int32_t* position;
+  const Real* z;                                 // [B][Z][H][W][D] where every window is a pixel, else null
   Real* grad_weight;                             // (D, C), null if it is not wanted
   const Real *grad_mean, *grad_variance, *mean;  // each may be null
   double pixels;                                 // of the batch

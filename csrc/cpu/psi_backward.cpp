@@ -10,8 +10,8 @@ namespace difnet {
 template <typename Real>
 static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
                 const std::optional<Tensor>& grad_variance, const Tensor& features, const Tensor& weight,
-                const Tensor& position, const std::optional<Tensor>& mean, const std::optional<Tensor>& grad_features,
-                const std::optional<Tensor>& grad_weight) {
+                const Tensor& position, const std::optional<Tensor>& z, const std::optional<Tensor>& mean,
+                const std::optional<Tensor>& grad_features, const std::optional<Tensor>& grad_weight) {
   // few parts, because each holds a copy of grad_weight, and a multiple of four, for two or four threads
   constexpr int64_t kParts = 16, kTilesPerPart = 8;
   const Kernels<Real>& with = kernels<Real>();
@@ -24,9 +24,10 @@ static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
   const int64_t per_image = (pixels + kTile - 1) / kTile, tiles = features.size(0) * per_image;
   const int64_t parts = std::min({tiles, kParts, round_up((tiles + kTilesPerPart - 1) / kTilesPerPart, 4)});
   const int64_t stored = size.panels * with.panel, padded = size.blocks * kTile, threads = workers(parts);
-  const bool read = grad_weight.has_value() || grad_variance.has_value();
+  const bool project = grad_variance.has_value() && !z.has_value();
+  const bool read = grad_weight.has_value() || project;
   Workspace<Real> work;
-  const int64_t weight_panels = work.reserve(grad_variance.has_value() ? size.channels * stored : 0);
+  const int64_t weight_panels = work.reserve(project ? size.channels * stored : 0);
   const int64_t weight_blocks = work.reserve(grad_features.has_value() ? padded * size.embed : 0);
   const int64_t shares = work.reserve(grad_weight.has_value() ? parts * padded * stored : 0);
   const int64_t tile_features = work.reserve(read ? threads * padded * kTile : 0);
@@ -40,6 +41,7 @@ static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
                               static_cast<const Real*>(weight.const_data_ptr()),
                               static_cast<const Real*>(grad_peak.const_data_ptr()),
                               static_cast<const int32_t*>(position.const_data_ptr()),
+                              pointer<const Real>(z),
                               pointer<Real>(grad_weight),
                               pointer<const Real>(grad_mean),
                               pointer<const Real>(grad_variance),
@@ -63,10 +65,10 @@ static void run(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
 }
 
 void psi_backward(Tensor grad_peak, std::optional<Tensor> grad_mean, std::optional<Tensor> grad_variance,
-                  Tensor features, Tensor weight, Tensor position, std::optional<Tensor> mean,
+                  Tensor features, Tensor weight, Tensor position, std::optional<Tensor> z, std::optional<Tensor> mean,
                   std::optional<Tensor> grad_features, std::optional<Tensor> grad_weight) {
   const auto psi = weight.scalar_type() == ScalarType::Double ? run<double> : run<float>;
-  psi(grad_peak, grad_mean, grad_variance, features, weight, position, mean, grad_features, grad_weight);
+  psi(grad_peak, grad_mean, grad_variance, features, weight, position, z, mean, grad_features, grad_weight);
 }
 
 }  // namespace difnet

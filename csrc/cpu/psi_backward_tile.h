@@ -10,12 +10,24 @@ template <typename Real>
 void psi_backward_prepare(const PsiBackward<Real>& psi, int64_t block) {
   const PsiSizes& size = psi.size;
   const int64_t depth = block_channels(size, block);
-  if (psi.grad_variance != nullptr)
+  if (psi.grad_variance != nullptr && psi.z == nullptr)
     read_weight_panels(size, psi.weight, block, psi.weight_panels, [](Real w, int64_t) { return w; });
   if (psi.grad_features == nullptr) return;
   for (int64_t d = 0; d < size.embed; ++d) {
     Real* to = psi.weight_blocks + (block * size.embed + d) * kTile;
     for (int64_t c = 0; c < kTile; ++c) to[c] = c < depth ? psi.weight[d * size.channels + block * kTile + c] : 0;
+  }
+}
+
+// z of a tile, from where the forward left it.
+template <typename Real>
+DIFNET_INLINE void read_z(const PsiSizes& size, const Real* from, int64_t count, Real* z) {
+  constexpr int P = kPanel<Real>;
+  for (int64_t panel = 0; panel < size.panels; ++panel) {
+    const int64_t lanes = panel_channels(size, panel, P);
+    for (int64_t n = 0; n < count; ++n)
+      for (int64_t lane = 0; lane < P; ++lane)
+        z[(panel * kTile + n) * P + lane] = lane < lanes ? from[n * size.embed + panel * P + lane] : 0;
   }
 }
 
@@ -60,18 +72,18 @@ DIFNET_INLINE void take_from_window(const PsiBackward<Real>& psi, int64_t window
 }
 
 // Windows of `axis` that hold a pixel of [from, to).
-struct Windows {
+struct WindowRange {
   int64_t from, to;
 };
-DIFNET_INLINE Windows windows_of(const Axis& axis, int64_t from, int64_t to) {
+DIFNET_INLINE WindowRange windows_of(const Axis& axis, int64_t from, int64_t to) {
   return {from * axis.windows / axis.pixels, (to * axis.windows + axis.pixels - 1) / axis.pixels};
 }
 
 template <typename Real>
 DIFNET_INLINE void take_from_windows(const PsiBackward<Real>& psi, int64_t image, const Run& run, Real* grad_z) {
   const Axis *axis = psi.size.axis, &along = axis[2];
-  const Windows z = windows_of(axis[0], run.z, run.z + 1), y = windows_of(axis[1], run.y, run.y + 1),
-                x = windows_of(along, run.x, run.x + run.length);
+  const WindowRange z = windows_of(axis[0], run.z, run.z + 1), y = windows_of(axis[1], run.y, run.y + 1),
+                    x = windows_of(along, run.x, run.x + run.length);
   const int64_t row = (run.z * axis[1].pixels + run.y) * along.pixels;
   for (int64_t k = z.from; k < z.to; ++k)
     for (int64_t j = y.from; j < y.to; ++j)
@@ -126,13 +138,17 @@ void psi_backward_tile(const PsiBackward<Real>& psi, int64_t image, int64_t tile
   const Volume& volume = psi.features[image];
   const Box box = {{0, 0, 0}, {size.axis[0].pixels, size.axis[1].pixels, size.axis[2].pixels}};
   const int64_t first = tile * kTile, left = box.pixels() - first, count = left < kTile ? left : kTile;
-  if (psi.grad_weight != nullptr || psi.grad_variance != nullptr)
+  const bool project = psi.grad_variance != nullptr && psi.z == nullptr;
+  if (psi.grad_weight != nullptr || project)
     for (int64_t block = 0; block < size.blocks; ++block) {
       Real* features = work.features + block * kTile * kTile;
       read_features(volume, size, block, box, first, count, features);
-      if (psi.grad_variance != nullptr)
-        project_block(size, volume, psi.weight_panels, block, features, count, work.grad_z);
+      if (project)
+        project_block(size, volume, psi.weight_panels, block, features, count, work.grad_z,
+                      ahead_of(volume, size, box, first, count, block));
     }
+  if (psi.grad_variance != nullptr && psi.z != nullptr)
+    read_z(size, psi.z + (image * box.pixels() + first) * size.embed, count, work.grad_z);
   differentiate_moments(psi, count, work.grad_z);
   for_each_run(box, first, count, [&](const Run& run) { take_from_windows(psi, image, run, work.grad_z); });
   if (psi.grad_weight != nullptr)

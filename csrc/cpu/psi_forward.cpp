@@ -40,7 +40,7 @@ static void merge(const std::vector<Moments>& bands, const Real* sign, int64_t c
       count = all;
     }
     mean[d] = Real(sign[d] < 0 ? -middle : middle);
-    variance[d] = Real(deviation / count);
+    variance[d] = Real(std::max(deviation, 0.0) / count);  // a NaN stays one
   }
 }
 

@@ -41,7 +41,7 @@ DIFNET_INLINE Best<Real> only_pixel(const Real* z, int64_t index) {
 }
 
 // Lets `fresh`, which comes later in scan order, win. Plain: there is no NaN, and every channel seeks a maximum. Else a NaN
-// wins over every number, and channels whose sign is 0 keep what they have.
+// wins, the last one as in torch, and channels whose sign is 0 keep what they have.
 template <bool Plain, typename Real>
 DIFNET_INLINE void challenge(Best<Real>& best, const Best<Real>& fresh, const Real* sign) {
   using V = Vec<Real>;
@@ -52,7 +52,7 @@ DIFNET_INLINE void challenge(Best<Real>& best, const Best<Real>& fresh, const Re
     auto wins = young > old;
     if constexpr (!Plain) {
       wins &= load<V>(sign + half * W) != V{};
-      wins |= (young != young) & (old == old);
+      wins |= young != young;
     }
     best.value[half] = wins ? young : old;
     best.index[half] = wins ? fresh.index[half] : best.index[half];
@@ -169,6 +169,19 @@ void psi_forward_prepare(const PsiForward<Real>& psi, int64_t block) {
                      [&](Real w, int64_t d) { return psi.sign[d] < 0 ? -w : w; });
 }
 
+// Value and position of `lanes` channels of one window, `stride` apart.
+template <typename Real>
+DIFNET_INLINE void write_window(const Real* value, const Real* index, const Real* sign, int64_t lanes, int64_t stride,
+                                Real* peak, int32_t* position) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    peak[lane * stride] = sign[lane] < 0 ? -value[lane] : value[lane];
+    if constexpr (sizeof(Real) == 4)
+      position[lane * stride] = __builtin_bit_cast(int32_t, index[lane]);
+    else
+      position[lane * stride] = int32_t(__builtin_bit_cast(int64_t, index[lane]));
+  }
+}
+
 template <typename Real>
 DIFNET_INLINE void write_band(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Real>& work) {
   constexpr int P = kPanel<Real>;
@@ -177,16 +190,14 @@ DIFNET_INLINE void write_band(const PsiForward<Real>& psi, const Band& band, con
   for (int64_t y = band.from[1]; y < band.to[1]; ++y)
     for (int64_t panel = 0; panel < psi.size.panels; ++panel)
       for (int64_t x = band.from[2]; x < band.to[2]; ++x, value += P, index += P) {
-        const int64_t at = band.image * to.image + band.from[0] * to.axis[0] + y * to.axis[1] + x * to.axis[2];
+        const int64_t at = band.image * to.image + band.from[0] * to.axis[0] + y * to.axis[1] + x * to.axis[2] +
+                           panel * P * to.channel;
         const Real* sign = psi.sign + panel * P;
-        for (int64_t lane = 0; lane < panel_channels(psi.size, panel, P); ++lane) {
-          const int64_t d = (panel * P + lane) * to.channel;
-          psi.peak[at + d] = sign[lane] < 0 ? -value[lane] : value[lane];
-          if constexpr (sizeof(Real) == 4)
-            psi.position[at + d] = __builtin_bit_cast(int32_t, index[lane]);
-          else
-            psi.position[at + d] = int32_t(__builtin_bit_cast(int64_t, index[lane]));
-        }
+        const int64_t lanes = panel_channels(psi.size, panel, P);
+        if (to.channel == 1 && lanes == P)  // as the operator allocates it: constants the compiler can make vectors of
+          write_window(value, index, sign, P, 1, psi.peak + at, psi.position + at);
+        else
+          write_window(value, index, sign, lanes, to.channel, psi.peak + at, psi.position + at);
       }
 }
 
@@ -205,7 +216,8 @@ void psi_pool(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Re
     const int64_t left = box.pixels() - first, count = left < kTile ? left : kTile;
     for (int64_t block = 0; block < size.blocks; ++block) {
       read_features(volume, size, block, box, first, count, work.features);
-      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z);
+      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z,
+                    ahead_of(volume, size, box, first, count, block));
     }
     plain = plain && tile_is_finite(size, work.z, count);
     for_each_run(box, first, count, [&](const Run& run) {

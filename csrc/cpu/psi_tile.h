@@ -120,21 +120,51 @@ DIFNET_INLINE void multiply(const Real* weights, const Real* field, int64_t inne
   }
 }
 
+// Memory that is read next, asked for a few rows at a time while this block is multiplied: rows of a channels_last map are a
+// page or so apart, which the processor does not foresee. Maps from main memory: 13 % less time at 512 and 2048 channels
+// on Zen 5. Where pixels are innermost it costs 5 % and gains nothing, so nothing is asked there.
+struct Ahead {
+  const char* row;
+  int64_t stride, bytes, rows;
+  DIFNET_MEMBER void ask(int64_t count) {
+    for (; count > 0 && rows > 0; --count, --rows, row += stride)
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+  }
+};
+
+// The block after this one, of this tile or of the next, if the pixels of the box follow each other in memory.
+DIFNET_INLINE Ahead ahead_of(const Volume& volume, const PsiSizes& size, const Box& box, int64_t first, int64_t count,
+                             int64_t block) {
+  const Box memory = in_memory(volume, box);
+  if (volume.channel_stride != 1 || memory.pixels() != memory.width()) return {nullptr, 0, 0, 0};
+  if (++block == size.blocks) {
+    block = 0;
+    first += count;
+    count = box.pixels() - first < kTile ? box.pixels() - first : kTile;
+  }
+  const int64_t bytes = volume.dtype == DType::kDouble ? 8 : volume.dtype == DType::kFloat ? 4 : 2;
+  const int64_t at = block * kTile + memory.from[0] * volume.stride[0] + memory.from[1] * volume.stride[1] +
+                     (memory.from[2] + first) * volume.stride[2];
+  return {static_cast<const char*>(volume.data) + bytes * at, bytes * volume.stride[2],
+          bytes * block_channels(size, block), count};
+}
+
 // (Ψ1) z = W f of a tile, from the features of one block; the sum over a block comes before the sum over blocks.
 template <typename Real>
 DIFNET_INLINE void project_block(const PsiSizes& size, const Volume& volume, const Real* weight_panels, int64_t block,
-                                 const Real* features, int64_t count, Real* z) {
+                                 const Real* features, int64_t count, Real* z, Ahead ahead) {
   constexpr int P = kPanel<Real>;
   const int64_t depth = block_channels(size, block);
   for (int64_t panel = 0; panel < size.panels; ++panel) {
     const Real* weight = weight_panels + (panel * size.channels + block * kTile) * P;
     Real* out = z + panel * kTile * P;
-    if (channels_innermost(volume))
-      for (int64_t n = 0; n < count; n += kStrip)
+    for (int64_t n = 0; n < count; n += kStrip) {
+      ahead.ask(kStrip / 2);
+      if (channels_innermost(volume))
         multiply<kTile, 1, P, P>(features + n * kTile, weight, depth, block > 0, out + n * P);
-    else
-      for (int64_t n = 0; n < count; n += kStrip)
+      else
         multiply<1, kTile, P, P>(features + n, weight, depth, block > 0, out + n * P);
+    }
   }
 }
 

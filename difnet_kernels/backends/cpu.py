@@ -140,14 +140,13 @@ def projection_backward(
     position: Tensor,
     mean: Tensor | None,
     *,
+    z: Tensor | None = None,
     grad_features: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
     torch.ops.difnet_kernels.psi_backward.default(
-        _node_major(grad_peak.to(weight.dtype)),
-        None if grad_mean is None else grad_mean.contiguous(),
-        None if grad_variance is None else grad_variance.contiguous(),
-        features, weight, _node_major(position), mean, grad_features, grad_weight,
+        _node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance, features, weight, _node_major(position),
+        None if z is None else _node_major(z), mean, grad_features, grad_weight,
     )  # fmt: skip
 
 

@@ -183,10 +183,11 @@ def projection_backward(
     position: Tensor,
     mean: Tensor | None,
     *,
+    z: Tensor | None = None,
     grad_features: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
-    z = _project(features, weight)
+    z = _project(features, weight) if z is None else z
     grad = torch.zeros_like(z).flatten(2)
     grad = grad.scatter_add_(2, position.flatten(2).long(), grad_peak.flatten(2).to(z.dtype)).view(z.shape)  # (Ψ2)
     pixels = z.numel() // z.shape[1]

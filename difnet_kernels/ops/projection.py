@@ -24,7 +24,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "projection_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor weight, "
-    "Tensor position, Tensor mean, bool want_features, bool want_weight, str backend) "
+    "Tensor position, Tensor? z, Tensor mean, bool want_features, bool want_weight, str backend) "
     "-> (Tensor grad_features, Tensor grad_weight)",
     tags=TAGS,
 )
@@ -80,6 +80,7 @@ def _backward(
     features: Tensor,
     weight: Tensor,
     position: Tensor,
+    z: Tensor | None,
     mean: Tensor,
     want_features: bool,
     want_weight: bool,
@@ -92,12 +93,13 @@ def _backward(
     if want_features or want_weight:
         run.projection_backward(
             grad_peak,
-            grad_mean,
-            grad_variance,
+            None if grad_mean is None else grad_mean.contiguous(),
+            None if grad_variance is None else grad_variance.contiguous(),
             features,
             weight.contiguous(),
             position,
             mean if mean.numel() > 0 else None,
+            z=z,
             grad_features=grad_features if want_features else None,
             grad_weight=grad_weight if want_weight else None,
         )
@@ -106,30 +108,33 @@ def _backward(
 
 @torch.library.register_fake("difnet_kernels::projection_backward", lib=LIBRARY)
 def _backward_fake(  # type: ignore[no-untyped-def]
-    grad_peak, grad_mean, grad_variance, features, weight, position, mean, want_features, want_weight, backend
+    grad_peak, grad_mean, grad_variance, features, weight, position, z, mean, want_features, want_weight, backend
 ):
     return _empty_backward(features, weight, want_features, want_weight)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     features, weight, _, _, statistics, backend = inputs
-    _, position, mean, _ = output
+    peak, position, mean, _ = output
     ctx.set_materialize_grads(False)
     ctx.statistics, ctx.backend = statistics, backend
+    # where every window is one pixel, peak is all of z and need not be computed again
+    ctx.whole = statistics and peak.shape[2:] == features.shape[2:]
     ctx.mark_non_differentiable(position)
-    ctx.save_for_backward(features, weight, position, mean)
+    ctx.save_for_backward(features, weight, position, mean, *([peak] if ctx.whole else []))
 
 
 def _differentiate(ctx, grad_peak, grad_position, grad_mean, grad_variance):  # type: ignore[no-untyped-def]
-    features, weight, position, mean = ctx.saved_tensors
+    features, weight, position, mean, *z = ctx.saved_tensors
     want_features, want_weight = ctx.needs_input_grad[:2]
     if not ctx.statistics:
         grad_mean = grad_variance = None
     if grad_peak is None:
         grad_peak = weight.new_zeros(()).expand(position.shape)
     grad_features, grad_weight = torch.ops.difnet_kernels.projection_backward(
-        grad_peak, grad_mean, grad_variance, features, weight, position, mean, want_features, want_weight, ctx.backend
-    )
+        grad_peak, grad_mean, grad_variance, features, weight, position, z[0] if ctx.whole else None, mean,
+        want_features, want_weight, ctx.backend,
+    )  # fmt: skip
     return grad_features if want_features else None, grad_weight if want_weight else None, None, None, None, None
 
 

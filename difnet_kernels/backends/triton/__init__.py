@@ -82,7 +82,7 @@ def projection_forward(*args: Any, **kwargs: Any) -> None:
     run(*args, **kwargs)
 
 
-def projection_backward(*args: Any, **kwargs: Any) -> None:
-    from .schedule_projection import projection_backward as run
+def projection_backward(*args: Any, z: Any = None, **kwargs: Any) -> None:
+    from .schedule_projection import projection_backward as run  # which makes z again in registers, given or not
 
     run(*args, **kwargs)
