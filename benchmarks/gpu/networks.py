@@ -48,8 +48,6 @@ def train_steps(
     if not side_by_side:
         model._side_by_side = lambda image: False
     optimizer = build_optimizer(model, get_recipe("deeplab"))
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * group["lr_scale"]
     image = torch.randn(batch, 3, size, size).to(device, memory_format=torch.channels_last)
     mask = torch.randint(0, CLASSES, (batch, size, size)).to(device)
     on_gpu = device.startswith("cuda")
