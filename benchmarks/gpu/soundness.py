@@ -33,8 +33,10 @@ def poison() -> None:
         clean = [x.clone() for x in call()]
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[assignment]
-        poisoned = call()
-        torch.use_deterministic_algorithms(False)
+        try:
+            poisoned = call()
+        finally:
+            torch.use_deterministic_algorithms(False)
         assert all(x.isfinite().all() for x in clean), f"{case}: not finite"
         assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True)), f"{case}: a fresh buffer was read"
 
