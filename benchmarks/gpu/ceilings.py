@@ -112,6 +112,7 @@ def peers(report: Report, device: str) -> None:
                     report.add(**facts, reason=reason)
                     continue
                 try:
+                    torch.compiler.reset()  # FlexAttention runs eagerly after eight shapes
                     inputs = make_inputs(one, "smooth", torch.bfloat16, device)
                     call = runner(CONTENDERS[peer].build(setting), inputs, direction)
                     forward, backward = floors(one)
