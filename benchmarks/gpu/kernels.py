@@ -33,15 +33,13 @@ def main() -> int:
                     for event in seen.key_averages()
                     if event.device_time_total > 0
                 }
+                facts["kernels"] = times
                 forward, backward = floors(case)
                 for kernel, floor in (("walk_forward", forward), ("walk_backward", backward)):
                     taken = sum(time["microseconds"] for key, time in times.items() if key.startswith(kernel))
-                    facts[kernel] = {
-                        "microseconds": taken,
-                        "h200_floor": floor,
-                        "fraction": floor / taken if taken else None,
-                    }
-                facts["kernels"] = times
+                    if not taken:
+                        raise RuntimeError(f"the profiler saw no {kernel} kernel")
+                    facts[kernel] = {"microseconds": taken, "h200_floor": floor, "fraction": floor / taken}
             except Exception as error:
                 failed += 1
                 facts["reason"] = first_line(error)
