@@ -104,7 +104,7 @@ def peers(report: Report, device: str) -> None:
             for direction in ("forward", "forward+backward"):
                 facts = {"what": "one walk", "peer": peer, "case": case.name, "direction": direction}
                 if report.time_is_up:
-                    report.add(**facts, reason="not measured: no time left")
+                    report.left_out(**facts)
                     continue
                 setting = Setting(one, torch.bfloat16, device, direction)
                 reason = CONTENDERS[peer].why_not(setting)

@@ -15,11 +15,14 @@ CALLS = 3
 
 def main() -> int:
     options = parser(__doc__).parse_args()
-    report = Report(options.out)
+    report = Report(options.out, options.seconds)
     failed = 0
     for name, dtype, precision in SETTINGS:
         for case in named(("eval505", "batch4_16k", "context60")):
             facts: dict[str, object] = {"case": case.name, "dtype": name, "precision": precision}
+            if report.time_is_up:
+                report.left_out(**facts)
+                continue
             try:
                 call = calls(make_inputs(case, "smooth", dtype, "cuda"), precision)["forward+backward"]
                 call()

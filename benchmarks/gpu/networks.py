@@ -121,7 +121,7 @@ def main() -> int:
     asked = [(name, amp) for amp in AMP for name in NETWORKS]
     for name, amp in asked:
         if report.time_is_up:
-            report.add(network=name, amp=amp, reason="not measured: no time left")
+            report.left_out(network=name, amp=amp)
             continue
         try:
             facts = streams(name, amp)
@@ -135,7 +135,7 @@ def main() -> int:
         ("inference", 505, 1, "forward", INFERENCE_SHARE),
     ):
         if report.time_is_up:
-            report.add(network="difnet50", share_of=what, reason="not measured: no time left")
+            report.left_out(network="difnet50", share_of=what)
             continue
         found = share("difnet50", size, batch, direction)
         report.add(network="difnet50", share_of=what, size=size, batch=batch, diffusion=found, target=limit)
