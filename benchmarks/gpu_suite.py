@@ -2,15 +2,18 @@
 
 Runs from a checkout without installing. Every stage is a process of its own with a time limit; it writes
 DIR/STAGE.json as soon as it is done (the long ones after every measurement), and a stage that fails or runs out of
-time does not stop the next. DIR/suite.json says how each one ended. A call takes at most nine minutes; what did not fit is
-named there, and a later call with --resume and the same DIR goes on with it.
+time does not stop the next. DIR/suite.json says how each one ended. A call takes at most nine minutes; the stages stand in
+the order in which their answers matter, and what did not fit is named there: later calls with --resume and the same DIR go
+on with it. A stage ends with status 3 if its own clock made it leave something out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +26,7 @@ MINUTES = 9.0
 LEAVE = 8.0  # seconds kept for the last words
 LEAST = 10.0  # seconds without which no stage is begun
 OUT_OF_TIME, NOT_STARTED = "out of time", "not started: no time left"
+LEFT_OUT = 3  # exit status of a stage that stopped itself before it had everything
 
 
 @dataclass(frozen=True)
@@ -35,49 +39,36 @@ class Stage:
     command: tuple[str, ...]
 
 
+def _stage(name: str, what: str, seconds: float, module: str, *options: str) -> Stage:
+    command = ("-m", f"benchmarks.gpu.{module}", "--out", "{out}", "--seconds", "{seconds}", *options)
+    return Stage(name, what, seconds, command)
+
+
 STAGES = (
-    Stage("device", "device, clocks, versions", 30, ("-m", "benchmarks.gpu.device", "--out", "{out}")),
-    Stage("rows", "every launch row once, against fp64", 75, ("-m", "benchmarks.gpu.rows", "--out", "{out}")),
-    Stage(
-        "correctness", "the smoke tests on the GPU backends", 90,
-        ("-m", "benchmarks.gpu.suite_tests", "--out", "{out}", "--seconds", "{seconds}", "--smoke"),
-    ),
-    Stage("psi", "Ψ: every launch row against fp64, the five levels", 50, ("-m", "benchmarks.gpu.psi", "--out", "{out}",
-    "--seconds", "{seconds}")),
-    Stage("ceilings", "what the card can do at best, and torch's attention kernels", 60,
-          ("-m", "benchmarks.gpu.ceilings", "--out", "{out}", "--seconds", "{seconds}")),
-    Stage("graphs", "graph replay of the small cases", 60, ("-m", "benchmarks.gpu.graphs", "--out", "{out}",
-    "--seconds", "{seconds}")),
-    Stage(
-        "cases", "the cases beside dense eager and SDPA", 110,
-        ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--peers", "quick"),
-    ),
-    Stage("kernels", "time of every kernel, fraction of floor", 30, ("-m", "benchmarks.gpu.kernels", "--out", "{out}")),
-    Stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 70,
-          ("-m", "benchmarks.gpu.soundness", "--out", "{out}", "--seconds", "{seconds}")),
-    Stage(
-        "memory", "peak extra memory", 40,
-        ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--question", "memory"),
-    ),
-    Stage(
-        "table4", "Table 4, the diffusion row", 40,
-        ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--question", "models"),
-    ),
-    Stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60,
-          ("-m", "benchmarks.gpu.networks", "--out", "{out}", "--seconds", "{seconds}")),
-    Stage(
-        "compiled_peers", "the cases beside torch.compile and FlexAttention", 90,
-        ("-m", "benchmarks.gpu.cases", "--out", "{out}", "--seconds", "{seconds}", "--peers", "compiled"),
-    ),
-    Stage("sweep", "other tile sizes, for launch_rows.py", 45, ("-m", "benchmarks.gpu.sweep", "--out", "{out}",
-    "--seconds", "{seconds}")),
-    Stage("tests", "the whole test suite, as far as the time goes", 400,
-          ("-m", "benchmarks.gpu.suite_tests", "--out", "{out}", "--seconds", "{seconds}")),
-    # nine minutes of its own: --stage experiments --minutes 10
-    Stage("experiments", "networks compared on generated images", 580,
-          ("-m", "benchmarks.gpu.networks", "--out", "{out}", "--experiments")),
-)  # fmt: skip
+    _stage("device", "device, clocks, versions", 30, "device"),
+    _stage("rows", "every launch row once, against fp64", 75, "rows"),
+    _stage("psi", "Ψ: every launch row against fp64, the five levels", 50, "psi"),
+    _stage("ceilings", "what the card can do at best, and torch's attention kernels", 60, "ceilings"),
+    _stage("graphs", "graph replay of the small cases", 60, "graphs"),
+    _stage("cases", "the cases beside dense eager and SDPA", 110, "cases", "--peers", "quick"),
+    _stage("kernels", "time of every kernel, fraction of floor", 30, "kernels"),
+    _stage("correctness", "the smoke tests on the GPU backends", 90, "suite_tests", "--smoke"),
+    _stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 70, "soundness"),
+    _stage("memory", "peak extra memory", 40, "cases", "--question", "memory"),
+    _stage("table4", "Table 4, the diffusion row", 40, "cases", "--question", "models"),
+    _stage("walk", "one walk", 15, "cases", "--question", "walk"),
+    _stage("overhead", "a call on 16 nodes", 15, "cases", "--question", "overhead"),
+    _stage("scaling", "one size grows, the others stay", 90, "cases", "--question", "scaling"),
+    _stage("psi_peers", "Ψ beside the layers, eager and compiled", 90, "cases", "--question", "psi"),
+    _stage("psi_memory", "peak extra memory of Ψ", 40, "cases", "--question", "psi_memory"),
+    _stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60, "networks"),
+    _stage("everyone", "the cases beside everyone, torch.compile and FlexAttention too", 200, "cases"),
+    _stage("sweep", "other tile sizes, for launch_rows.py", 45, "sweep"),
+    _stage("tests", "the whole test suite, as far as the time goes", 400, "suite_tests"),
+    _stage("experiments", "networks compared on generated images", 580, "networks", "--experiments"),
+)
 NAMES = tuple(stage.name for stage in STAGES)
+ALONE = ("experiments",)  # takes a call of its own: --stage experiments --minutes 10
 
 
 def no_gpu() -> str | None:
@@ -98,21 +89,32 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
+def forget(stage: Stage, folder: Path) -> None:
+    """Remove what earlier calls have measured for the stage."""
+    for path in (folder / f"{stage.name}.json", *folder.glob(f"{stage.name}.*.json")):
+        path.unlink(missing_ok=True)
+
+
 def run(stage: Stage, folder: Path, seconds: float) -> dict[str, object]:
-    """One stage, stopped after `seconds`; its output goes to DIR/STAGE.log."""
+    """One stage, stopped after `seconds` with all that it has started; its output goes to DIR/STAGE.log."""
     out = folder / f"{stage.name}.json"
-    out.unlink(missing_ok=True)
     inner = max(1.0, seconds - 5.0)  # the stage stops by itself before it is stopped
     command = [sys.executable, *(part.format(out=out, seconds=f"{inner:.0f}") for part in stage.command)]
     start = time.monotonic()
     with (folder / f"{stage.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code: int | None = subprocess.run(
-                command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT, timeout=seconds
-            ).returncode
+            code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = None
-    ended = {0: "done", None: OUT_OF_TIME}.get(code, f"failed with status {code}")
+        finally:
+            # a child of the stage that lives on would hold the GPU's memory and disturb the next stage
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    ended = {0: "done", LEFT_OUT: OUT_OF_TIME, None: OUT_OF_TIME}.get(code, f"failed with status {code}")
     return {
         "stage": stage.name,
         "what": stage.what,
@@ -139,10 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the results, one JSON file per stage")
     parser.add_argument(
-        "--stage", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}"
+        "--stage",
+        nargs="+",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"some of {', '.join(NAMES)} (default: all but {', '.join(ALONE)})",
     )
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for this call (default {MINUTES:g})")
-    parser.add_argument("--resume", action="store_true", help="leave out the stages that are done in --out")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out what is done in --out; what ran out of time gets twice as long"
+    )
     options = parser.parse_args(arguments)
     reason = no_gpu()
     if reason:
@@ -154,7 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes - LEAVE
     ended = earlier(options.out)
-    asked = [stage for stage in STAGES if stage.name in options.stage]
+    chosen = options.stage or [name for name in NAMES if name not in ALONE]
+    asked = [stage for stage in STAGES if stage.name in chosen]
     if options.resume:
         asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != "done"]
     for stage in asked:
@@ -164,7 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ended[stage.name] = {"stage": stage.name, "what": stage.what, "ended": NOT_STARTED, "results": None}
         else:
             print(f"{stage.name}: {stage.what} ...", flush=True)
-            ended[stage.name] = run(stage, options.out, min(stage.seconds, left))
+            again = options.resume and ended.get(stage.name, {}).get("ended") == OUT_OF_TIME
+            if not again:
+                forget(stage, options.out)
+            ended[stage.name] = run(stage, options.out, min(stage.seconds * (2 if again else 1), left))
             print(f"  {ended[stage.name]['ended']} after {ended[stage.name]['seconds']} s", flush=True)
         write(options.out, ended)
     left_out = [stage.name for stage in asked if ended[stage.name]["ended"] in (NOT_STARTED, OUT_OF_TIME)]

@@ -46,14 +46,22 @@ def machine_of(head: Mapping[str, Any]) -> Machine | None:
     return h200() if "H200" in device else None
 
 
+def kind_of(head: Mapping[str, Any]) -> str:
+    return "cpu" if head["machine"]["device"] == "cpu" else "gpu"
+
+
 def load(folder: Path = FOLDER) -> dict[str, Results]:
-    """All results files in a folder and below, later measurements over earlier ones; a kind of device without a file is
-    empty."""
+    """All results files in a folder and below, later measurements over earlier ones; of the GPUs only the one measured
+    last. A kind of device without a file is empty."""
     found = {"cpu": Results("cpu"), "gpu": Results("gpu")}
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
     files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
-    for file in sorted(files, key=lambda file: file["date"]):
-        results = found["cpu" if file["machine"]["device"] == "cpu" else "gpu"]
+    files.sort(key=lambda file: file["date"])
+    newest = {kind_of(file): file["machine"]["device"] for file in files}
+    for file in files:
+        if file["machine"]["device"] != newest[kind_of(file)]:
+            continue
+        results = found[kind_of(file)]
         results.head = {key: value for key, value in file.items() if key != "rows"}
         for facts in file["rows"]:
             row = Row(**facts)

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,9 +209,10 @@ def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: in
         for variant in budget.variants()
     ]
     if parallel > 1:
-        # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive
-        with multiprocessing.get_context("spawn").Pool(parallel) as pool:
-            runs = list(_counted(pool.imap(run_job, jobs), len(jobs)))
+        # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive;
+        # that may have children of their own, as the loading of data has
+        with ProcessPoolExecutor(parallel, mp_context=multiprocessing.get_context("spawn")) as pool:
+            runs = list(_counted(pool.map(run_job, jobs), len(jobs)))
     else:
         runs = list(_counted(map(run_job, jobs), len(jobs)))
     result = {

@@ -15,11 +15,14 @@ CALLS = 3
 
 def main() -> int:
     options = parser(__doc__).parse_args()
-    report = Report(options.out)
+    report = Report(options.out, options.seconds)
     failed = 0
     for name, dtype, precision in SETTINGS:
         for case in named(("eval505", "batch4_16k", "context60")):
             facts: dict[str, object] = {"case": case.name, "dtype": name, "precision": precision}
+            if report.time_is_up:
+                report.left_out(**facts)
+                continue
             try:
                 call = calls(make_inputs(case, "smooth", dtype, "cuda"), precision)["forward+backward"]
                 call()
@@ -33,15 +36,13 @@ def main() -> int:
                     for event in seen.key_averages()
                     if event.device_time_total > 0
                 }
+                facts["kernels"] = times
                 forward, backward = floors(case)
                 for kernel, floor in (("walk_forward", forward), ("walk_backward", backward)):
                     taken = sum(time["microseconds"] for key, time in times.items() if key.startswith(kernel))
-                    facts[kernel] = {
-                        "microseconds": taken,
-                        "h200_floor": floor,
-                        "fraction": floor / taken if taken else None,
-                    }
-                facts["kernels"] = times
+                    if not taken:
+                        raise RuntimeError(f"the profiler saw no {kernel} kernel")
+                    facts[kernel] = {"microseconds": taken, "h200_floor": floor, "fraction": floor / taken}
             except Exception as error:
                 failed += 1
                 facts["reason"] = first_line(error)

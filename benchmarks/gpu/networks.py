@@ -48,8 +48,6 @@ def train_steps(
     if not side_by_side:
         model._side_by_side = lambda image: False
     optimizer = build_optimizer(model, get_recipe("deeplab"))
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * group["lr_scale"]
     image = torch.randn(batch, 3, size, size).to(device, memory_format=torch.channels_last)
     mask = torch.randint(0, CLASSES, (batch, size, size)).to(device)
     on_gpu = device.startswith("cuda")
@@ -123,7 +121,7 @@ def main() -> int:
     asked = [(name, amp) for amp in AMP for name in NETWORKS]
     for name, amp in asked:
         if report.time_is_up:
-            report.add(network=name, amp=amp, reason="not measured: no time left")
+            report.left_out(network=name, amp=amp)
             continue
         try:
             facts = streams(name, amp)
@@ -137,7 +135,7 @@ def main() -> int:
         ("inference", 505, 1, "forward", INFERENCE_SHARE),
     ):
         if report.time_is_up:
-            report.add(network="difnet50", share_of=what, reason="not measured: no time left")
+            report.left_out(network="difnet50", share_of=what)
             continue
         found = share("difnet50", size, batch, direction)
         report.add(network="difnet50", share_of=what, size=size, batch=batch, diffusion=found, target=limit)

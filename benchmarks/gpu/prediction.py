@@ -6,7 +6,8 @@ Needs no GPU (and must not be run under TRITON_INTERPRET): the kernels are compi
 the programs per row tile that the plan would choose. One turn of a kernel's loop is one column tile; per SM and clock the
 chip issues 4 warp instructions, multiplies 4096 16-bit FLOP and takes 16 exponentials. If everything overlaps, the slowest
 of the three is the time (least); if the products wait for the rest, their sum (most). Both branches of P_ji are counted, so
-the backward's instructions are an upper bound. Measured times come from results/*/kernels.json; without one: "not measured".
+the backward's instructions are an upper bound. Measured times come from any
+kernels.json of an H200 in results; without one: "not measured".
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import triton
 
 from benchmarks.cases import CASES, Case
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
+from benchmarks.gpu.stage import measured_entries
 from difnet_kernels.backends import triton as backend
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
@@ -28,7 +30,6 @@ PROCESSORS, CLOCK = 132, 1.83e9
 ISSUE, FLOP, EXPS = 4, 4096, 16
 NAMES = ("eval505", "train321", "eval505_h5", "context60", "batch4_16k")
 SETTINGS = (("bf16", torch.bfloat16, "high"), ("fp32", torch.float32, "high"), ("fp32", torch.float32, "medium"))
-RESULTS = Path(__file__).parent.parent / "results"
 BEGIN, END = "<!-- predicted -->", "<!-- /predicted -->"
 
 
@@ -81,15 +82,13 @@ def predict(case: Case, binary: Binary) -> dict[str, object]:
 
 
 def measured() -> dict[tuple[str, str, str, str], float]:
-    """Microseconds of one walk by (case, dtype, precision, kernel), from the newest kernels.json."""
-    found = {}
-    for path in sorted(RESULTS.glob("*/kernels.json"), key=lambda path: path.stat().st_mtime):
-        for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-            for kernel in ("walk_forward", "walk_backward"):
-                if kernel in entry:
-                    key = (entry["case"], entry["dtype"], entry["precision"], kernel)
-                    found[key] = entry[kernel]["microseconds"] / CASES[entry["case"]].walks
-    return found
+    """Microseconds of one walk by (case, dtype, precision, kernel), the newest from an H200."""
+    return {
+        (entry["case"], entry["dtype"], entry["precision"], kernel): taken / CASES[entry["case"]].walks
+        for entry in measured_entries("kernels")
+        for kernel in ("walk_forward", "walk_backward")
+        if (taken := entry.get(kernel, {}).get("microseconds"))
+    }
 
 
 def table(entries: list[dict[str, object]]) -> str:

@@ -239,7 +239,7 @@ def main() -> int:
     ]
     for setting in settings:
         if report.time_is_up:
-            report.add(question="time", setting=str(setting), reason="not measured: no time left")
+            report.left_out(question="time", setting=str(setting))
             continue
         failed += measure(*setting, report)
     return report.done(failed)

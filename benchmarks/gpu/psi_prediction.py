@@ -19,12 +19,12 @@ import torch
 
 from benchmarks.gpu.prediction import CLOCK, FLOP, ISSUE, PROCESSORS
 from benchmarks.gpu.psi import BYTES_PER_S, DTYPES, EMBED, LEVELS
+from benchmarks.gpu.stage import measured_entries
 from difnet_kernels.backends import triton as backend
 from difnet_kernels.backends.triton.schedule_projection import widest
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
 FROM_L2 = 64
-RESULTS = Path(__file__).parent.parent / "results"
 BEGIN, END = "<!-- psi predicted -->", "<!-- /psi predicted -->"
 
 
@@ -73,13 +73,12 @@ def predict(channels: int, side: int, grid: int, dtype: str) -> dict[str, object
 
 
 def measured() -> dict[tuple[int, str, str], float]:
-    """Microseconds of one level by (side, dtype, level), evaluation, channels last; from the newest psi.json."""
-    found = {}
-    for path in sorted(RESULTS.glob("*/psi.json"), key=lambda path: path.stat().st_mtime):
-        for entry in json.loads(path.read_text(encoding="utf-8"))["entries"]:
-            if "microseconds" in entry and not entry["training"] and entry["channels_last"]:
-                found[entry["side"], entry["dtype"], entry["level"]] = entry["microseconds"]["median"]
-    return found
+    """Microseconds of one level by (side, dtype, level), evaluation, channels last; the newest from an H200."""
+    return {
+        (entry["side"], entry["dtype"], entry["level"]): entry["microseconds"]["median"]
+        for entry in measured_entries("psi")
+        if "microseconds" in entry and not entry["training"] and entry["channels_last"]
+    }
 
 
 def table(entries: list[dict[str, object]]) -> str:

@@ -33,8 +33,10 @@ def poison() -> None:
         clean = [x.clone() for x in call()]
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[assignment]
-        poisoned = call()
-        torch.use_deterministic_algorithms(False)
+        try:
+            poisoned = call()
+        finally:
+            torch.use_deterministic_algorithms(False)
         assert all(x.isfinite().all() for x in clean), f"{case}: not finite"
         assert all(torch.equal(a, b) for a, b in zip(clean, poisoned, strict=True)), f"{case}: a fresh buffer was read"
 
@@ -131,9 +133,11 @@ def main() -> int:
             report.add(check=name, passed=False, reason=first_line(error))
     sanitizer = shutil.which("compute-sanitizer")
     for tool in ("memcheck", "racecheck"):
-        if sanitizer is None or report.time_is_up:
-            why = "compute-sanitizer is not installed" if sanitizer is None else "no time left"
-            report.add(check=tool, passed=None, reason=f"not run: {why}")
+        if sanitizer is None:
+            report.add(check=tool, passed=None, reason="not run: compute-sanitizer is not installed")
+            continue
+        if report.time_is_up:
+            report.left_out(check=tool, passed=None)
             continue
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.soundness",
                    "--out", str(options.out), "--only", "guards"]  # fmt: skip
@@ -142,7 +146,7 @@ def main() -> int:
             failed += done.returncode != 0
             report.add(check=tool, passed=done.returncode == 0, reason=done.stdout[-600:] if done.returncode else "")
         except subprocess.TimeoutExpired:
-            report.add(check=tool, passed=None, reason="not finished in time")
+            report.left_out(check=tool, passed=None)
     return report.done(failed)
 
 

@@ -7,16 +7,21 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import machine
 from benchmarks.cases import CASES, Case
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
+from benchmarks.gpu_suite import LEFT_OUT
 
 BACKEND = "triton"
+RESULTS = Path(__file__).parent.parent / "results"
+NO_TIME = "not measured: no time left"
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -32,7 +37,9 @@ class Report:
     def __init__(self, path: Path, seconds: float = 1e9):
         self.path, self.entries = path, []  # type: ignore[var-annotated]
         self.end = time.monotonic() + seconds
-        self.head = {"commit": machine.commit(), "machine": machine.describe("cuda")}
+        self.incomplete = False
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.head = {"date": date, "commit": machine.commit(), "machine": machine.describe("cuda")}
 
     @property
     def time_is_up(self) -> bool:
@@ -43,6 +50,11 @@ class Report:
         print(" ".join(f"{key}={value}" for key, value in facts.items()), flush=True)
         self.write()
 
+    def left_out(self, **facts: object) -> None:
+        """An entry for what there was no time for."""
+        self.incomplete = True
+        self.add(**facts, reason=NO_TIME)
+
     def write(self, *, complete: bool = False) -> None:
         partial = self.path.with_name(self.path.name + ".part")
         text = json.dumps({**self.head, "complete": complete, "entries": self.entries}, indent=1, ensure_ascii=False)
@@ -50,8 +62,17 @@ class Report:
         os.replace(partial, self.path)
 
     def done(self, failed: int = 0) -> int:
-        self.write(complete=True)
-        return 1 if failed else 0
+        """The exit status of the stage."""
+        self.write(complete=not self.incomplete)
+        return 1 if failed else LEFT_OUT if self.incomplete else 0
+
+
+def measured_entries(stage: str, device: str = "H200", folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
+    """Entries of the stage's results files from cards of that name, the newest last."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob(f"{stage}.json"))]
+    for file in sorted(files, key=lambda file: file["date"]):
+        if device in file["machine"]["device"]:
+            yield from file["entries"]
 
 
 def microseconds(call: Callable[[], object], *, rounds: int = 30, inner: int = 5) -> dict[str, float]:

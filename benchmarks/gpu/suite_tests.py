@@ -74,9 +74,9 @@ def main() -> int:
         run.process.wait()
         outcome, failures = run.outcome()
         failed += bool(failures)
-        report.add(file=run.file, finished=False, outcome=outcome, failures=failures)
+        report.left_out(file=run.file, finished=False, outcome=outcome, failures=failures)
     for file in waiting:
-        report.add(file=file, finished=False, reason="not started: no time left")
+        report.left_out(file=file, finished=False)
     return report.done(failed)
 
 

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_suite
+from benchmarks import gpu_suite, plots
+from benchmarks.cases import CASES
+from benchmarks.gpu.cases import remaining
 from benchmarks.gpu_suite import Stage
+from benchmarks.questions import DIRECTIONS, QUESTIONS
+from benchmarks.results import Results
+from benchmarks.tables import all_tables
+from benchmarks.tasks import MEASURED, Task
 
 ROOT = Path(__file__).parents[2]
 SAYS = "import sys; open(sys.argv[1], 'w').write('{{}}'); "
 FAKES = (
     Stage("good", "writes its results", 30, ("-c", SAYS, "{out}")),
-    Stage("bad", "fails afterwards", 30, ("-c", SAYS + "sys.exit(3)", "{out}")),
+    Stage("bad", "fails afterwards", 30, ("-c", SAYS + "sys.exit(4)", "{out}")),
     Stage("slow", "never ends", 11, ("-c", SAYS + "import time; time.sleep(60)", "{out}")),
     Stage("last", "runs all the same", 30, ("-c", SAYS, "{out}")),
 )
@@ -47,11 +54,70 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 def test_a_failing_or_endless_stage_does_not_stop_the_next(
     fakes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = [Stage(s.name, s.what, 1.5 if s.name == "slow" else s.seconds, s.command) for s in FAKES]
+    quick = [Stage(s.name, s.what, 5 if s.name == "slow" else s.seconds, s.command) for s in FAKES]
     monkeypatch.setattr(gpu_suite, "STAGES", quick)
     assert gpu_suite.main(["--out", str(tmp_path)]) == 1
-    assert ended(tmp_path) == {"good": "done", "bad": "failed with status 3", "slow": "out of time", "last": "done"}
+    assert ended(tmp_path) == {"good": "done", "bad": "failed with status 4", "slow": "out of time", "last": "done"}
     assert all((tmp_path / f"{name}.json").exists() for name in ("good", "bad", "slow", "last"))
+
+
+GRANDCHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
+BEATS = "import sys, time\nwhile True: open(sys.argv[1], 'a').write('.'); time.sleep(0.05)"
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path: Path) -> None:
+    ended = gpu_suite.run(Stage("parent", "has a child", 4, ("-c", GRANDCHILD, BEATS, "{out}")), tmp_path, 4)
+    beats = (tmp_path / "parent.json").stat().st_size
+    assert ended["ended"] == "out of time" and beats > 0
+    time.sleep(0.5)
+    assert (tmp_path / "parent.json").stat().st_size == beats
+
+
+def test_a_stage_that_stopped_itself_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on with what it has, in twice the time; a call without --resume starts anew."""
+    counts = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + ' '); sys.exit(3)"
+    monkeypatch.setattr(gpu_suite, "no_gpu", lambda: None)
+    monkeypatch.setattr(gpu_suite, "STAGES", (Stage("half", "leaves out", 15, ("-c", counts, "{out}", "{seconds}")),))
+    monkeypatch.setattr(gpu_suite, "NAMES", ("half",))
+    for arguments, written in (((), "10 "), (("--resume",), "10 25 "), ((), "10 ")):
+        assert gpu_suite.main(["--out", str(tmp_path), *arguments]) == 0
+        assert ended(tmp_path) == {"half": "out of time"}
+        assert (tmp_path / "half.json").read_text(encoding="utf-8") == written
+
+
+def test_cases_go_on_with_the_rows_that_they_have(tmp_path: Path) -> None:
+    tasks = [Task("cascade", CASES["eval505"], direction, contenders=("ours", "dense")) for direction in DIRECTIONS]
+    done = [tasks[0].row(name, name, status=MEASURED) for name in ("ours", "dense")]
+    half = [tasks[1].row("ours", "ours", status=MEASURED), tasks[1].row("dense", "dense")]
+    out = tmp_path / "cases.json"
+    out.write_text(json.dumps({"rows": [row.as_dict() for row in done + half]}), encoding="utf-8")
+    assert remaining(tasks, out) == tasks[1:]
+    out.write_text(json.dumps({"rows": [tasks[1].row("dense", "dense", status=MEASURED).as_dict()]}), encoding="utf-8")
+    assert remaining(tasks, out) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.1.json", "cases.2.json"]
+
+
+def test_every_table_and_figure_has_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a table or figure of the GPU is made from is asked by a stage of the default call."""
+    asked = set()
+
+    def tasks(results: Results, question: str) -> list[Task]:
+        if results.kind == "gpu":
+            asked.add(question)
+        return QUESTIONS[question]("cpu" if results.kind == "cpu" else "cuda")
+
+    monkeypatch.setattr(Results, "tasks", tasks)
+    found = {kind: Results(kind) for kind in ("cpu", "gpu")}
+    for name, table in all_tables(found).items():
+        if "gpu" in name:
+            table()
+    plots.figures(found)
+    answered = set()
+    for stage in gpu_suite.STAGES:
+        if "benchmarks.gpu.cases" in stage.command and stage.name not in gpu_suite.ALONE:
+            words = stage.command
+            answered.add(words[words.index("--question") + 1] if "--question" in words else "cascade")
+    assert asked and asked <= answered
 
 
 def test_a_later_call_goes_on(fakes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

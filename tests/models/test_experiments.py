@@ -1,7 +1,7 @@
 """The experiments run from data to tables, resume where they stopped, and compare what they say they compare."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,15 @@ def test_finished_runs_are_kept(result, monkeypatch):
     monkeypatch.setattr(experiments, "train", no_training)
     again = experiments.run("smoke", out, "cpu", parallel=1)
     assert [run["mean_iou"] for run in again["runs"]] == [run["mean_iou"] for run in first["runs"]]
+
+
+def test_runs_side_by_side_load_data_in_processes_of_their_own(tmp_path, monkeypatch):
+    budget = replace(BUDGETS["smoke"], epochs=1, seeds=1, workers=1)
+    monkeypatch.setitem(BUDGETS, "smoke", budget)
+    first = budget.variants()[1:3]
+    monkeypatch.setattr(experiments.Budget, "variants", lambda self: first)
+    runs = experiments.run("smoke", tmp_path, "cpu", parallel=2)["runs"]
+    assert [run["variant"] for run in runs] == [variant.name for variant in first]
 
 
 @pytest.mark.parametrize("name", BUDGETS)
