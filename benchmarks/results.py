@@ -52,7 +52,9 @@ def kind_of(head: Mapping[str, Any]) -> str:
 
 def load(folder: Path = FOLDER) -> dict[str, Results]:
     """All results files in a folder and below, later measurements over earlier ones; of the GPUs only the one measured
-    last. A kind of device without a file is empty."""
+    last. A kind of device without a file is empty. Its commit names those of all files that it holds rows of; its peak is
+    the highest seen, because the clock wanders."""
+    commits: dict[str, dict[tuple[str, str], str]] = {"cpu": {}, "gpu": {}}
     found = {"cpu": Results("cpu"), "gpu": Results("gpu")}
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
     files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
@@ -62,9 +64,16 @@ def load(folder: Path = FOLDER) -> dict[str, Results]:
         if file["machine"]["device"] != newest[kind_of(file)]:
             continue
         results = found[kind_of(file)]
+        peaks = [head["peak"] for head in (results.head, file) if head.get("peak")]
         results.head = {key: value for key, value in file.items() if key != "rows"}
+        if peaks:
+            results.head["peak"] = max(peaks, key=lambda peak: peak["flop_per_s"])
         for facts in file["rows"]:
             row = Row(**facts)
             if row.status != NOT_MEASURED or (row.task, row.contender) not in results.rows:
                 results.rows[row.task, row.contender] = row
+                commits[results.kind][row.task, row.contender] = file["commit"]
+    for kind, results in found.items():
+        if results.head:
+            results.head["commit"] = ", ".join(dict.fromkeys(commits[kind].values()))
     return found
