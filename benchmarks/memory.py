@@ -83,6 +83,8 @@ def growth(warm: Call, run: Call, device: str) -> int:
     # libraries, thread pools and compiled code are there before the call that counts
     warm()
     if device != "cpu":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         kept = run()
@@ -131,9 +133,6 @@ def _ask(question: Mapping[str, object]) -> dict[str, object]:
         return json.loads(_SOURCE.stdout.readline())
     except (OSError, json.JSONDecodeError):
         return {"error": "the process that measures memory ended"}
-    finally:
-        if question["device"] != "cpu":
-            _SOURCE.kill()
 
 
 def _measure(question: dict) -> dict[str, object]:
@@ -144,6 +143,8 @@ def _measure(question: dict) -> dict[str, object]:
         return {"bytes": growth(*SUBJECTS[subject](**question), device)}
     except BaseException as error:
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    finally:
+        signal.alarm(0)
 
 
 def _measure_in_a_child(question: dict) -> dict[str, object]:
@@ -165,7 +166,7 @@ def _measure_in_a_child(question: dict) -> dict[str, object]:
 def main() -> None:
     for line in sys.stdin:
         question = json.loads(line)
-        # a GPU does not survive a fork; there the process answers one question itself
+        # a GPU does not survive a fork; there the process answers itself, and its allocator counts what each call takes
         answer = _measure_in_a_child(question) if question["device"] == "cpu" else _measure(question)
         print(json.dumps(answer), flush=True)
 
