@@ -34,22 +34,21 @@ class CascadeTask(Task):
         setting = Setting(self.case, DTYPES[self.dtype], device, self.direction)
         inputs, truth = problem(self.case, self.kind, self.dtype, device, self.judged, self.sampled)
         torch.compiler.reset()  # every shape compiled for itself, and no limit on how many
-        entrants = {name: entrant(CONTENDERS[name], setting, inputs, truth, self.repeats) for name in self.contenders}
+        entrants = {name: self.entrant(CONTENDERS[name], setting, inputs, truth) for name in self.contenders}
         return contest(self, entrants, device, per_call=self.repeats)
 
+    def entrant(self, contender: Contender, setting: Setting, inputs: Inputs, truth: Truth) -> Entrant:
+        def prepare() -> tuple[Call, Verdict]:
+            run = runner(contender.build(setting), inputs, setting.direction)
+            state, grads = run()
+            judged = inputs
+            if truth.walks < len(inputs.psi):
+                judged = inputs.first(truth.walks)
+                state, grads = runner(contender.build(setting), judged, setting.direction)()
+            verdict = judge(judged, truth, state, grads, fp32_logits=contender.fp32_logits)
+            return (in_a_row(run, self.repeats) if self.repeats > 1 else run), verdict
 
-def entrant(contender: Contender, setting: Setting, inputs: Inputs, truth: Truth, repeats: int = 1) -> Entrant:
-    def prepare() -> tuple[Call, Verdict]:
-        run = runner(contender.build(setting), inputs, setting.direction)
-        state, grads = run()
-        judged = inputs
-        if truth.walks < len(inputs.psi):
-            judged = inputs.first(truth.walks)
-            state, grads = runner(contender.build(setting), judged, setting.direction)()
-        verdict = judge(judged, truth, state, grads, fp32_logits=contender.fp32_logits)
-        return (in_a_row(run, repeats) if repeats > 1 else run), verdict
-
-    return Entrant(contender.title, contender.why_not(setting), prepare)
+        return Entrant(contender.title, contender.why_not(setting), prepare)
 
 
 def runner(cascade: Cascade, inputs: Inputs, direction: str) -> Callable[[], tuple[Tensor, list[Tensor] | None]]:

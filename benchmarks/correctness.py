@@ -15,6 +15,7 @@ from benchmarks.inputs import Inputs
 
 # 2⁻ᵇ, the spacing of the 16-bit types around one
 SPACING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+MEDIUM_PER_LOGIT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,27 @@ def truth_of_some(inputs: Inputs, count: int) -> Truth:
 
 
 def judge(
-    inputs: Inputs, truth: Truth, state: Tensor, grads: list[Tensor] | None, *, fp32_logits: bool = True
+    inputs: Inputs,
+    truth: Truth,
+    state: Tensor,
+    grads: list[Tensor] | None,
+    *,
+    fp32_logits: bool = True,
+    precision: str = "high",
 ) -> Verdict:
     """Compare a result (and gradients, in the order of `Inputs.differentiable`) with the truth.
 
     fp32_logits: hold it to fp32 logits. Peers whose 16-bit path rounds S or P to 16 bits are held to that rounding,
     which at large logits means nearly nothing: read the error that is printed next to their time.
+    precision: "medium" allows what one 16-bit product makes of a logit.
     """
     dtype, walks = inputs.seed.dtype, len(inputs.psi)
     spacing = SPACING.get(dtype, 0.0)
     logits = 4 * 2.0**-24 * truth.largest_logit + 2e-6 + spacing
     if spacing and not fp32_logits:
         logits = min(1.0, spacing * truth.largest_logit) + 4 * spacing
+    if precision == "medium":
+        logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * truth.largest_logit))
     bound = walks * logits
     state = state.flatten(2).mT if truth.nodes is None else state.flatten(2).mT[:, truth.nodes]
     checks = [("output", _relative(state, truth.state), bound)]

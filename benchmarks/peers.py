@@ -260,3 +260,5 @@ CONTENDERS = {
 }
 ON_CPU = ("ours", "dense", "dense_compiled", "sdpa", "flex", "keops")
 ON_GPU = tuple(name for name in CONTENDERS if name != "sdpa")
+# who asks for no compiler at the first call of every shape
+UNCOMPILED = tuple(name for name in ON_GPU if name not in ("dense_compiled", "flex", "keops"))

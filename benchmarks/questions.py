@@ -6,7 +6,8 @@ from benchmarks.cascade import CascadeTask
 from benchmarks.cases import CASES, Case
 from benchmarks.memory import MemoryTask, PsiMemoryTask
 from benchmarks.peers import ON_CPU, ON_GPU
-from benchmarks.psi import ALL, LEVELS, PsiTask, named
+from benchmarks.psi import ALL, GRIDS, LEVELS, PsiTask, named
+from benchmarks.replay import ReplayTask
 from benchmarks.table4 import PARTS, Table4Task
 from benchmarks.tasks import Task
 
@@ -44,7 +45,7 @@ def cascade(device: str = "cpu") -> list[Task]:
         names = ("eval505", "train321", "eval505_h5", "context60", "batch4_16k")
         return [
             CascadeTask("cascade", CASES[name], direction, kind, dtype, ON_GPU)
-            for dtype, kind in (("bf16", "smooth"), ("fp16", "smooth"), ("fp32", "smooth"), ("bf16", "network"))
+            for dtype, kind in (("bf16", "smooth"), ("fp32", "smooth"), ("fp16", "smooth"), ("bf16", "network"))
             for name in names
             for direction in DIRECTIONS
         ]
@@ -62,6 +63,18 @@ def cascade(device: str = "cpu") -> list[Task]:
                     )
                 )
     return tasks
+
+
+def replay(device: str = "cpu") -> list[Task]:
+    """The small cascades by graph replay, beside whoever can be captured; a CPU has no graphs."""
+    if device == "cpu":
+        return []
+    return [
+        ReplayTask("replay", CASES[name], direction, "smooth", dtype, ON_GPU, seconds=1.0)
+        for dtype in ("bf16", "fp32")
+        for name in ("eval505", "train321", "eval505_h5", "context60")
+        for direction in DIRECTIONS
+    ]
 
 
 def _cpu_contenders(name: str, direction: str, kind: str) -> tuple[str, ...]:
@@ -150,15 +163,11 @@ def _swept(size: str, value: int) -> Case:
     return SWEEP_BASE.but(name=f"sweep_{size}", **{size: value})
 
 
-# the image's side, and the case on whose grid its levels end
-PSI_CASES = {321: CASES["train321_one"], 505: CASES["eval505"]}
-
-
 def psi(device: str = "cpu") -> list[Task]:
     """Ψ of the five levels of DifNet-50, together and one by one; evaluation, and a training step."""
     contenders = named(("ours", "layers", "folded", "compiled"))
     tasks: list[Task] = []
-    for side, case in PSI_CASES.items():
+    for side, case in GRIDS.items():
         for direction in DIRECTIONS:
             # 16 bits would decide ties of a training step by their rounding, differently for everyone
             dtype = "fp32" if device == "cpu" or direction != "forward" else "bf16"
@@ -178,7 +187,7 @@ def psi_memory(device: str = "cpu") -> list[Task]:
             "psi_memory", case, direction, "", "fp32", named(("ours", "layers")),
             turn=ONCE if side == 321 else RECORD, side=side, levels=levels,
         )
-        for side, case in PSI_CASES.items()
+        for side, case in GRIDS.items()
         for levels in (ALL, (0,))
         for direction in DIRECTIONS
     ]  # fmt: skip
@@ -199,6 +208,7 @@ QUESTIONS = {
     "overhead": overhead,
     "walk": walk,
     "cascade": cascade,
+    "replay": replay,
     "memory": memory,
     "scaling": scaling,
     "psi": psi,

@@ -11,8 +11,9 @@ from benchmarks.psi import TITLES as PSI_TITLES
 from benchmarks.table4 import PARTS
 from benchmarks.tasks import MEASURED, Row
 
+ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 # questions whose rows are cascades, which the cost model knows
-CASCADES = ("cascade", "walk", "scaling", "smoke")
+CASCADES = ("cascade", "replay", "walk", "scaling", "smoke")
 
 
 def seconds(value: float | None) -> str:

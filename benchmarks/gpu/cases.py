@@ -8,15 +8,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.cases import CASES
 from benchmarks.gpu.stage import parser
 from benchmarks.gpu_suite import LEFT_OUT
-from benchmarks.questions import all_tasks
+from benchmarks.peers import UNCOMPILED
+from benchmarks.questions import QUESTIONS, all_tasks
 from benchmarks.record import record
-from benchmarks.tasks import FAILED, NOT_MEASURED, Task
-
-# those that start at once must not wait for peers that compile (and tune) for every shape. The slow ones are measured
-# beside everyone, not by themselves: a ratio is of times from one run
-QUICK = ("ours", "dense", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "flash_attention_2", "flash_attention_3")
+from benchmarks.tasks import DTYPES, FAILED, NOT_MEASURED, Task
 
 
 def remaining(tasks: Iterable[Task], out: Path) -> list[Task]:
@@ -32,14 +30,22 @@ def remaining(tasks: Iterable[Task], out: Path) -> list[Task]:
     return [task for task in tasks if any((str(task), name) not in seen for name in task.contenders)]
 
 
+def chosen(tasks: Iterable[Task], peers: str, case: str | None, dtype: str | None) -> list[Task]:
+    found = [task for task in tasks if case in (None, task.case.name) and dtype in (None, task.dtype)]
+    if peers == "all":
+        return found
+    return [replace(task, contenders=tuple(name for name in task.contenders if name in UNCOMPILED)) for task in found]
+
+
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--question", default="cascade")
+    made.add_argument("--question", choices=QUESTIONS, default="cascade")
+    # nobody is measured without ours and the quick ones: a ratio is of times from one run
     made.add_argument("--peers", choices=("quick", "all"), default="all", help="quick: who need not compile")
+    made.add_argument("--case", choices=CASES, help="this one alone")
+    made.add_argument("--dtype", choices=DTYPES, help="this one alone")
     options = made.parse_args()
-    tasks = all_tasks("cuda", (options.question,))
-    if options.peers == "quick":
-        tasks = [replace(task, contenders=tuple(name for name in task.contenders if name in QUICK)) for task in tasks]
+    tasks = chosen(all_tasks("cuda", (options.question,)), options.peers, options.case, options.dtype)
     rows = record(remaining(tasks, options.out), "cuda", options.out, minutes=options.seconds / 60)
     if any(row.status == FAILED for row in rows):
         return 1
