@@ -26,12 +26,16 @@ class Machine:
     exp_flop: float = 16.0
 
 
+# an H200: SMs, clocks per second; of one SM in one clock: warp instructions, 16-bit FLOP of products, exponentials
+PROCESSORS, CLOCK, ISSUE, FLOP, EXPS = 132, 1.83e9, 4, 4096, 16
+
+
 def h200(dtype_bits: int = 16) -> Machine:
-    """132 SMs at 1.83 GHz; per SM and clock 4096 FLOP of 16-bit products, 16 exponentials."""
+    """The chip that floors are given for."""
     if dtype_bits != 16:
         raise ValueError(f"the floors of the H200 are for 16-bit products; got {dtype_bits} bits.")
-    clocks = 132 * 1.83e9
-    return Machine("H200", clocks * 4096, clocks * 16, 4.8e12, separate_exp=True, matrix_unit=True)
+    clocks = PROCESSORS * CLOCK
+    return Machine("H200", clocks * FLOP, clocks * EXPS, 4.8e12, separate_exp=True, matrix_unit=True)
 
 
 def cpu(name: str, measured_peak: float) -> Machine:

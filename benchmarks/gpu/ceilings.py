@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from benchmarks.cascade import runner
-from benchmarks.gpu.graphs import replayed
 from benchmarks.gpu.stage import Report, first_line, floors, microseconds, named, parser
 from benchmarks.inputs import make_inputs
 from benchmarks.peers import CONTENDERS, Setting
+from benchmarks.replay import captured
 
 SHAPES = ("eval505", "train321", "eval505_h5", "batch4_16k", "context60")
 # FlexAttention compiles for every shape, so it comes last
@@ -79,7 +79,7 @@ def launches(device: str, number: int = 500) -> dict[str, object]:
         return [out]
 
     eager = microseconds(row, rounds=10, inner=1)["median"] / number
-    graph, _ = replayed(row)
+    graph, _ = captured(row)
     node = microseconds(graph.replay, rounds=10, inner=1)["median"] / number
     return {"microseconds_eager": eager, "microseconds_graph_node": node}
 

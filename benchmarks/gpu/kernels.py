@@ -3,46 +3,61 @@ docs/gpu.md."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.graphs import SETTINGS, calls
+from benchmarks.cascade import problem
+from benchmarks.cases import Case
+from benchmarks.gpu.ours import SETTINGS, calls, judged
 from benchmarks.gpu.stage import Report, first_line, floors, named, parser
-from benchmarks.inputs import make_inputs
 
 CALLS = 3
+
+
+def profiled(call: Callable[[], object]) -> dict[str, dict[str, float]]:
+    """Microseconds and launches per call, by kernel."""
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    return {
+        event.key: {"microseconds": event.device_time_total / CALLS, "launches": event.count / CALLS}
+        for event in seen.key_averages()
+        if event.device_time_total > 0
+    }
+
+
+def measured(case: Case, dtype: str, precision: str) -> dict[str, object]:
+    """Facts about a cascade that is right; raises if it is not."""
+    inputs, truth = problem(case, "smooth", dtype, "cuda")
+    call = calls(inputs, precision)["forward+backward"]
+    verdict = judged(inputs, truth, call(), precision)
+    if not verdict.passed:
+        raise RuntimeError(f"not timed: {verdict.worst} is wrong by {verdict.error:.2g}, more than {verdict.bound:.2g}")
+    times = profiled(call)
+    facts: dict[str, object] = {"kernels": times, "error": verdict.error, "bound": verdict.bound}
+    for kernel, floor in zip(("walk_forward", "walk_backward"), floors(case), strict=True):
+        taken = sum(time["microseconds"] for key, time in times.items() if key.startswith(kernel))
+        if not taken:
+            raise RuntimeError(f"the profiler saw no {kernel} kernel")
+        facts[kernel] = {"microseconds": taken, "h200_floor": floor, "fraction": floor / taken}
+    return facts
 
 
 def main() -> int:
     options = parser(__doc__).parse_args()
     report = Report(options.out, options.seconds)
     failed = 0
-    for name, dtype, precision in SETTINGS:
-        for case in named(("eval505", "batch4_16k", "context60")):
-            facts: dict[str, object] = {"case": case.name, "dtype": name, "precision": precision}
+    for dtype, precision in SETTINGS:
+        for case in named(("eval505", "batch4_16k", "context60", "eval505_h5", "train321")):
+            facts: dict[str, object] = {"case": case.name, "dtype": dtype, "precision": precision}
             if report.time_is_up:
                 report.left_out(**facts)
                 continue
             try:
-                call = calls(make_inputs(case, "smooth", dtype, "cuda"), precision)["forward+backward"]
-                call()
-                torch.cuda.synchronize()
-                with profile(activities=[ProfilerActivity.CUDA]) as seen:
-                    for _ in range(CALLS):
-                        call()
-                    torch.cuda.synchronize()
-                times = {
-                    event.key: {"microseconds": event.device_time_total / CALLS, "launches": event.count / CALLS}
-                    for event in seen.key_averages()
-                    if event.device_time_total > 0
-                }
-                facts["kernels"] = times
-                forward, backward = floors(case)
-                for kernel, floor in (("walk_forward", forward), ("walk_backward", backward)):
-                    taken = sum(time["microseconds"] for key, time in times.items() if key.startswith(kernel))
-                    if not taken:
-                        raise RuntimeError(f"the profiler saw no {kernel} kernel")
-                    facts[kernel] = {"microseconds": taken, "h200_floor": floor, "fraction": floor / taken}
+                facts |= measured(case, dtype, precision)
             except Exception as error:
                 failed += 1
                 facts["reason"] = first_line(error)

@@ -1,43 +1,56 @@
-"""Every launch row of this GPU once, forward and backward, against fp64: the first thing to know about a new card.
-
-Compilers have broken single tile shapes before (wrong results, illegal accesses), so each row runs in a process of
-its own.
-"""
+"""Every launch row of this GPU once, walks and Ψ, forward and backward, against fp64: what a new card shows first."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.correctness import judge, truth_of
-from benchmarks.gpu.stage import BACKEND, Report, parser
+from benchmarks.correctness import Verdict, truth_of
+from benchmarks.gpu.level import Level, judge
+from benchmarks.gpu.ours import calls, judged
+from benchmarks.gpu.processes import asking, verdicts
+from benchmarks.gpu.stage import Report, parser
 from benchmarks.inputs import make_inputs
+from benchmarks.tasks import DTYPES
 
-# (D, K, dtype, precision, N): together they reach every row that serves the architecture; N is ragged on purpose
-PROBLEMS = [
-    (embed, classes, dtype, nodes)
+# together they reach every row that serves the architecture; sizes are ragged on purpose
+WALKS = [
+    {"of": "walk", "embed": embed, "classes": classes, "dtype": dtype, "nodes": nodes}
     for embed, classes in ((64, 21), (16, 5), (128, 60), (256, 60), (128, 127), (64, 150))
     for dtype in ("fp32", "bf16", "fp16")
     for nodes in ((29, 613) if embed == 64 else (613,))
 ]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-AT_ONCE = 6
+PROJECTIONS = [
+    {"of": "psi", "channels": channels, "embed": embed, "dtype": dtype, "channels_last": last, "training": training}
+    for channels, embed, formats in (
+        *((channels, embed, (("fp32", True, False), ("fp32", False, True), ("bf16", True, True)))
+          for channels, embed in ((3, 64), (3, 200), (256, 64), (40, 64), (64, 200))),
+        (256, 64, (("fp16", False, False), ("fp32", True, True))),
+    )
+    for dtype, last, training in formats
+]  # fmt: skip
+SIDE, GRID = 45, 16
 
 
-def check(embed: int, classes: int, dtype: str, nodes: int) -> dict[str, object]:
-    from difnet_kernels import cascaded_random_walk
+def check(of: str, dtype: str, **sizes: Any) -> dict[str, object]:
+    """One problem, in this process."""
+    found = {"walk": _walk, "psi": _psi}[of](DTYPES[dtype], **sizes)
+    return {"passed": found.passed, "error": found.error, "bound": found.bound, "worst": found.worst}
 
-    inputs = make_inputs(Case("row", 2, nodes, embed, classes, walks=2), "network", DTYPES[dtype], "cuda")
-    leaves = inputs.leaves()
-    state = cascaded_random_walk(leaves.seed, leaves.psi, leaves.mu, leaves.beta, backend=BACKEND)
-    grads = torch.autograd.grad(state, leaves.differentiable, leaves.grad)
-    verdict = judge(inputs, truth_of(inputs, backward=True), state, list(grads))
-    return {"passed": verdict.passed, "error": verdict.error, "bound": verdict.bound, "worst": verdict.worst}
+
+def _walk(dtype: torch.dtype, embed: int, classes: int, nodes: int) -> Verdict:
+    inputs = make_inputs(Case("row", 2, nodes, embed, classes, walks=2), "network", dtype, "cuda")
+    made = calls(inputs, "high")["forward+backward"]()
+    return judged(inputs, truth_of(inputs, backward=True), made)
+
+
+def _psi(dtype: torch.dtype, channels: int, embed: int, **formats: bool) -> Verdict:
+    level = Level.draw(2, channels, SIDE, GRID, embed, dtype, **formats)
+    level.both()
+    return judge(level)
 
 
 def main() -> int:
@@ -45,34 +58,10 @@ def main() -> int:
     made.add_argument("--one", help="a problem as JSON: check it in this process and print the verdict")
     options = made.parse_args()
     if options.one:
-        print(json.dumps(check(*json.loads(options.one))))
+        print(json.dumps(check(**json.loads(options.one))))
         return 0
-    report = Report(options.out)
-    failed = 0
-    for begin in range(0, len(PROBLEMS), AT_ONCE):
-        started = []
-        for problem in PROBLEMS[begin : begin + AT_ONCE]:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.gpu.rows",
-                "--out",
-                str(Path(options.out)),
-                "--one",
-                json.dumps(problem),
-            ]
-            started.append(
-                (problem, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-            )
-        for problem, process in started:
-            said, complained = process.communicate()
-            if process.returncode == 0:
-                facts = json.loads(said.strip().splitlines()[-1])
-            else:
-                facts = {"passed": False, "reason": (complained.strip().splitlines() or ["killed"])[-1][:300]}
-            failed += not facts["passed"]
-            report.add(embed=problem[0], classes=problem[1], dtype=problem[2], nodes=problem[3], **facts)
-    return report.done(failed)
+    report = Report(options.out, options.seconds)
+    return report.done(verdicts(report, asking(report, "benchmarks.gpu.rows", WALKS + PROJECTIONS)))
 
 
 if __name__ == "__main__":

@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import machine
 from benchmarks.cases import CASES, Case
+from benchmarks.clock import Call, Timing
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
 from benchmarks.gpu_suite import LEFT_OUT
 
 BACKEND = "triton"
-RESULTS = Path(__file__).parent.parent / "results"
 NO_TIME = "not measured: no time left"
 
 
@@ -40,6 +38,13 @@ class Report:
         self.incomplete = False
         date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.head = {"date": date, "commit": machine.commit(), "machine": machine.describe("cuda")}
+
+    @property
+    def logs(self) -> Path:
+        """A folder for what the processes of the stage say."""
+        folder = self.path.with_name(f"{self.path.stem}_logs")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     @property
     def time_is_up(self) -> bool:
@@ -67,31 +72,34 @@ class Report:
         return 1 if failed else LEFT_OUT if self.incomplete else 0
 
 
-def measured_entries(stage: str, device: str = "H200", folder: Path = RESULTS) -> Iterator[dict[str, Any]]:
-    """Entries of the stage's results files from cards of that name, the newest last."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob(f"{stage}.json"))]
-    for file in sorted(files, key=lambda file: file["date"]):
-        if device in file["machine"]["device"]:
-            yield from file["entries"]
-
-
-def microseconds(call: Callable[[], object], *, rounds: int = 30, inner: int = 5) -> dict[str, float]:
-    """Median, p20 and p80 of one call, `inner` calls between two events. The small cases live in the L2 cache, as in
-    use."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    taken = []
-    for _ in range(rounds):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(inner):
+def in_turns(calls: Mapping[str, Call], *, rounds: int = 30, inner: int = 5) -> dict[str, dict[str, float]]:
+    """Microseconds of every call, median, p20 and p80: `inner` calls between two events, in every round one contender
+    after the other and back again in the next, so that a clock that changes does so for all. The small cases live in
+    the L2 cache, as in use."""
+    for call in calls.values():
+        for _ in range(3):
             call()
-        end.record()
-        end.synchronize()
-        taken.append(begin.elapsed_time(end) * 1e3 / inner)
-    quantiles = statistics.quantiles(taken, n=5)
-    return {"median": statistics.median(taken), "p20": quantiles[0], "p80": quantiles[-1]}
+    torch.cuda.synchronize()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in calls if number % 2 == 0 else reversed(list(calls)):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(inner):
+                calls[name]()
+            end.record()
+            end.synchronize()
+            taken[name].append(begin.elapsed_time(end) * 1e3 / inner)
+    timings = {name: Timing(tuple(samples)) for name, samples in taken.items()}
+    return {
+        name: {"median": timing.median, "p20": timing.quantile(0.2), "p80": timing.quantile(0.8)}
+        for name, timing in timings.items()
+    }
+
+
+def microseconds(call: Call, *, rounds: int = 30, inner: int = 5) -> dict[str, float]:
+    """One call alone."""
+    return in_turns({"alone": call}, rounds=rounds, inner=inner)["alone"]
 
 
 def floors(case: Case) -> tuple[float, float]:

@@ -9,9 +9,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.graphs import SETTINGS, calls
+from benchmarks.gpu.ours import SETTINGS, calls
 from benchmarks.gpu.stage import Report, first_line, microseconds, named, parser
 from benchmarks.inputs import make_inputs
+from benchmarks.tasks import DTYPES
 from difnet_kernels.backends.triton import launch_rows
 from difnet_kernels.backends.triton.launch_rows import Case, Launch
 
@@ -30,16 +31,16 @@ def main() -> int:
     options = parser(__doc__).parse_args()
     report = Report(options.out, options.seconds)
     chosen = launch_rows.select
-    for name, dtype, precision in SETTINGS[:2]:
+    for dtype, precision in SETTINGS[:2]:
         for case in named(("eval505", "batch4_16k")):
-            inputs = make_inputs(case.but(walks=1), "smooth", dtype, "cuda")
+            inputs = make_inputs(case.but(walks=1), "smooth", DTYPES[dtype], "cuda")
             for kind, candidates in (("forward", FORWARD), ("backward", BACKWARD)):
                 for tiles in candidates:
 
                     def pick(problem: Case, kind: str = kind, tiles: Launch = tiles) -> Launch:
                         return tiles if problem.kind == kind else chosen(problem)
 
-                    facts = {"case": case.name, "dtype": name, "kind": kind, "launch": str(tiles)}
+                    facts = {"case": case.name, "dtype": dtype, "kind": kind, "launch": str(tiles)}
                     if report.time_is_up:
                         report.left_out(**facts)
                         continue
