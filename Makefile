@@ -17,7 +17,7 @@ help:
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations (benchmarks/results)"
 	@echo "make compare   measure BASE (main) and the working tree, alternately"
-	@echo "make gpu       tests and measurements on the GPU of this machine (out/gpu)"
+	@echo "make gpu       tests and measurements on the GPU of this machine (OUT=out/gpu; docs/gpu.md)"
 	@echo "make docs      write the measured tables and figures of the documents again"
 	@echo "make sanitize  the C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make env       only the environment, in $(VENV) (PYTHON=... picks the interpreter)"
@@ -68,8 +68,10 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.cp
 bench: build
 	$(PY) -m pytest benchmarks --benchmark-only
 
+# make gpu OUT=benchmarks/results/NAME keeps what make docs reads; MORE=--resume goes on
+OUT ?= out/gpu
 gpu: build
-	$(PY) -m benchmarks.gpu_suite --out out/gpu
+	$(PY) -m benchmarks.gpu_suite --out $(OUT) $(MORE)
 
 docs: build
 	$(PY) -m benchmarks.report

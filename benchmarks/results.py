@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Results:
     kind: str
     head: dict = field(default_factory=dict)
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    folder: Path = FOLDER
 
     @property
     def machine(self) -> Machine | None:
@@ -43,7 +44,20 @@ def machine_of(head: Mapping[str, Any]) -> Machine | None:
     device = head["machine"]["device"]
     if device == "cpu":
         return cpu(head["machine"]["cpu"], head["peak"]["flop_per_s"])
-    return h200() if "H200" in device else None
+    return h200() if is_h200(device) else None
+
+
+def is_h200(device: str) -> bool:
+    """Whether floors and predictions are those of this GPU, by its name. A GH200 is another chip."""
+    return "H200" in device.split()
+
+
+def entries_on_h200(stage: str, folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
+    """Entries of a stage's files (`benchmarks.gpu.stage`) in a folder and below that come from an H200, the newest last."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob(f"{stage}.json")]
+    for file in sorted(files, key=lambda file: file["date"]):
+        if is_h200(file["machine"]["device"]):
+            yield from file["entries"]
 
 
 def kind_of(head: Mapping[str, Any]) -> str:
@@ -55,7 +69,7 @@ def load(folder: Path = FOLDER) -> dict[str, Results]:
     last. A kind of device without a file is empty. Its commit names those of all files that it holds rows of; its peak is
     the highest seen, because the clock wanders."""
     commits: dict[str, dict[tuple[str, str], str]] = {"cpu": {}, "gpu": {}}
-    found = {"cpu": Results("cpu"), "gpu": Results("gpu")}
+    found = {kind: Results(kind, folder=folder) for kind in ("cpu", "gpu")}
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
     files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
     files.sort(key=lambda file: file["date"])

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks import show, table4
+from benchmarks import predicted, show, table4
 from benchmarks.cases import CASES, Case
 from benchmarks.crossover import crossing, times_by_nodes
 from benchmarks.psi import ALL, PsiTask
 from benchmarks.results import Results
-from benchmarks.targets import CPU_TARGETS
+from benchmarks.targets import CPU_TARGETS, GPU_TARGETS, Target
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
 NOT_MEASURED = "not measured"
-ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 
 
 class Notes:
@@ -107,7 +106,15 @@ def side_by_side(
 def cascade(results: Results, dtype: str, kind: str) -> str:
     tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
     return side_by_side(
-        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {ARROWS[task.direction]}", with_efficiency=True
+        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=True
+    )
+
+
+def replay(results: Results, dtype: str) -> str:
+    """The small cascades from CUDA graphs."""
+    tasks = [task for task in results.tasks("replay") if task.dtype == dtype]
+    return side_by_side(
+        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=True
     )
 
 
@@ -121,7 +128,7 @@ def errors(results: Results, dtype: str, kind: str) -> str:
         found = [rows.get(name) for name in contenders]
         shown = ["" if r is None else NOT_MEASURED if r.error is None else f"{r.error:.1e}" for r in found]
         bound = rows["ours"].bound
-        line = [f"`{task.case.name}`, {ARROWS[task.direction]}", *shown]
+        line = [f"`{task.case.name}`, {show.ARROWS[task.direction]}", *shown]
         lines.append([*line, NOT_MEASURED if bound is None else f"{bound:.1e}"])
     return markdown(["", *map(show.title_of, contenders), "bound on ours"], lines)
 
@@ -131,8 +138,8 @@ def question(results: Results, name: str) -> str:
 
     def label(task: Task) -> str:
         if name == "overhead":
-            return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {ARROWS[task.direction]}"
-        return f"{sizes_of(task.case)}, {ARROWS[task.direction]}"
+            return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {show.ARROWS[task.direction]}"
+        return f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}"
 
     # the sweep of memory over N is a figure
     tasks = [task for task in results.tasks(name) if not task.case.name.startswith("sweep")]
@@ -170,7 +177,7 @@ def scaling(results: Results, size: str) -> str:
     return side_by_side(
         results,
         tasks,
-        label=lambda task: f"{letter} = {getattr(task.case, size)}, {ARROWS[task.direction]}",
+        label=lambda task: f"{letter} = {getattr(task.case, size)}, {show.ARROWS[task.direction]}",
         with_efficiency=True,
     )
 
@@ -182,7 +189,7 @@ def crossover(results: Results) -> str:
     for direction in ("forward", "forward+backward"):
         times = times_by_nodes(results, direction)
         line = [
-            ARROWS[direction],
+            show.ARROWS[direction],
             *(crossing(times.get("ours", {}), times.get(name, {})) or NOT_MEASURED for name in peers),
         ]
         smallest = min(times.get("ours", {0: 0.0}))
@@ -205,7 +212,7 @@ def models(results: Results) -> str:
         paper = show.seconds(table4.PAPER.get(name))
         title = show.title_of(name) if name in table4.PARTS else f"Diffusion, {show.title_of(name)}"
         lines.append([title, paper, *(cell(row, notes) for row in same)])
-    heads = ["inference" if task.direction == "forward" else ARROWS[task.direction] for task in tasks]
+    heads = ["inference" if task.direction == "forward" else show.ARROWS[task.direction] for task in tasks]
     table = markdown(["", f"paper ({table4.PAPER_DEVICE})", *heads], lines, notes)
     return f"{table}\n\n{_against_the_baseline(results, tasks)}"
 
@@ -258,15 +265,20 @@ def machine(results: Results) -> str:
     return machine_line(results)
 
 
-def targets(results: Results) -> str:
-    lines = [[what, must, goal, read(results) or NOT_MEASURED] for what, must, goal, read in CPU_TARGETS]
+def targets(results: Results, asked: Sequence[Target]) -> str:
+    lines = [[what, must, goal, read(results) or NOT_MEASURED] for what, must, goal, read in asked]
     return markdown(["", "must", "goal", "measured"], lines)
 
 
 def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
     """Every table by name."""
-    on_cpu = found["cpu"]
-    tables: dict[str, Callable[[], str]] = {"targets-cpu": lambda: targets(on_cpu)}
+    on_cpu, on_gpu = found["cpu"], found["gpu"]
+    tables: dict[str, Callable[[], str]] = {
+        "targets-cpu": lambda: targets(on_cpu, CPU_TARGETS),
+        "targets-gpu": lambda: targets(on_gpu, GPU_TARGETS),
+        "predicted-walk": lambda: predicted.walk(on_gpu.folder),
+        "predicted-psi": lambda: predicted.psi(on_gpu.folder),
+    }
     for kind, results in found.items():
         tables[f"machine-{kind}"] = lambda r=results: machine(r)
         tables[f"headline-{kind}"] = lambda r=results: headline(r)
@@ -279,6 +291,8 @@ def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
         tables[f"crossover-{kind}"] = lambda r=results: crossover(r)
         for size in ("nodes", "classes", "embed", "walks", "batch"):
             tables[f"scaling-{kind}-{size}"] = lambda r=results, s=size: scaling(r, s)
+        for dtype in dict.fromkeys(task.dtype for task in results.tasks("replay")):
+            tables[f"replay-{kind}-{dtype}"] = lambda r=results, d=dtype: replay(r, d)
         for dtype, inputs in dict.fromkeys((task.dtype, task.kind) for task in results.tasks("cascade")):
             name = f"{kind}-{dtype}-{inputs}"
             tables[f"cascade-{name}"] = lambda r=results, d=dtype, i=inputs: cascade(r, d, i)
