@@ -2,9 +2,14 @@
 
 Runs from a checkout without installing. Every stage is a process of its own with a time limit; it writes
 DIR/STAGE.json as soon as it is done (the long ones after every measurement), and a stage that fails or runs out of
-time does not stop the next. DIR/suite.json says how each one ended. A call takes at most nine minutes; the stages stand in
-the order in which their answers matter, and what did not fit is named there: later calls with --resume and the same DIR go
-on with it. A stage ends with status 3 if its own clock made it leave something out.
+time does not stop the next. DIR/suite.json says how each one ended.
+
+A call takes at most nine minutes. FIRST, which fits one call even if every stage needs all of its share, has what nobody
+should go without: versions and clocks, correctness and soundness, every peer on a case at least, graph replay, peak memory,
+the fraction of the floor, Table 4. Three things cost minutes of compilers and are therefore whole in LATER only: torch.compile
+and FlexAttention beyond `eval505` in bf16, their graph replays, and the test suite beyond its smoke tests. Stages of LATER
+begin in what time is left, and in calls with --resume and the same DIR, until nothing is left. A stage ends with status 3 if
+its own clock made it leave something out.
 """
 
 from __future__ import annotations
@@ -44,18 +49,23 @@ def _stage(name: str, what: str, seconds: float, module: str, *options: str) -> 
     return Stage(name, what, seconds, command)
 
 
-STAGES = (
-    _stage("device", "device, clocks, versions", 30, "device"),
-    _stage("rows", "every launch row once, against fp64", 75, "rows"),
-    _stage("psi", "Ψ: every launch row against fp64, the five levels", 50, "psi"),
-    _stage("ceilings", "what the card can do at best, and torch's attention kernels", 60, "ceilings"),
-    _stage("graphs", "graph replay of the small cases", 60, "graphs"),
-    _stage("cases", "the cases beside dense eager and SDPA", 110, "cases", "--peers", "quick"),
+FIRST = (
+    _stage("device", "device, clocks, versions", 20, "device"),
+    _stage("rows", "every launch row of walks and Ψ once, against fp64", 75, "rows"),
+    _stage("graphs", "graph replay of the small cases, beside dense eager and SDPA", 60, "cases", "--question", "replay",
+           "--peers", "quick"),
+    _stage("cases", "the cases beside dense eager and SDPA", 65, "cases", "--peers", "quick"),
     _stage("kernels", "time of every kernel, fraction of floor", 30, "kernels"),
-    _stage("correctness", "the smoke tests on the GPU backends", 90, "suite_tests", "--smoke"),
-    _stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 70, "soundness"),
-    _stage("memory", "peak extra memory", 40, "cases", "--question", "memory"),
-    _stage("table4", "Table 4, the diffusion row", 40, "cases", "--question", "models"),
+    _stage("correctness", "the smoke tests on the GPU backend", 75, "suite_tests", "--smoke"),
+    _stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 60, "soundness"),
+    _stage("compilers", "one case beside everyone, torch.compile and FlexAttention too", 75, "cases", "--case", "eval505",
+           "--dtype", "bf16"),
+    _stage("memory", "peak extra memory", 35, "cases", "--question", "memory"),
+    _stage("table4", "Table 4, the diffusion row", 35, "cases", "--question", "models"),
+)  # fmt: skip
+LATER = (
+    _stage("psi", "Ψ: the five levels by graph replay, fraction of floor", 45, "psi"),
+    _stage("ceilings", "what the card can do at best, and torch's attention kernels", 60, "ceilings"),
     _stage("walk", "one walk", 15, "cases", "--question", "walk"),
     _stage("overhead", "a call on 16 nodes", 15, "cases", "--question", "overhead"),
     _stage("scaling", "one size grows, the others stay", 90, "cases", "--question", "scaling"),
@@ -63,10 +73,12 @@ STAGES = (
     _stage("psi_memory", "peak extra memory of Ψ", 40, "cases", "--question", "psi_memory"),
     _stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60, "networks"),
     _stage("everyone", "the cases beside everyone, torch.compile and FlexAttention too", 200, "cases"),
+    _stage("everyone_replayed", "the same by graph replay", 150, "cases", "--question", "replay"),
     _stage("sweep", "other tile sizes, for launch_rows.py", 45, "sweep"),
     _stage("tests", "the whole test suite, as far as the time goes", 400, "suite_tests"),
     _stage("experiments", "networks compared on generated images", 580, "networks", "--experiments"),
 )
+STAGES = FIRST + LATER
 NAMES = tuple(stage.name for stage in STAGES)
 ALONE = ("experiments",)  # takes a call of its own: --stage experiments --minutes 10
 
@@ -132,6 +144,10 @@ def earlier(folder: Path) -> dict[str, dict[str, object]]:
     return {entry["stage"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["stages"]}
 
 
+def has_failed(ended: dict[str, object] | None) -> bool:
+    return ended is not None and str(ended["ended"]).startswith("failed")
+
+
 def write(folder: Path, ended: dict[str, dict[str, object]]) -> None:
     listed = [ended[name] for name in NAMES if name in ended]
     (folder / "suite.json").write_text(json.dumps({"stages": listed}, indent=1) + "\n", encoding="utf-8")
@@ -166,6 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = [stage for stage in STAGES if stage.name in chosen]
     if options.resume:
         asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != "done"]
+        # what failed would mostly fail again: it must not take the time of what has not run yet
+        asked.sort(key=lambda stage: has_failed(ended.get(stage.name)))
     for stage in asked:
         left = end - time.monotonic()
         if left < LEAST:
@@ -182,7 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out = [stage.name for stage in asked if ended[stage.name]["ended"] in (NOT_STARTED, OUT_OF_TIME)]
     if left_out:
         print(f"not finished: {', '.join(left_out)}. Go on with --resume.")
-    return 1 if any(str(ended[stage.name]["ended"]).startswith("failed") for stage in asked) else 0
+    print("For the documents: --out a folder of benchmarks/results, then python -m benchmarks.report.")
+    return 1 if any(has_failed(ended[stage.name]) for stage in asked) else 0
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_suite, plots
+from benchmarks import gpu_suite, machine, plots
 from benchmarks.cases import CASES
-from benchmarks.gpu.cases import remaining
+from benchmarks.gpu import suite_tests
+from benchmarks.gpu.cases import chosen, remaining
 from benchmarks.gpu_suite import Stage
-from benchmarks.questions import DIRECTIONS, QUESTIONS
+from benchmarks.peers import UNCOMPILED
+from benchmarks.questions import DIRECTIONS, QUESTIONS, all_tasks
 from benchmarks.results import Results
 from benchmarks.tables import all_tables
 from benchmarks.tasks import MEASURED, Task
@@ -112,12 +114,88 @@ def test_every_table_and_figure_has_a_stage(monkeypatch: pytest.MonkeyPatch) -> 
         if "gpu" in name:
             table()
     plots.figures(found)
-    answered = set()
-    for stage in gpu_suite.STAGES:
-        if "benchmarks.gpu.cases" in stage.command and stage.name not in gpu_suite.ALONE:
-            words = stage.command
-            answered.add(words[words.index("--question") + 1] if "--question" in words else "cascade")
+    answered = questions_of(tuple(stage for stage in gpu_suite.STAGES if stage.name not in gpu_suite.ALONE))
     assert asked and asked <= answered
+
+
+ASKED = {"device", "rows", "correctness", "soundness", "cases", "compilers", "memory", "graphs", "kernels", "table4"}
+
+
+def test_what_was_asked_for_fits_one_call() -> None:
+    """Even if every stage takes all of its share: no answer hangs on how fast the others were."""
+    assert {stage.name for stage in gpu_suite.FIRST} == ASKED
+    assert sum(stage.seconds for stage in gpu_suite.FIRST) <= 60 * gpu_suite.MINUTES - gpu_suite.LEAVE
+    assert gpu_suite.STAGES[: len(gpu_suite.FIRST)] == gpu_suite.FIRST
+    assert len(set(gpu_suite.NAMES)) == len(gpu_suite.NAMES)
+    # the rest needs no more than a call at a time
+    assert all(
+        stage.seconds <= 60 * gpu_suite.MINUTES for stage in gpu_suite.LATER if stage.name not in gpu_suite.ALONE
+    )
+
+
+def questions_of(stages: tuple[Stage, ...], *options: str) -> set[str]:
+    return {
+        stage.command[stage.command.index("--question") + 1] if "--question" in stage.command else "cascade"
+        for stage in stages
+        if "benchmarks.gpu.cases" in stage.command and all(option in stage.command for option in options)
+    }
+
+
+def test_everyone_meets_ours_sooner_or_later() -> None:
+    """The quick peers on everything in the first call, who needs a compiler on one case there and on the rest later."""
+    assert {"cascade", "replay"} <= questions_of(gpu_suite.FIRST, "--peers", "quick")
+    assert questions_of(gpu_suite.FIRST, "--case", "eval505", "--dtype", "bf16") == {"cascade"}
+    whole = tuple(stage for stage in gpu_suite.LATER if not {"--peers", "--case"} & set(stage.command))
+    assert {"cascade", "replay"} <= questions_of(whole)
+
+
+@pytest.mark.parametrize("question", ["cascade", "replay"])
+def test_a_choice_of_tasks_keeps_ours_and_the_quick_peers(question: str) -> None:
+    tasks = all_tasks("cuda", (question,))
+    quick = chosen(tasks, "quick", None, None)
+    assert [str(task) for task in quick] == [str(task) for task in tasks]
+    assert all(set(UNCOMPILED) == set(task.contenders) and "ours" in task.contenders for task in quick)
+    assert {"sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "dense"} <= set(UNCOMPILED)
+    one = chosen(tasks, "all", "eval505", "bf16")
+    assert one and {(task.case.name, task.dtype) for task in one} == {("eval505", "bf16")}
+    assert all({"flex", "dense_compiled", *UNCOMPILED} <= set(task.contenders) for task in one)
+
+
+def test_what_failed_waits_for_what_has_not_run(
+    fakes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu_suite.main(["--out", str(tmp_path), "--stage", "bad"]) == 1
+    assert gpu_suite.main(["--out", str(tmp_path), "--resume", "--stage", "bad", "last", "good"]) == 1
+    begun = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.endswith("...")]
+    assert begun == ["bad", "good", "last", "bad"]
+
+
+def test_results_of_test_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files in real processes: one passes on the reference, one does not exist."""
+    monkeypatch.setattr(machine, "describe", lambda device: {"device": device})
+    monkeypatch.setattr(suite_tests, "BACKEND", "reference")
+    out = tmp_path / "tests.json"
+    arguments = [
+        "suite_tests",
+        "--out",
+        str(out),
+        "--seconds",
+        "60",
+        "--smoke",
+        "--files",
+        "test_sizes.py",
+        "nowhere.py",
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert suite_tests.main() == 1
+    found = {entry["file"]: entry for entry in json.loads(out.read_text(encoding="utf-8"))["entries"]}
+    assert found["test_sizes.py"]["outcome"]["passed"] > 0 and found["test_sizes.py"]["failures"] == []
+    assert found["nowhere.py"]["status"] == 4 and "nowhere.py" in found["nowhere.py"]["reason"]
+
+
+def test_the_suite_tests_files_that_exist() -> None:
+    assert all((suite_tests.TESTS / file).exists() for file in (*suite_tests.files(), *suite_tests.ELSEWHERE))
+    assert suite_tests.NETWORKS in suite_tests.files() and not suite_tests.ELSEWHERE & set(suite_tests.files())
 
 
 def test_a_later_call_goes_on(fakes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,11 +23,3 @@ def test_a_stage_takes_its_arguments(
         importlib.import_module(module).main()
     told = capsys.readouterr().out
     assert all(option in told for option in options if option.startswith("--")), told
-
-
-def test_the_first_stages_fit_one_call() -> None:
-    """Device, correctness and ceilings, before any time runs out."""
-    names = [stage.name for stage in gpu_suite.STAGES]
-    needed = {"device", "rows", "correctness", "ceilings", "graphs"}
-    first = gpu_suite.STAGES[: 1 + max(names.index(name) for name in needed)]
-    assert sum(stage.seconds for stage in first) < 60 * gpu_suite.MINUTES - gpu_suite.LEAVE
