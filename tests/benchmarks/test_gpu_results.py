@@ -75,13 +75,14 @@ def test_an_h200_is_known_by_its_name(device: str, is_one: bool) -> None:
     assert is_h200(device) is is_one
 
 
-def test_entries_come_in_the_order_of_their_dates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folders", [("a", "b"), ("b", "a")])
+def test_entries_come_in_the_order_of_their_dates(folders: tuple[str, str], tmp_path: Path) -> None:
     """Whatever the folders are called, and from an H200 alone."""
-    stage_file(tmp_path / "a" / "kernels.json", MARCH, H200, {"from": "march"})
-    stage_file(tmp_path / "b" / "kernels.json", JANUARY, H200, {"from": "january"})
+    for folder, date in zip(folders, (MARCH, JANUARY), strict=True):
+        stage_file(tmp_path / folder / "kernels.json", date, H200, {"from": date})
     stage_file(tmp_path / "kernels.json", FEBRUARY, H100, {"from": "another card"})
     stage_file(tmp_path / "psi.json", FEBRUARY, H200, {"from": "another stage"})
-    assert [entry["from"] for entry in entries_on_h200("kernels", tmp_path)] == ["january", "march"]
+    assert [entry["from"] for entry in entries_on_h200("kernels", tmp_path)] == [JANUARY, MARCH]
 
 
 def test_the_newest_kernel_time_stands_beside_its_prediction(predictions: Path) -> None:
