@@ -65,7 +65,7 @@ FIRST = (
 )  # fmt: skip
 LATER = (
     _stage("psi", "Ψ: the five levels by graph replay, fraction of floor", 45, "psi"),
-    _stage("ceilings", "what the card can do at best, and torch's attention kernels", 60, "ceilings"),
+    _stage("ceilings", "what the card can do at best", 30, "ceilings"),
     _stage("walk", "one walk", 15, "cases", "--question", "walk"),
     _stage("overhead", "a call on 16 nodes", 15, "cases", "--question", "overhead"),
     _stage("scaling", "one size grows, the others stay", 90, "cases", "--question", "scaling"),

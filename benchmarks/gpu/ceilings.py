@@ -1,7 +1,7 @@
 """What this card can do at best: the rates and fixed costs that floors, plans and predictions rest on.
 
 Copy bandwidth, matrix products, exponentials, the cost of a launch, of a node in a replayed graph and of a barrier across
-the grid; and one walk of our shapes by the attention kernels that torch brings.
+the grid.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.cascade import runner
-from benchmarks.gpu.stage import Report, first_line, floors, microseconds, named, parser
-from benchmarks.inputs import make_inputs
-from benchmarks.peers import CONTENDERS, Setting
+from benchmarks.gpu.stage import Report, first_line, microseconds, parser
 from benchmarks.replay import captured
-
-SHAPES = ("eval505", "train321", "eval505_h5", "batch4_16k", "context60")
-# FlexAttention compiles for every shape, so it comes last
-PEERS = ("sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "flex")
 
 
 @triton.jit
@@ -96,32 +89,6 @@ def barriers(device: str, programs: int, turns: int = 1000) -> dict[str, object]
     return {"microseconds_per_barrier": taken["median"] / turns, "programs": programs}
 
 
-def peers(report: Report, device: str) -> None:
-    """One walk, forward and with its backward, by every attention kernel of torch, in bf16."""
-    for peer in PEERS:
-        for case in named(SHAPES):
-            one = case.but(walks=1)
-            for direction in ("forward", "forward+backward"):
-                facts = {"what": "one walk", "peer": peer, "case": case.name, "direction": direction}
-                if report.time_is_up:
-                    report.left_out(**facts)
-                    continue
-                setting = Setting(one, torch.bfloat16, device, direction)
-                reason = CONTENDERS[peer].why_not(setting)
-                if reason:
-                    report.add(**facts, reason=reason)
-                    continue
-                try:
-                    torch.compiler.reset()  # FlexAttention runs eagerly after eight shapes
-                    inputs = make_inputs(one, "smooth", torch.bfloat16, device)
-                    call = runner(CONTENDERS[peer].build(setting), inputs, direction)
-                    forward, backward = floors(one)
-                    floor = forward + (backward if direction != "forward" else 0.0)
-                    report.add(**facts, microseconds=microseconds(call, rounds=10, inner=3), h200_floor=floor)
-                except Exception as error:
-                    report.add(**facts, reason=first_line(error))
-
-
 def main() -> int:
     options = parser(__doc__).parse_args()
     report = Report(options.out, options.seconds)
@@ -139,12 +106,14 @@ def main() -> int:
     }
     failed = 0
     for what, measure in ceilings.items():
+        if report.time_is_up:
+            report.left_out(what=what)
+            continue
         try:
             report.add(what=what, **measure())
         except Exception as error:
             failed += 1
             report.add(what=what, reason=first_line(error))
-    peers(report, device)
     return report.done(failed)
 
 

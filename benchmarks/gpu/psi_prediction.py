@@ -20,7 +20,7 @@ from difnet_kernels.backends.triton.schedule_projection import widest
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
 FROM_L2 = 64
-EMBED = 64
+EMBED = GRIDS[505].embed
 
 
 def compiled(channels: int, side: int, grid: int, dtype: torch.dtype) -> Binary:

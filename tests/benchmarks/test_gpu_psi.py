@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import machine
+from benchmarks import machine, predicted
 from benchmarks.gpu import level as levels
 from benchmarks.gpu import psi
 from benchmarks.gpu.level import Level, judge, judge_layers
 from benchmarks.gpu.stage import Report
+from benchmarks.results import FOLDER
 
 FORMATS = [("fp32", True, True), ("fp32", False, False), ("bf16", False, True)]
 
@@ -167,3 +168,17 @@ def test_layers_that_are_wrong_get_no_time(
     failed, found = stage()
     assert failed == 0 and all("microseconds" in entry and "layers" not in entry for entry in found.values())
     assert all("pooled field of the layers" in entry["layers_reason"] for entry in found.values())
+
+
+def test_what_the_stage_measures_is_what_the_documents_read(
+    stage: Callable[[], tuple[int, dict[str, dict]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "describe", lambda device: {"device": "NVIDIA H200"})
+    (tmp_path / predicted.PSI).write_bytes((FOLDER / predicted.PSI).read_bytes())
+    report = Report(tmp_path / "psi.json")
+    assert psi.measure(321, 2, "fp32", True, False, report, "cpu") == 0
+    lines = [line for line in predicted.psi(tmp_path).splitlines() if "all five" in line and "321²" in line]
+    assert {line.split("|")[3].strip(): line.split("|")[-2].strip() for line in lines} == {
+        "fp32": "1.0",
+        "bf16": "not measured",
+    }
