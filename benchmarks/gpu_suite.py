@@ -6,10 +6,10 @@ time does not stop the next. DIR/suite.json says how each one ended.
 
 A call takes at most nine minutes. FIRST, which fits one call even if every stage needs all of its share, has what nobody
 should go without: versions and clocks, correctness and soundness, every peer on a case at least, graph replay, peak memory,
-the fraction of the floor, Table 4. Three things cost minutes of compilers and are therefore whole in LATER only: torch.compile
-and FlexAttention beyond `eval505` in bf16, their graph replays, and the test suite beyond its smoke tests. Stages of LATER
-begin in what time is left, and in calls with --resume and the same DIR, until nothing is left. A stage ends with status 3 if
-its own clock made it leave something out.
+the fraction of the floor, Table 4. What costs minutes of compilers is whole in LATER only: torch.compile and FlexAttention
+beyond `eval505` in bf16 (its backward too, if they are quick), their graph replays, the test suite beyond its smoke tests.
+Stages of LATER begin in what time is left, and in calls with --resume and the same DIR, until nothing is left. A stage ends
+with status 3 if its own clock made it leave something out.
 """
 
 from __future__ import annotations
@@ -51,20 +51,30 @@ def _stage(name: str, what: str, seconds: float, module: str, *options: str) -> 
 
 FIRST = (
     _stage("device", "device, clocks, versions", 20, "device"),
-    _stage("rows", "every launch row of walks and Ψ once, against fp64", 75, "rows"),
+    _stage("rows", "every launch row of walks and Ψ once, against fp64", 70, "rows"),
     _stage("graphs", "graph replay of the small cases, beside dense eager and SDPA", 60, "cases", "--question", "replay",
            "--peers", "quick"),
-    _stage("cases", "the cases beside dense eager and SDPA", 65, "cases", "--peers", "quick"),
+    _stage("cases", "the cases in bf16 beside dense eager and SDPA", 65, "cases", "--peers", "quick", "--dtype", "bf16"),
     _stage("kernels", "time of every kernel, fraction of floor", 30, "kernels"),
-    _stage("correctness", "the smoke tests on the GPU backend", 75, "suite_tests", "--smoke"),
+    _stage("correctness", "the smoke tests on the GPU backend", 70, "suite_tests", "--smoke"),
     _stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 60, "soundness"),
-    _stage("compilers", "one case beside everyone, torch.compile and FlexAttention too", 75, "cases", "--case", "eval505",
+    _stage("compilers", "one case beside everyone, torch.compile and FlexAttention too", 85, "cases", "--case", "eval505",
            "--dtype", "bf16"),
     _stage("memory", "peak extra memory", 35, "cases", "--question", "memory"),
     _stage("table4", "Table 4, the diffusion row", 35, "cases", "--question", "models"),
 )  # fmt: skip
 LATER = (
     _stage("psi", "Ψ: the five levels by graph replay, fraction of floor", 45, "psi"),
+    _stage(
+        "cases_fp32",
+        "the cases in fp32 beside dense eager and SDPA",
+        65,
+        "cases",
+        "--peers",
+        "quick",
+        "--dtype",
+        "fp32",
+    ),
     _stage("ceilings", "what the card can do at best", 30, "ceilings"),
     _stage("walk", "one walk", 15, "cases", "--question", "walk"),
     _stage("overhead", "a call on 16 nodes", 15, "cases", "--question", "overhead"),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 
 import pytest
 
-from benchmarks import gpu_suite
+from benchmarks import gpu_suite, predicted
+from benchmarks.cases import CASES
+from benchmarks.gpu import psi_prediction, walk_prediction
 from benchmarks.gpu_suite import Stage
+from benchmarks.results import FOLDER
+from benchmarks.tasks import DTYPES
 
 
 @pytest.mark.parametrize("stage", gpu_suite.STAGES, ids=lambda stage: stage.name)
@@ -23,3 +28,20 @@ def test_a_stage_takes_its_arguments(
         importlib.import_module(module).main()
     told = capsys.readouterr().out
     assert all(option in told for option in options if option.startswith("--")), told
+
+
+def keys(name: str) -> set[str]:
+    return set(json.loads((FOLDER / name).read_text(encoding="utf-8"))["entries"][0])
+
+
+def test_a_prediction_has_what_its_table_shows() -> None:
+    """One walk, forward and backward, and one level of Ψ: numbers in their order, under the names of the results files."""
+    case = CASES["train321_one"]
+    walks = [walk_prediction.predict(case, binary) for binary in walk_prediction.compiled(case, DTYPES["bf16"], "high")]
+    assert [entry["kernel"] for entry in walks] == ["walk_forward", "walk_backward"]
+    level = psi_prediction.predict(512, 41, 41, "bf16")
+    assert {"case", "dtype", "precision", *walks[0]} == keys(predicted.WALK)
+    assert {"side", "level", "dtype", *level} == keys(predicted.PSI)
+    for entry in (*walks, level):
+        assert 0 < entry["least_us"] < entry["most_us"]
+        assert entry["floor_us"] <= entry["least_us"]
