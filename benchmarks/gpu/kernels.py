@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.cascade import problem
 from benchmarks.cases import Case
 from benchmarks.gpu.ours import SETTINGS, calls, judged
-from benchmarks.gpu.stage import Report, first_line, floors, named, parser
+from benchmarks.gpu.stage import Report, first_line, floors, must_pass, named, parser
 
 CALLS = 3
 
@@ -34,8 +34,7 @@ def measured(case: Case, dtype: str, precision: str) -> dict[str, object]:
     inputs, truth = problem(case, "smooth", dtype, "cuda")
     call = calls(inputs, precision)["forward+backward"]
     verdict = judged(inputs, truth, call(), precision)
-    if not verdict.passed:
-        raise RuntimeError(f"not timed: {verdict.worst} is wrong by {verdict.error:.2g}, more than {verdict.bound:.2g}")
+    must_pass(verdict)
     times = profiled(call)
     facts: dict[str, object] = {"kernels": times, "error": verdict.error, "bound": verdict.bound}
     for kernel, floor in zip(("walk_forward", "walk_backward"), floors(case), strict=True):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.level import Level, judge, judge_layers
-from benchmarks.gpu.stage import Report, first_line, in_turns, parser
+from benchmarks.gpu.stage import Report, first_line, in_turns, must_pass, parser
 from benchmarks.psi import GRIDS, LEVELS
 from benchmarks.replay import captured
 from benchmarks.tasks import DTYPES
@@ -52,8 +52,7 @@ def checked(level: Level) -> dict[str, object]:
     """Facts about a level that is right; raises if it is not."""
     level.both()
     found = judge(level)
-    if not found.passed:
-        raise RuntimeError(f"not timed: {found.worst} is wrong by {found.error:.2g}, more than {found.bound:.2g}")
+    must_pass(found)
     return {"error": found.error, "bound": found.bound, "worst": found.worst}
 
 
@@ -70,9 +69,7 @@ def times(levels: Sequence[Level]) -> dict[str, object]:
     try:
         theirs = [layers_call(level) for level in levels]
         for level, layers in zip(levels, theirs, strict=True):
-            found = judge_layers(level, layers()[0])
-            if not found.passed:
-                raise RuntimeError(f"not timed: {found.worst} differs by {found.error:.2g} from {found.bound:.2g}")
+            must_pass(judge_layers(level, layers()[0]))
         replay, _ = captured(lambda: [x for layers in theirs for x in layers()])
         calls |= {"layers_replayed": replay.replay, "layers": lambda: [layers() for layers in theirs]}
     except Exception as error:

@@ -15,6 +15,7 @@ import torch
 from benchmarks import machine
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Call, Timing
+from benchmarks.correctness import Verdict
 from benchmarks.cost import BEST_FORMS, Widths, backward_cost, forward_cost, h200, pairs
 from benchmarks.gpu_suite import LEFT_OUT
 
@@ -100,6 +101,12 @@ def in_turns(calls: Mapping[str, Call], *, rounds: int = 30, inner: int = 5) -> 
 def microseconds(call: Call, *, rounds: int = 30, inner: int = 5) -> dict[str, float]:
     """One call alone."""
     return in_turns({"alone": call}, rounds=rounds, inner=inner)["alone"]
+
+
+def must_pass(found: Verdict) -> None:
+    """Raises where there is a time to be taken of something wrong."""
+    if not found.passed:
+        raise RuntimeError(f"not timed: {found.worst} is wrong by {found.error:.2g}, more than {found.bound:.2g}")
 
 
 def floors(case: Case) -> tuple[float, float]:

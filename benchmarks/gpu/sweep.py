@@ -9,10 +9,11 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.ours import SETTINGS, calls
-from benchmarks.gpu.stage import Report, first_line, microseconds, named, parser
-from benchmarks.inputs import make_inputs
-from benchmarks.tasks import DTYPES
+from benchmarks.cascade import problem
+from benchmarks.correctness import Truth
+from benchmarks.gpu.ours import SETTINGS, calls, judged
+from benchmarks.gpu.stage import Report, first_line, microseconds, must_pass, named, parser
+from benchmarks.inputs import Inputs
 from difnet_kernels.backends.triton import launch_rows
 from difnet_kernels.backends.triton.launch_rows import Case, Launch
 
@@ -21,37 +22,41 @@ FORWARD = (
     Launch(64, 128, 4, 2), Launch(256, 64, 8, 2),
 )  # fmt: skip
 BACKWARD = (
-    Launch(64, 64, 4, 2), Launch(64, 64, 4, 2, fused=False), Launch(64, 64, 4, 3), Launch(64, 32, 4, 2), Launch(64,
-    32, 4, 3),
-    Launch(128, 64, 8, 2),
+    Launch(64, 64, 4, 2), Launch(64, 64, 4, 2, fused=False), Launch(64, 64, 4, 3), Launch(64, 32, 4, 2),
+    Launch(64, 32, 4, 3), Launch(128, 64, 8, 2),
 )  # fmt: skip
+
+
+def tried(asked: tuple[Inputs, Truth], precision: str, kind: str, tiles: Launch) -> dict[str, object]:
+    """The time of a right result with these tiles for the kernels of this kind; raises if it is wrong."""
+    chosen = launch_rows.select
+
+    def pick(case: Case) -> Launch:
+        return tiles if case.kind == kind else chosen(case)
+
+    with mock.patch.object(launch_rows, "select", pick):
+        call = calls(asked[0], precision)["forward" if kind == "forward" else "forward+backward"]
+        must_pass(judged(*asked, call(), precision))
+        return {"microseconds": microseconds(call, rounds=10, inner=2)["median"]}
 
 
 def main() -> int:
     options = parser(__doc__).parse_args()
     report = Report(options.out, options.seconds)
-    chosen = launch_rows.select
     for dtype, precision in SETTINGS[:2]:
         for case in named(("eval505", "batch4_16k")):
-            inputs = make_inputs(case.but(walks=1), "smooth", DTYPES[dtype], "cuda")
             for kind, candidates in (("forward", FORWARD), ("backward", BACKWARD)):
                 for tiles in candidates:
-
-                    def pick(problem: Case, kind: str = kind, tiles: Launch = tiles) -> Launch:
-                        return tiles if problem.kind == kind else chosen(problem)
-
                     facts = {"case": case.name, "dtype": dtype, "kind": kind, "launch": str(tiles)}
                     if report.time_is_up:
                         report.left_out(**facts)
                         continue
                     try:
-                        with mock.patch.object(launch_rows, "select", pick):
-                            call = calls(inputs, precision)["forward" if kind == "forward" else "forward+backward"]
-                            taken = microseconds(call, rounds=10, inner=2)
-                        report.add(**facts, microseconds=taken["median"])
+                        facts |= tried(problem(case.but(walks=1), "smooth", dtype, "cuda"), precision, kind, tiles)
                     except Exception as error:
                         torch.cuda.synchronize()
-                        report.add(**facts, reason=first_line(error))
+                        facts["reason"] = first_line(error)
+                    report.add(**facts)
     return report.done()
 
 

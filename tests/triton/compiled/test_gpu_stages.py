@@ -5,15 +5,21 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from benchmarks import gpu_suite, predicted
+from benchmarks.cascade import problem
 from benchmarks.cases import CASES
-from benchmarks.gpu import psi_prediction, walk_prediction
+from benchmarks.gpu import psi_prediction, sweep, walk_prediction
 from benchmarks.gpu_suite import Stage
+from benchmarks.inputs import Inputs
 from benchmarks.results import FOLDER
 from benchmarks.tasks import DTYPES
+from difnet_kernels.backends.triton import launch_rows
+from difnet_kernels.backends.triton.launch_rows import Case
 
 
 @pytest.mark.parametrize("stage", gpu_suite.STAGES, ids=lambda stage: stage.name)
@@ -45,3 +51,26 @@ def test_a_prediction_has_what_its_table_shows() -> None:
     for entry in (*walks, level):
         assert 0 < entry["least_us"] < entry["most_us"]
         assert entry["floor_us"] <= entry["least_us"]
+
+
+def test_tiles_of_a_wrong_result_get_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rows are what they were, once a candidate has been tried."""
+    tiles, seen = sweep.FORWARD[0], []
+    asked = problem(CASES["eval505"].but(nodes=9, embed=8, walks=1), "smooth", "fp32", "cpu")
+
+    def calls(inputs: Inputs, precision: str) -> dict[str, Callable[[], list[torch.Tensor]]]:
+        def call() -> list[torch.Tensor]:
+            seen.extend(launch_rows.select(Case(kind, 90, 64, 32, 1, 1, 4096)) for kind in ("forward", "backward"))
+            return [inputs.seed]
+
+        return {"forward": call}
+
+    chosen = launch_rows.select
+    monkeypatch.setattr(sweep, "calls", calls)
+    monkeypatch.setattr(sweep, "microseconds", lambda call, **_: {"median": 1.0})
+    with pytest.raises(RuntimeError, match="not timed: output is wrong"):
+        sweep.tried(asked, "high", "forward", tiles)
+    assert seen[0] == tiles and seen[1] == chosen(Case("backward", 90, 64, 32, 1, 1, 4096))
+    assert launch_rows.select is chosen
+    asked[0].seed.copy_(asked[1].state.mT.reshape(asked[0].seed.shape))
+    assert sweep.tried(asked, "high", "forward", tiles) == {"microseconds": 1.0}
