@@ -115,3 +115,16 @@ def test_some_nodes_of_the_truth_are_those_of_the_whole():
     assert judge(inputs, some, state, None).passed
     state.flatten(2)[..., some.nodes[3]] *= 1.001
     assert not judge(inputs, some, state, None).passed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_medium_allows_one_product_and_not_anything(kind: str):
+    """Logits of one fp16 product pass as "medium" alone; a twentieth of y passes as neither."""
+    inputs = make_inputs(SMALL, kind, torch.float32)
+    truth = truth_of(inputs, backward=False)
+    state = cascade_of(lambda psi, y: dense_walk(psi.half().float(), y))(
+        inputs.seed, inputs.psi, inputs.mu, inputs.beta
+    )
+    assert judge(inputs, truth, state, None, precision="medium").passed
+    assert not judge(inputs, truth, state, None).passed
+    assert not judge(inputs, truth, state * 1.05, None, precision="medium").passed
