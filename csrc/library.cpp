@@ -11,13 +11,12 @@
 
 namespace {
 
-// Width of the vector registers in use, in bits: 512 AVX-512, 256 AVX2, 128 the baseline of the architecture.
-int64_t register_bits() { return 8 * difnet::kernels<float>().register_bytes; }
+int64_t instruction_set() { return int64_t(difnet::isa()); }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
-  m.def("register_bits() -> int");
+  m.def("instruction_set() -> int");
   m.def(
       "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, Tensor(a!) next_state, "
       "Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
@@ -34,7 +33,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
-  m.impl("register_bits", TORCH_BOX(&register_bits));
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CPU, m) {

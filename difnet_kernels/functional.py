@@ -48,6 +48,7 @@ def cascaded_random_walk(
     Returns yᵀ with the shape, dtype and memory format of `seed`; with `return_steps` the tuple (y¹, ..., yᵀ).
 
     Fields may mix float16, bfloat16, float32 and float64 and have any strides; sums are fp32, or fp64 once a field is fp64.
+    Where seed and psi are both 16-bit, a backend may multiply weights rounded to 16 bits; a fp32 seed keeps them fp32.
     Differentiable once in all four. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
     Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
     none can run it.

@@ -166,7 +166,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     skipped = _skipped(config)
     terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
     if "cpu" in counts.per_backend:
-        terminalreporter.write_line(f"walk: the library uses registers of {BACKENDS['cpu'].register_bits()} bits here")
+        terminalreporter.write_line(
+            f"walk: the library uses the instructions of {BACKENDS['cpu'].instruction_set()} here"
+        )
     if absent:
         terminalreporter.write_line(f"walk: not usable here, so not tested: {'; '.join(absent)}")
     for complaint in counts.complaints(len(skipped)):

@@ -32,7 +32,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) states[in_rows"),
+    Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) narrow(Real(1)"),
     Fault("the diagonal tile counts twice", FORWARD, "a != b", "true", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
     Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
@@ -43,9 +43,9 @@ FAULTS = (
     Fault("weights are skipped too soon", FORWARD, "-kNegligible<Real>", "-Real(3)", "forward", "(most) > {})) {{"),
     Fault("skipped tiles hide NaN", FORWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
     Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  "),
-    Fault("delta is missing", BACKWARD, "h * w", "Real(0)", "backward", "delta += {};"),
+    Fault("delta is missing", BACKWARD, "grads[at] * w", "Real(0)", "backward"),
     Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * L) + {})"),
-    Fault("P_ij and P_ji are swapped", BACKWARD, "tile.P_ji", "tile.P_ij", "backward", "add_rows({}, walk.h_rows"),
+    Fault("P_ij and P_ji are swapped", BACKWARD, "over.P_ji", "over.P_ij", "backward"),
     Fault("padding pulls at the diagonal", BACKWARD, "c >= nodes", "false", "backward", "if ({}) continue;"),
     Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
     Fault(

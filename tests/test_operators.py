@@ -13,7 +13,7 @@ from tests.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
-NATIVE = {"walk_forward", "walk_backward", "psi_forward", "psi_backward", "register_bits"}
+NATIVE = {"walk_forward", "walk_backward", "psi_forward", "psi_backward", "instruction_set"}
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
 MUTABLE = ("test_schema", "test_faketensor")
 

@@ -7,58 +7,59 @@ namespace difnet {
 
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+
+Isa allowed() {
+  int last = int(Isa::kAvx512BFloat16);
+  if (const char* asked = std::getenv("DIFNET_KERNELS_ISA"))
+    while (last > 0 && std::strcmp(kNames[last], asked) != 0) --last;
+  return Isa(last);
+}
 
 Isa detect() {
-  const char* limit = std::getenv("DIFNET_KERNELS_ISA");
-  const auto allowed = [&](const char* name) {
-    return limit == nullptr || std::strcmp(limit, name) == 0 ||
-           (std::strcmp(name, "avx2") == 0 && std::strcmp(limit, "avx512") == 0);
-  };
-#if defined(DIFNET_HAS_AVX512)
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::kAvx512;
-#endif
 #if defined(DIFNET_HAS_AVX2)
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
-#endif
-  static_cast<void>(allowed);
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  return avx512bf16 ? Isa::kAvx512BFloat16 : avx512 ? Isa::kAvx512 : avx2 ? Isa::kAvx2 : Isa::kBaseline;
+#else
   return Isa::kBaseline;
-}
-
-Isa isa() {
-  static const Isa found = detect();
-  return found;
-}
-
-#if defined(DIFNET_HAS_AVX512)
-#define DIFNET_AVX512(TABLE) \
-  if (isa() == Isa::kAvx512) return avx512::TABLE;
-#else
-#define DIFNET_AVX512(TABLE)
 #endif
-#if defined(DIFNET_HAS_AVX2)
-#define DIFNET_AVX2(TABLE) \
-  if (isa() == Isa::kAvx2) return avx2::TABLE;
-#else
-#define DIFNET_AVX2(TABLE)
-#endif
+}
 
 }  // namespace
 
+Isa isa() {
+  static const Isa chosen = std::min(detect(), allowed());
+  return chosen;
+}
+
+// x86 has all of them or none (CMakeLists.txt)
+#if defined(DIFNET_HAS_AVX2)
+#define DIFNET_CHOOSE(TABLE)                       \
+  if (isa() >= Isa::kAvx512) return avx512::TABLE; \
+  if (isa() == Isa::kAvx2) return avx2::TABLE;     \
+  return baseline::TABLE;
+#else
+#define DIFNET_CHOOSE(TABLE) return baseline::TABLE;
+#endif
+
 template <>
 const Kernels<float>& kernels<float>() {
-  DIFNET_AVX512(kFloat32)
-  DIFNET_AVX2(kFloat32)
-  return baseline::kFloat32;
+  DIFNET_CHOOSE(kFloat32)
 }
 
 template <>
 const Kernels<double>& kernels<double>() {
-  DIFNET_AVX512(kFloat64)
-  DIFNET_AVX2(kFloat64)
-  return baseline::kFloat64;
+  DIFNET_CHOOSE(kFloat64)
+}
+
+const WalkKernels<float, Pair>* bfloat16_walks() {
+#if defined(DIFNET_HAS_AVX512BF16)
+  if (isa() == Isa::kAvx512BFloat16) return &avx512bf16::kBFloat16;
+#endif
+  return nullptr;
 }
 
 DType dtype(const Tensor& tensor) {
@@ -75,12 +76,6 @@ Field field(const Tensor& tensor, int64_t image) {
   char* data = static_cast<char*>(tensor.data_ptr());
   return {data + image * tensor.stride(0) * int64_t(tensor.element_size()), tensor.stride(1), tensor.stride(2),
           dtype(tensor)};
-}
-
-Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit, int64_t panel) {
-  const int64_t K = state.size(1), D = psi.size(1);
-  return {state.size(2),     K, D, round_up(K + 1, channel_unit), round_up(D, channel_unit), round_up(K + 1, panel),
-          round_up(D, panel)};
 }
 
 }  // namespace difnet

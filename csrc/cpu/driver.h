@@ -17,7 +17,13 @@ namespace difnet {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The kernels for the widest instruction set that this processor has, or that DIFNET_KERNELS_ISA allows.
+// Instruction sets, each with those before it; INSTRUCTION_SETS of backends/cpu.py has their names.
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512BFloat16 };
+
+// The last one that this processor has and DIFNET_KERNELS_ISA allows.
+Isa isa();
+
+// The kernels for it.
 template <typename Real>
 const Kernels<Real>& kernels();
 
@@ -28,7 +34,34 @@ DType dtype(const Tensor& tensor);
 // Image `image` of a (B, C, N) tensor.
 Field field(const Tensor& tensor, int64_t image);
 
-Sizes sizes(const Tensor& state, const Tensor& psi, int64_t channel_unit, int64_t panel);
+template <typename Real, typename Factor>
+Sizes sizes(const Tensor& state, const Tensor& psi, const WalkKernels<Real, Factor>& with) {
+  const int64_t K = state.size(1), D = psi.size(1);
+  const auto padded = [](int64_t x, int64_t unit) { return round_up(x, unit); };
+  return {state.size(2),
+          K,
+          D,
+          padded(K + 1, with.channel_unit),
+          padded(D, with.channel_unit),
+          padded(K + 1, with.panel),
+          padded(D, with.panel),
+          padded(D, with.together) / with.together};
+}
+
+// The walks on pairs of bf16 numbers, if the processor multiplies them.
+const WalkKernels<float, Pair>* bfloat16_walks();
+
+// body(kernels) with those that fit the fields: the accumulation dtype decides, and bf16 fields go in pairs.
+template <typename Body>
+void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, Body body) {
+  const bool narrow = seed.scalar_type() == ScalarType::BFloat16 && psi.scalar_type() == ScalarType::BFloat16;
+  if (walked.scalar_type() == ScalarType::Double)
+    body(kernels<double>().walk);
+  else if (const auto* pairs = narrow ? bfloat16_walks() : nullptr)
+    body(*pairs);
+  else
+    body(kernels<float>().walk);
+}
 
 // One allocation, handed out in pieces that start on their own cache line.
 template <typename Real>
@@ -43,7 +76,11 @@ class Workspace {
     memory_ = torch::stable::new_empty(like, {size_}, like.scalar_type());
     base_ = static_cast<Real*>(memory_->mutable_data_ptr());
   }
-  Real* at(int64_t start) const { return base_ + start; }
+  template <typename Element = Real>
+  Element* at(int64_t start) const {
+    static_assert(sizeof(Element) == sizeof(Real));
+    return reinterpret_cast<Element*>(base_ + start);
+  }
 
  private:
   int64_t size_ = 0;

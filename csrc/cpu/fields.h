@@ -6,10 +6,6 @@
 
 namespace difnet::DIFNET_ISA {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
 struct Half {
   uint16_t bits;
 };
@@ -96,45 +92,55 @@ DIFNET_INLINE void for_each_element(const Field& field, int64_t channels, int no
   }
 }
 
-// A tile of a field into rows with room for `stored` channels, padding nodes and padding channels zero.
-template <typename Real>
-void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Real* rows, int64_t stored) {
-  for (int64_t x = 0; x < kTile * stored; ++x) rows[x] = 0;
+// body(channel, node, number) for every real number of tile `tile`
+template <typename Real, typename Body>
+DIFNET_INLINE void for_each_number(const Field& field, int64_t channels, int64_t tile, int nodes, Body body) {
   with_type(field.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
     for_each_element(field, channels, nodes, [&](int64_t c, int n) {
-      rows[in_rows<Real>(n, c)] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
+      body(c, n, widen<Real>(from[c * field.channel_stride + n * field.node_stride]));
     });
   });
 }
 
-// The same into lane blocks [kTile / kLanes][channels][kLanes].
-template <typename Real>
-void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, Real* lanes) {
-  constexpr int L = kLanes<Real>;
-  if (nodes < kTile)
-    for (int64_t x = 0; x < kTile * channels; ++x) lanes[x] = 0;
+// A tile of a field into rows with room for `stored` channels, padding nodes and padding channels zero.
+template <typename Factor>
+void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* rows, int64_t stored) {
+  for (int64_t x = 0; x < kTile / kTogether<Factor> * stored; ++x) rows[x] = Factor{};
+  for_each_number<Sum<Factor>>(field, channels, tile, nodes,
+                               [&](int64_t c, int n, auto x) { narrow(x, numbers(rows)[in_rows<Factor>(n, c)]); });
+}
+
+// The same into lane blocks [kTile / kLanes][factor][kLanes].
+template <typename Factor>
+void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* lanes) {
+  constexpr int L = kLanes<Factor>, together = kTogether<Factor>;
+  const int64_t factors = (channels + together - 1) / together;
+  if (nodes < kTile || factors * together > channels)
+    for (int64_t x = 0; x < kTile * factors; ++x) lanes[x] = Factor{};
   with_type(field.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
+    const auto read = [&](int64_t c, int n, int64_t node_stride) __attribute__((always_inline)) {
+      narrow(widen<Sum<Factor>>(from[c * field.channel_stride + n * node_stride]),
+             numbers(lanes)[in_lanes<Factor>(factors, n, c)]);
+    };
     if (field.node_stride == 1 && nodes == kTile) {  // straight copies, which the compiler turns into vectors
-      for (int block = 0; block < kTile / L; ++block)
+      for (int first = 0; first < kTile; first += L)
         for (int64_t c = 0; c < channels; ++c)
-          for (int lane = 0; lane < L; ++lane)
-            lanes[(block * channels + c) * L + lane] = widen<Real>(from[c * field.channel_stride + block * L + lane]);
+          for (int lane = 0; lane < L; ++lane) read(c, first + lane, 1);
     } else {
-      for_each_element(field, channels, nodes, [&](int64_t c, int n) {
-        lanes[(n / L * channels + c) * L + n % L] = widen<Real>(from[c * field.channel_stride + n * field.node_stride]);
-      });
+      for_each_element(field, channels, nodes, [&](int64_t c, int n) { read(c, n, field.node_stride); });
     }
   });
 }
 
-// Rows already in memory, as lane blocks.
-template <typename Real>
-void rows_to_lanes(const Real* rows, int64_t channels, Real* lanes) {
-  constexpr int L = kLanes<Real>;
+// Lane blocks already in memory, as rows.
+template <typename Real, typename Factor>
+void lanes_to_rows(const Real* lanes, int64_t channels, Factor* rows, int64_t stored) {
+  for (int64_t x = 0; x < kTile / kTogether<Factor> * stored; ++x) rows[x] = Factor{};
   for (int n = 0; n < kTile; ++n)
-    for (int64_t c = 0; c < channels; ++c) lanes[(n / L * channels + c) * L + n % L] = rows[in_rows<Real>(n, c)];
+    for (int64_t c = 0; c < channels; ++c)
+      narrow(lanes[in_lanes<Real>(channels, n, c)], numbers(rows)[in_rows<Factor>(n, c)]);
 }
 
 template <typename Real>

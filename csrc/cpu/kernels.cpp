@@ -12,11 +12,8 @@ namespace difnet::DIFNET_ISA {
 
 template <typename Real>
 constexpr Kernels<Real> kernels() {
-  return {kRegisterBytes,
-          kChannelUnit<Real>,
-          kPanel<Real>,
-          {forward_open<Real>, forward_pair<Real>, forward_close<Real>},
-          {backward_open<Real>, backward_pair<Real>, backward_close<Real>},
+  return {kPanel<Real>,
+          walk_kernels<Real, Real>(),
           {psi_forward_prepare<Real>, psi_pool<Real>},
           {psi_backward_prepare<Real>, psi_backward_tile<Real>, psi_backward_finish<Real>}};
 }

@@ -6,11 +6,17 @@
 
 namespace difnet {
 
+template <typename Real, typename Factor = Real>
+struct WalkKernels {
+  int channel_unit, panel, together;  // numbers in a factor
+  Steps<Forward<Real, Factor>> forward;
+  Steps<Backward<Real, Factor>> backward;
+};
+
 template <typename Real>
 struct Kernels {
-  int register_bytes, channel_unit, panel;
-  Steps<Forward<Real>> forward;
-  Steps<Backward<Real>> backward;
+  int panel;
+  WalkKernels<Real> walk;
   PsiForwardSteps<Real> psi_forward;
   PsiBackwardSteps<Real> psi_backward;
 };
@@ -24,5 +30,8 @@ DIFNET_DECLARE_KERNELS(baseline)
 DIFNET_DECLARE_KERNELS(avx2)
 DIFNET_DECLARE_KERNELS(avx512)
 #undef DIFNET_DECLARE_KERNELS
+namespace avx512bf16 {
+extern const WalkKernels<float, Pair> kBFloat16;
+}
 
 }  // namespace difnet

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "walk.h"
+
 namespace difnet::DIFNET_ISA {
 
 #if defined(__AVX512F__)
@@ -38,6 +40,12 @@ DIFNET_VECTOR(double, uint64_t, 32)
 DIFNET_VECTOR(double, uint64_t, 16)
 #undef DIFNET_VECTOR
 
+template <int Bytes>
+struct VectorOf<Pair, Bytes> {
+  typedef uint32_t Type __attribute__((vector_size(Bytes)));
+  typedef uint32_t Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(Pair)), may_alias));
+};
+
 template <typename Real, int Bytes = kRegisterBytes>
 using Vec = typename VectorOf<Real, Bytes>::Type;
 
@@ -58,11 +66,24 @@ template <typename V, typename Real>
 DIFNET_INLINE V broadcast(Real x) {
   return x - V{};  // the compiler's spelling of a broadcast; x - 0 keeps the sign of zero and every NaN
 }
+template <typename V>
+DIFNET_INLINE V broadcast(Pair x) {
+  using F = typename VectorOf<float, sizeof(V)>::Type;
+  return V(broadcast<F>(__builtin_bit_cast(float, x)));  // loaded as a float: integers make a detour
+}
 
 // The larger one; a NaN in `fresh` keeps `best`, so that NaN never steers a branch.
 template <typename V>
 DIFNET_INLINE V larger(V best, V fresh) {
   return fresh > best ? fresh : best;
+}
+
+// The first half of x, a register that costs nothing.
+template <typename Real, typename V>
+DIFNET_INLINE Vec<Real, sizeof(V) / 2> first_half(V x) {
+  Vec<Real, sizeof(V) / 2> half;
+  __builtin_memcpy(&half, &x, sizeof(half));
+  return half;
 }
 
 // The lanes of x folded into one by `fold`, halves first.

@@ -7,20 +7,22 @@
 
 namespace difnet {
 
-template <typename Real>
-static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu,
-                const Tensor& beta, int64_t t, const Tensor& walked, const Tensor& row_lse, const Tensor& grad_state,
-                const Tensor& grad_seed, const Tensor& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
-  const Kernels<Real>& with = kernels<Real>();
-  const Sizes size = sizes(state, psi, with.channel_unit, with.panel);
-  const int64_t images = state.size(0), N = size.nodes, K = size.classes, D = size.embed;
+template <typename Real, typename Factor>
+static void run(const WalkKernels<Real, Factor>& with, const Tensor& grad_next, const Tensor& state, const Tensor& seed,
+                const Tensor& psi, const Tensor& mu, const Tensor& beta, int64_t t, const Tensor& walked,
+                const Tensor& row_lse, const Tensor& grad_state, const Tensor& grad_seed, const Tensor& grad_psi,
+                const Tensor& grad_mu, const Tensor& grad_beta) {
+  const Sizes size = sizes(state, psi, with);
+  const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
   Workspace<Real> work;
-  const int64_t psi_lanes = work.reserve(images * padded * D);
-  const int64_t psi_rows = work.reserve(images * padded * size.embed_stored);
+  const int64_t psi_lanes = work.reserve(images * padded * size.embed_factors);
+  const int64_t psi_size = padded / with.together * size.embed_stored;  // of an image, in factors
+  const int64_t h_size = padded / with.together * size.state_stored;
+  const int64_t psi_rows = work.reserve(images * psi_size);
   const int64_t state_lanes = work.reserve(images * padded * K);
   const int64_t h_lanes = work.reserve(images * padded * K);
-  const int64_t h_rows = work.reserve(images * padded * size.state_stored);
+  const int64_t h_rows = work.reserve(images * h_size);
   const int64_t row_lse_padded = work.reserve(images * padded);
   const int64_t delta = work.reserve(images * padded);
   const int64_t psi_sums = work.reserve(images * padded * size.embed_stored);
@@ -29,7 +31,7 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
   work.allocate(walked);
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
   std::vector<double> grad_gates(2 * images * tiles);
-  std::vector<Backward<Real>> walks;
+  std::vector<Backward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
     walks.push_back({size,
                      field(grad_next, b),
@@ -44,11 +46,11 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
                      grad_gates.data() + 2 * b * tiles,
                      static_cast<const Real*>(mu.const_data_ptr())[t],
                      static_cast<const Real*>(beta.const_data_ptr())[t],
-                     work.at(psi_lanes + b * padded * D),
-                     work.at(psi_rows + b * padded * size.embed_stored),
+                     work.template at<Factor>(psi_lanes + b * padded * size.embed_factors),
+                     work.template at<Factor>(psi_rows + b * psi_size),
+                     work.template at<Factor>(h_rows + b * h_size),
                      work.at(state_lanes + b * padded * K),
                      work.at(h_lanes + b * padded * K),
-                     work.at(h_rows + b * padded * size.state_stored),
                      work.at(row_lse_padded + b * padded),
                      work.at(delta + b * padded),
                      work.at(psi_sums + b * padded * size.embed_stored),
@@ -68,8 +70,10 @@ static void run(const Tensor& grad_next, const Tensor& state, const Tensor& seed
 void walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t,
                    Tensor walked, Tensor row_lse, Tensor grad_state, Tensor grad_seed, Tensor grad_psi, Tensor grad_mu,
                    Tensor grad_beta) {
-  const auto walk = walked.scalar_type() == ScalarType::Double ? run<double> : run<float>;
-  walk(grad_next, state, seed, psi, mu, beta, t, walked, row_lse, grad_state, grad_seed, grad_psi, grad_mu, grad_beta);
+  with_walks(walked, seed, psi, [&](const auto& with) {
+    run(with, grad_next, state, seed, psi, mu, beta, t, walked, row_lse, grad_state, grad_seed, grad_psi, grad_mu,
+        grad_beta);
+  });
 }
 
 }  // namespace difnet

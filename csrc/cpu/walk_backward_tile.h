@@ -17,12 +17,36 @@ struct BackwardTile : Slots<Real> {
   alignas(64) Real T[kTile * kTile];
 };
 
+// The same weights as factors: to be summed over j into the rows of tile a, over i into those of tile b.
+template <typename Factor>
+struct BackwardFactors : Slots<Factor> {
+  alignas(64) Factor P_ji[kTile * kTile / kTogether<Factor>];
+  alignas(64) Factor P_ij[kTile * kTile / kTogether<Factor>];
+  alignas(64) Factor T_rows[kTile * kTile / kTogether<Factor>];
+  alignas(64) Factor T_columns[kTile * kTile / kTogether<Factor>];
+
+  template <typename Real>
+  DIFNET_MEMBER explicit BackwardFactors(const BackwardTile<Real>& from) {
+    for (int block = 0; block < this->kBlocks; ++block)
+      for (int strip = 0; strip < this->kStrips; ++strip) {
+        this->live[block][strip] = from.live[block][strip];
+        if (!this->live[block][strip]) continue;
+        const int64_t at = from.slot(block, strip), to = this->slot(block, strip);
+        row_factors(from.P_ji + at, P_ji + to);
+        column_factors(from.P_ij + at, P_ij + to);
+        row_factors(from.T + at, T_rows + to);
+        column_factors(from.T + at, T_columns + to);
+      }
+  }
+};
+
 // (B3) P_ij and P_ji of lane block `block` of tile a (nodes i) against tile b (nodes j), and which strips matter.
-template <typename Real>
-DIFNET_INLINE void transition(const Backward<Real>& walk, int64_t a, int64_t b, int block, BackwardTile<Real>& tile) {
+template <typename Real, typename Factor>
+DIFNET_INLINE void transition(const Backward<Real, Factor>& walk, int64_t a, int64_t b, int block,
+                              BackwardTile<Real>& tile) {
   using V = Vec<Real>;
   constexpr int L = kLanes<Real>, W = kWidth<Real>;
-  const int64_t D = walk.size.embed, i = a * kTile + block * L;
+  const int64_t D = walk.size.embed_factors, i = a * kTile + block * L;
   const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
   const bool may_skip = walk.finite[a] && walk.finite[b];
   const V lse_low = load<V>(walk.row_lse_padded + i), lse_high = load<V>(walk.row_lse_padded + i + W);
@@ -59,8 +83,8 @@ DIFNET_INLINE void transition(const Backward<Real>& walk, int64_t a, int64_t b, 
 }
 
 // (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into the pull of the nodes i
-template <typename Real>
-DIFNET_INLINE void forth(const Backward<Real>& walk, int64_t a, int64_t b, int block, int strip,
+template <typename Real, typename Factor>
+DIFNET_INLINE void forth(const Backward<Real, Factor>& walk, int64_t a, int64_t b, int block, int strip,
                          BackwardTile<Real>& tile) {
   using V = Vec<Real>;
   constexpr int L = kLanes<Real>, W = kWidth<Real>;
@@ -91,8 +115,8 @@ DIFNET_INLINE void forth(const Backward<Real>& walk, int64_t a, int64_t b, int b
 }
 
 // (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into the pull of the nodes j
-template <typename Real>
-DIFNET_INLINE void back(const Backward<Real>& walk, int64_t a, int64_t b, int block, int strip,
+template <typename Real, typename Factor>
+DIFNET_INLINE void back(const Backward<Real, Factor>& walk, int64_t a, int64_t b, int block, int strip,
                         BackwardTile<Real>& tile) {
   using V = Vec<Real>;
   constexpr int L = kLanes<Real>, W = kWidth<Real>;
@@ -114,8 +138,8 @@ DIFNET_INLINE void back(const Backward<Real>& walk, int64_t a, int64_t b, int bl
 
 // P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits. One product at a time passes
 // over the strips, so that its operands stay in the first-level cache.
-template <typename Real>
-DIFNET_INLINE void weigh(const Backward<Real>& walk, int64_t a, int64_t b, BackwardTile<Real>& tile) {
+template <typename Real, typename Factor>
+DIFNET_INLINE void weigh(const Backward<Real, Factor>& walk, int64_t a, int64_t b, BackwardTile<Real>& tile) {
   for (int block = 0; block < tile.kBlocks; ++block) {
     transition(walk, a, b, block, tile);
     for (int strip = 0; strip < tile.kStrips; ++strip)
@@ -126,8 +150,8 @@ DIFNET_INLINE void weigh(const Backward<Real>& walk, int64_t a, int64_t b, Backw
 }
 
 // Takes the diagonal out of T and of `pull`; `close` puts it back as minus the pull.
-template <typename Real>
-DIFNET_INLINE void drop_diagonal(const Backward<Real>& walk, int64_t tile, BackwardTile<Real>& weights) {
+template <typename Real, typename Factor>
+DIFNET_INLINE void drop_diagonal(const Backward<Real, Factor>& walk, int64_t tile, BackwardTile<Real>& weights) {
   constexpr int L = kLanes<Real>;
   for (int n = 0; n < kTile; ++n) {
     if (!weights.live[n / L][n / kStrip]) continue;
@@ -138,83 +162,103 @@ DIFNET_INLINE void drop_diagonal(const Backward<Real>& walk, int64_t tile, Backw
 }
 
 // (B5, B6) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
-template <typename Real>
-DIFNET_INLINE void walk_tiles(const Backward<Real>& walk, int64_t a, int64_t b) {
+template <typename Real, typename Factor>
+DIFNET_INLINE void walk_tiles(const Backward<Real, Factor>& walk, int64_t a, int64_t b) {
   const int64_t psi = kTile * walk.size.embed_stored, h = kTile * walk.size.state_stored;
   const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
+  constexpr int together = kTogether<Factor>;
+  const Factor *psi_rows_a = walk.psi_rows + a * psi / together, *psi_rows_b = walk.psi_rows + b * psi / together;
+  const Factor *h_rows_a = walk.h_rows + a * h / together, *h_rows_b = walk.h_rows + b * h / together;
   BackwardTile<Real> tile;
   weigh(walk, a, b, tile);
   if (a == b) drop_diagonal(walk, a, tile);
-  tile.add_rows(tile.T, walk.psi_rows + b * psi, psi_columns, walk.psi_sums + a * psi);
-  tile.add_rows(tile.P_ji, walk.h_rows + b * h, h_columns, walk.state_sums + a * h);
-  if (a == b) return;
-  tile.add_columns(tile.T, walk.psi_rows + a * psi, psi_columns, walk.psi_sums + b * psi);
-  tile.add_columns(tile.P_ij, walk.h_rows + a * h, h_columns, walk.state_sums + b * h);
+  const auto sum = [&](const auto& over, const Factor* T_rows, const Factor* T_columns) __attribute__((always_inline)) {
+    over.add_rows(T_rows, psi_rows_b, psi_columns, walk.psi_sums + a * psi);
+    over.add_rows(over.P_ji, h_rows_b, h_columns, walk.state_sums + a * h);
+    if (a == b) return;
+    over.add_columns(T_columns, psi_rows_a, psi_columns, walk.psi_sums + b * psi);
+    over.add_columns(over.P_ij, h_rows_a, h_columns, walk.state_sums + b * h);
+  };
+  if constexpr (together == 1) {
+    sum(tile, tile.T, tile.T);
+  } else {
+    const BackwardFactors<Factor> factors(tile);
+    sum(factors, factors.T_rows, factors.T_columns);
+  }
 }
 
-template <typename Real>
-void backward_open(const Backward<Real>& walk, int64_t tile) {
+template <typename Real, typename Factor>
+void backward_open(const Backward<Real, Factor>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
   const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
   const Real mu = walk.mu, beta = walk.beta;
-  Real* rows = walk.h_rows + first * stored;        // grad_next first, then h
-  Real* states = walk.state_sums + first * stored;  // the state of this tile, until the sums start
-  read_lanes(walk.psi, D, tile, nodes, walk.psi_lanes + first * D);
-  read_rows(walk.psi, D, tile, nodes, walk.psi_rows + first * embed, embed);
-  read_rows(walk.state, K, tile, nodes, states, stored);
-  read_rows(walk.grad_next, K, tile, nodes, rows, stored);
-  rows_to_lanes(states, K, walk.state_lanes + first * K);
+  constexpr int together = kTogether<Factor>;
+  Factor *psi_rows = walk.psi_rows + first * embed / together, *h_rows = walk.h_rows + first * stored / together;
+  Real *states = walk.state_lanes + first * K, *grads = walk.h_lanes + first * K;  // of which h is made in place
+  read_lanes(walk.psi, D, tile, nodes, walk.psi_lanes + first * walk.size.embed_factors);
+  read_rows(walk.psi, D, tile, nodes, psi_rows, embed);
+  read_lanes(walk.state, K, tile, nodes, states);
+  read_lanes(walk.grad_next, K, tile, nodes, grads);
+  for (int n = 0; n < kTile; ++n) {
+    walk.delta[first + n] = walk.pull[first + n] = 0;
+    walk.row_lse_padded[first + n] = n < nodes ? walk.row_lse[first + n] : 0;
+  }
   double grad_mu = 0, grad_beta = 0;
   with_type(walk.seed.dtype, [&](auto* type) {
     const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
-    for (int n = 0; n < nodes; ++n) {
-      Real delta = 0;
-      for (int64_t c = 0; c < K; ++c) {
-        const Real grad = rows[in_rows<Real>(n, c)], w = walk.walked[(first + n) * K + c];
+    for (int n = 0; n < nodes; ++n)
+      for (int64_t c = 0; c < K; ++c) {  // in this order whatever the strides: the sums have one value
+        const int64_t at = in_lanes<Real>(K, n, c);
+        const Real grad = grads[at], y = states[at], w = walk.walked[(first + n) * K + c];
         const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-        grad_mu += double((w - s) * grad);                                                  // (B7)
-        grad_beta += double((mu * w + (1 - mu) * s - states[in_rows<Real>(n, c)]) * grad);  // (B7)
-        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;                      // (B1)
-        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;                           // (B1)
-        const Real h = beta * mu * grad;                                                    // (B1)
-        rows[in_rows<Real>(n, c)] = h;
-        delta += h * w;  // (B2)
+        grad_mu += double((w - s) * grad);                              // (B7)
+        grad_beta += double((mu * w + (1 - mu) * s - y) * grad);        // (B7)
+        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;  // (B1)
+        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;       // (B1)
+        grads[at] = beta * mu * grad;                                   // (B1)
+        walk.delta[first + n] += grads[at] * w;                         // (B2)
       }
-      walk.delta[first + n] = delta;
-      walk.row_lse_padded[first + n] = walk.row_lse[first + n];
-    }
   });
-  for (int n = nodes; n < kTile; ++n) walk.delta[first + n] = walk.row_lse_padded[first + n] = 0;
   walk.grad_gates[2 * tile] = double(beta) * grad_mu;
   walk.grad_gates[2 * tile + 1] = grad_beta;
-  rows_to_lanes(rows, K, walk.h_lanes + first * K);
-  walk.finite[tile] = all_finite(walk.psi_rows + first * embed, kTile * embed) && all_finite(states, kTile * stored) &&
-                      all_finite(rows, kTile * stored) && all_finite(walk.delta + first, kTile) &&
+  lanes_to_rows(grads, K, h_rows, stored);
+  walk.finite[tile] = all_finite(psi_rows, kTile * embed / together) && all_finite(states, kTile * K) &&
+                      all_finite(grads, kTile * K) && all_finite(walk.delta + first, kTile) &&
                       all_finite(walk.row_lse_padded + first, kTile);
-  for (int64_t n = 0; n < kTile; ++n) walk.pull[first + n] = 0;
   for (int64_t x = 0; x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
-  for (int64_t x = 0; x < kTile * stored; ++x) states[x] = 0;
+  for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;
   walk_tiles(walk, tile, tile);
 }
 
-template <typename Real>
-void backward_pair(const Backward<Real>& walk, int64_t a, int64_t b) {
+template <typename Real, typename Factor>
+void backward_pair(const Backward<Real, Factor>& walk, int64_t a, int64_t b) {
   walk_tiles(walk, a, b);
 }
 
-template <typename Real>
-void backward_close(const Backward<Real>& walk, int64_t tile) {
+template <typename Real, typename Factor>
+void backward_close(const Backward<Real, Factor>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
   const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
-  const Real *states = walk.state_sums + first * stored, *psi = walk.psi_rows + first * embed;
+  const Real* states = walk.state_sums + first * stored;
+  const auto* psi = numbers(walk.psi_rows + first * embed / kTogether<Factor>);
   Real* grads = walk.psi_sums + first * embed;
   for (int64_t n = 0; n < nodes; ++n) {
     for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_rows<Real>(n, c)];
-    for (int64_t c = 0; c < D; ++c) grads[in_rows<Real>(n, c)] -= 2 * walk.pull[first + n] * psi[in_rows<Real>(n, c)];
+    for (int64_t c = 0; c < D; ++c)
+      grads[in_rows<Real>(n, c)] -= 2 * walk.pull[first + n] * widen<Real>(psi[in_rows<Factor>(n, c)]);
   }
   write_rows(grads, D, tile, nodes, walk.grad_psi);
+}
+
+template <typename Real, typename Factor>
+constexpr WalkKernels<Real, Factor> walk_kernels() {
+  return {kChannelUnit<Real>,
+          kPanel<Real>,
+          kTogether<Factor>,
+          {forward_open<Real, Factor>, forward_pair<Real, Factor>, forward_close<Real, Factor>},
+          {backward_open<Real, Factor>, backward_pair<Real, Factor>, backward_close<Real, Factor>}};
 }
 
 }  // namespace difnet::DIFNET_ISA

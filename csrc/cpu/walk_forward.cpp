@@ -7,38 +7,37 @@
 
 namespace difnet {
 
-template <typename Real>
-static void run(const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta,
-                int64_t t, const Tensor& next_state, const Tensor& walked, const Tensor& row_lse) {
-  const Kernels<Real>& with = kernels<Real>();
-  const Sizes size = sizes(state, psi, with.channel_unit, with.panel);
+template <typename Real, typename Factor>
+static void run(const WalkKernels<Real, Factor>& with, const Tensor& state, const Tensor& seed, const Tensor& psi,
+                const Tensor& mu, const Tensor& beta, int64_t t, const Tensor& next_state, const Tensor& walked,
+                const Tensor& row_lse) {
+  const Sizes size = sizes(state, psi, with);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
   Workspace<Real> work;
-  const int64_t psi_lanes = work.reserve(images * padded * size.embed);
-  const int64_t state_rows = work.reserve(images * padded * size.state_stored);
+  const int64_t psi_lanes = work.reserve(images * padded * size.embed_factors);
+  const int64_t states = padded / with.together * size.state_stored, state_rows = work.reserve(images * states);
   const int64_t sums = work.reserve(images * padded * size.state_stored);
   const int64_t shift = work.reserve(images * padded);
   work.allocate(walked);
   const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
-  std::vector<Forward<Real>> walks;
+  std::vector<Forward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back(
-        {size, field(state, b), field(seed, b), field(psi, b), field(next_state, b),
-         static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
-         static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N, static_cast<const Real*>(mu.const_data_ptr())[t],
-         static_cast<const Real*>(beta.const_data_ptr())[t], work.at(psi_lanes + b * padded * size.embed),
-         work.at(state_rows + b * padded * size.state_stored), work.at(sums + b * padded * size.state_stored),
-         work.at(shift + b * padded), finite.get() + b * tiles});
+    walks.push_back({size, field(state, b), field(seed, b), field(psi, b), field(next_state, b),
+                     static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+                     static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
+                     static_cast<const Real*>(mu.const_data_ptr())[t],
+                     static_cast<const Real*>(beta.const_data_ptr())[t],
+                     work.template at<Factor>(psi_lanes + b * padded * size.embed_factors),
+                     work.template at<Factor>(state_rows + b * states), work.at(sums + b * padded * size.state_stored),
+                     work.at(shift + b * padded), finite.get() + b * tiles});
   Tournament(images, tiles).play(walks.data(), with.forward);
 }
 
 void walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t, Tensor next_state,
                   Tensor walked, Tensor row_lse) {
-  if (walked.scalar_type() == ScalarType::Double)
-    run<double>(state, seed, psi, mu, beta, t, next_state, walked, row_lse);
-  else
-    run<float>(state, seed, psi, mu, beta, t, next_state, walked, row_lse);
+  with_walks(walked, seed, psi,
+             [&](const auto& with) { run(with, state, seed, psi, mu, beta, t, next_state, walked, row_lse); });
 }
 
 }  // namespace difnet

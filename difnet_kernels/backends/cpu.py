@@ -10,6 +10,8 @@ from torch import Tensor
 
 from difnet_kernels.problem import Problem, Projection
 
+# each with those before it, as csrc/cpu/driver.h lists them
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")
 LIBRARY = Path(__file__).parent.parent / "libdifnet_kernels.so"
 
 
@@ -47,9 +49,9 @@ def refuses(problem: Problem | Projection) -> str | None:
 refuses_projection = refuses
 
 
-def register_bits() -> int:
-    """Width of the SIMD registers in use."""
-    return torch.ops.difnet_kernels.register_bits()
+def instruction_set() -> str:
+    """The one in use: the last of INSTRUCTION_SETS that the processor has and DIFNET_KERNELS_ISA allows."""
+    return INSTRUCTION_SETS[torch.ops.difnet_kernels.instruction_set()]
 
 
 def cascade_forward(
