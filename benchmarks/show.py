@@ -76,8 +76,11 @@ def ratio(rows: Sequence[Row]) -> float | None:
 
 
 def efficiency(row: Row, machine: Machine | None) -> tuple[float, float] | None:
-    """The time of a cascade as a fraction of the machine's peak (in dense FLOP), and the floor as a fraction of it."""
+    """The time of a cascade as a fraction of the machine's peak (in dense FLOP), and the floor as a fraction of it. The
+    peak of a CPU is that of fp32; processors differ in how much faster they multiply 16 bits."""
     if machine is None or not row.median or row.question not in CASCADES:
+        return None
+    if not machine.matrix_unit and row.dtype != "fp32":
         return None
     case = Case(**row.case)  # type: ignore[arg-type]
     return (

@@ -105,8 +105,9 @@ def side_by_side(
 
 def cascade(results: Results, dtype: str, kind: str) -> str:
     tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
+    has_peak = results.kind != "cpu" or dtype == "fp32"
     return side_by_side(
-        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=True
+        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=has_peak
     )
 
 
