@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.cases import CASES
 from benchmarks.clock import Call
@@ -57,15 +56,18 @@ class Networks:
 
     def __init__(self, task: Table4Task, device: str) -> None:
         from models.builder import build_model
+        from models.timings import normalise
 
         torch.manual_seed(0)
         self.dtype, self.device, self.direction = DTYPES[task.dtype], device, task.direction
         image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) - 0.5
         self.image = image.to(device, self.dtype, memory_format=torch.channels_last)
         self.difnet, self.baseline = (
-            _normalised(build_model(name).to(device, self.dtype, memory_format=torch.channels_last), self.image)
+            build_model(name).to(device, self.dtype, memory_format=torch.channels_last)
             for name in ("difnet50", "sim_deeplab101")
         )
+        for network in (self.difnet, self.baseline):
+            normalise(network, self.image)
         with torch.no_grad():
             self.seed = self.seed_branch()
             self.levels = [self.image, *self.similarity_branch()]
@@ -139,13 +141,3 @@ class Networks:
 
     def _setting(self) -> Setting:
         return Setting(GRID, self.dtype, self.device, self.direction)
-
-
-@torch.no_grad()
-def _normalised(network: nn.Module, image: Tensor) -> nn.Module:
-    """In evaluation mode, with the statistics of this image: activations of a size that a trained network has."""
-    for norm in network.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.momentum = 1.0
-    network.train()(image)
-    return network.eval()
