@@ -152,8 +152,8 @@ class Networks:
         if not training:
             return call, judge(self.inputs, self._truth, state, None, fp32_logits=contender.fp32_logits)
         grads = list(torch.autograd.grad(state, [self.seed, *between, *levels], self.inputs.grad))
-        ours, of_levels = grads[: -len(levels)], grads[-len(levels) :]
-        walks = judge(self.inputs, self._truth, state, ours, fp32_logits=contender.fp32_logits)
+        of_walks, of_levels = grads[: -len(levels)], grads[-len(levels) :]
+        walks = judge(self.inputs, self._truth, state, of_walks, fp32_logits=contender.fp32_logits)
         self._levels_truth = self._levels_truth or levels_truth(walk, self.levels, self._truth, self.seed.shape[2:])
         bound = 8 * output_bound(self.inputs, self._truth, contender.fp32_logits) + GRADIENT_BOUND
         return call, worst_of([walks, *judge_levels(of_levels, self._levels_truth, bound)])
@@ -179,7 +179,7 @@ def levels_truth(walk: nn.Module, levels: list[Tensor], truth: Truth, grid: Sequ
     """Gradients of the levels but the image in fp64: torch's layers (Ψ1) under the true gradients of the embeddings."""
     assert truth.grads is not None
     found = []
-    for project, level, grad_psi in list(zip(walk.psi, levels, truth.grads[1:-2], strict=True))[1:]:
+    for project, level, grad_psi in zip(walk.psi[1:], levels[1:], truth.grads[2:-2], strict=True):
         f = level.detach().double().requires_grad_()
         z = conv2d(f, project.weight.detach().double()[..., None, None], project.bias.detach().double())
         psi = adaptive_max_pool2d(copy.deepcopy(project.norm).double()(z), grid)
@@ -193,6 +193,7 @@ def judge_levels(found: list[Tensor], true: list[Tensor], bound: float) -> list[
     verdicts = []
     for t, (ours, right) in enumerate(zip(found, true, strict=True), start=1):
         apart = (ours.double() - right).abs().flatten()
-        error = apart.kthvalue(math.ceil(0.999 * len(apart))).values / right.abs().max()
-        verdicts.append(Verdict(error.item(), bound, f"gradient of level {t}"))
+        error = (apart.kthvalue(math.ceil(0.999 * len(apart))).values / right.abs().max()).item()
+        error = error if bool(apart.isfinite().all()) else math.inf
+        verdicts.append(Verdict(error, bound, f"gradient of level {t}"))
     return verdicts

@@ -114,3 +114,6 @@ def test_a_tie_within_rounding_is_not_an_error():
     assert verdict.passed
     (verdict,) = table4.judge_levels([other.float().roll(1, 1)], [true], 1e-4)
     assert not verdict.passed
+    other[0, 0, 0, 0] = torch.nan
+    (verdict,) = table4.judge_levels([other.float()], [true], 1e-4)
+    assert not verdict.passed
