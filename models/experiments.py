@@ -33,6 +33,7 @@ from models.train import train
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
 from models.training.run_folder import RunFolder, environment
+from models.writing import write_text, writing
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: in
     budget, out = BUDGETS[budget_name], Path(out)
     started = time.perf_counter()
     counts = {"train": budget.train_images, "val": budget.val_images}
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     data = generate(out / "data", budget.preset, budget.classes, counts, size=budget.size)
     threads = max(1, torch.get_num_threads() // parallel)
     jobs = [
@@ -224,7 +226,7 @@ def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: in
         "runs": runs,
     }
     for name, text in (("results.json", json.dumps(result, indent=1) + "\n"), ("results.md", report(result))):
-        checkpoints.write_atomically(out / name, lambda temporary, text=text: Path(temporary).write_text(text))
+        write_text(out / name, text)
     return result
 
 
