@@ -5,7 +5,9 @@ A cell without a measurement says so; its reason, if there is one, is a note und
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks import show, table4
 from benchmarks.cases import CASES, Case
@@ -16,6 +18,7 @@ from benchmarks.targets import CPU_TARGETS
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
 NOT_MEASURED = "not measured"
+EXPERIMENTS = Path(__file__).parent.parent / "docs" / "results"
 ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 
 
@@ -266,10 +269,23 @@ def targets(results: Results) -> str:
     return markdown(["", "must", "goal", "measured"], lines)
 
 
+def experiments(budget: str, part: str, folder: Path = EXPERIMENTS) -> str:
+    """A part of the report of `models.experiments`, or the learning rates of `models.rates`, of a committed run."""
+    from models import experiment_report
+
+    path = folder / f"{'rates' if part == 'rates_table' else 'experiments'}_{budget}.json"
+    if not path.exists():
+        return f"The budget {budget}: {NOT_MEASURED}."
+    return getattr(experiment_report, part)(json.loads(path.read_text(encoding="utf-8")))
+
+
 def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
     """Every table by name."""
     on_cpu = found["cpu"]
     tables: dict[str, Callable[[], str]] = {"targets-cpu": lambda: targets(on_cpu)}
+    for budget in ("cpu", "gpu"):
+        for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
+            tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)
     for kind, results in found.items():
         tables[f"machine-{kind}"] = lambda r=results: machine(r)
         tables[f"headline-{kind}"] = lambda r=results: headline(r)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build_model, experiments
-from models.experiment_report import comparison, report
+from models import build_model, experiments, rates
+from models.experiment_report import best_rates, comparison, rates_table, report
 from models.experiments import BUDGETS, twins_iou
 from models.stages import ReadOut, stages
 
@@ -79,7 +79,7 @@ def test_differences_are_paired_by_seed():
         for seed, score in enumerate(scores)
     ]
     last = comparison(runs, ["a", "b"], {"a": "?", "b": "?"}).splitlines()[-1]
-    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 22.50 ± 3.54 |"
+    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 0 of 2 | 22.50 ± 3.54 |"
 
 
 def test_committed_tables_are_those_of_the_committed_numbers():
@@ -111,3 +111,18 @@ def test_read_out_stages_of_a_network():
 def test_unknown_budget_lists_the_valid_ones(capsys, tmp_path):
     assert experiments.main(["--budget", "tpu", "--out", str(tmp_path)]) == 1
     assert "cpu, gpu, smoke" in capsys.readouterr().err
+
+
+def test_rates_are_searched_over_families_on_a_seed_of_their_own(tmp_path, monkeypatch):
+    def run_job(job):
+        best = {"DifNet": 0.1, "Sim-Deeplab": 0.2, "Sim-Deeplab, deeper": 0.4}[job.variant.name.partition(" at")[0]]
+        score = 0.9 - abs(job.variant.lr - best)
+        return {"variant": job.variant.name, "seed": job.seed, "lr": job.variant.lr, "mean_iou": score, "seconds": 0.0}
+
+    monkeypatch.setattr(experiments, "run_job", run_job)
+    result = rates.search("smoke", tmp_path, "cpu", parallel=1)
+    assert len(result["runs"]) == 3 * len(rates.RATES) and {run["seed"] for run in result["runs"]} == {rates.SEED}
+    assert max(budget.seeds for budget in BUDGETS.values()) < rates.SEED
+    assert best_rates(result) == {"DifNet": 0.1, "Sim-Deeplab": 0.2, "Sim-Deeplab, deeper": 0.4}
+    assert rates_table(result).splitlines()[3] == "| 0.1 | **90.00** | 80.00 | 60.00 |"
+    assert json.loads((tmp_path / "rates.json").read_text()) == json.loads(json.dumps(result))
