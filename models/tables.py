@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             machine = result["machine"]
             name = machine["gpu"][0] if options.device.startswith("cuda") else machine["processor"]
             print(f"{name}, torch {machine['torch']}, {options.batch} × {options.size}², amp {options.amp}\n")
-            print(markdown(["part", "forward", "forward + backward"], timing_rows(result["parts"])))
+            print(markdown(["part", "inference", "training, without loss and update"], timing_rows(result["parts"])))
             write_json(options.json, result)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
