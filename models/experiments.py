@@ -105,7 +105,7 @@ TINY = {
 BUDGETS = {
     "cpu": Budget(
         **TINY, preset="paper", classes=4, size=65, train_images=640, val_images=200, epochs=5, batch_size=8,
-        lr=0.1, lr_baseline=0.2, lr_deeper=0.2,
+        lr=0.2, lr_baseline=0.2, lr_deeper=0.2,
     ),
     "gpu": Budget(
         "difnet18", "sim_deeplab18", ("sim_deeplab34", {}), {"width": 90},

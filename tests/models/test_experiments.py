@@ -151,3 +151,9 @@ def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers():
         assert max(run["mu"][-1]) < 0.5 and run["mu"][-1][0] == pytest.approx(run["beta"][-1][0], abs=1e-6)
     without = [fmean(run["mu"][-1][walk] for run in by_name["DifNet without ASPP"]) for walk in range(5)]
     assert min(without[3:]) > max(without[:2])
+
+
+def test_every_family_has_the_best_of_the_rates_that_were_tried():
+    found = json.loads((Path(__file__).parents[2] / "docs/results/rates_cpu.json").read_text())
+    first = BUDGETS["cpu"].variants()[:3]
+    assert best_rates(found) == {variant.name: variant.lr for variant in first}
