@@ -6,6 +6,7 @@ written down once more here, apart from the package, so that no benchmark is jud
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -104,14 +105,7 @@ def judge(
     which at large logits means nearly nothing: read the error that is printed next to their time.
     precision: "medium" allows what one 16-bit product makes of a logit.
     """
-    dtype, walks = inputs.seed.dtype, len(inputs.psi)
-    spacing = SPACING.get(dtype, 0.0)
-    logits = 4 * 2.0**-24 * truth.largest_logit + 2e-6 + spacing
-    if spacing and not fp32_logits:
-        logits = min(1.0, spacing * truth.largest_logit) + 4 * spacing
-    if precision == "medium":
-        logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * truth.largest_logit))
-    bound = walks * logits
+    dtype, walks, bound = inputs.seed.dtype, len(inputs.psi), output_bound(inputs, truth, fp32_logits, precision)
     state = state.flatten(2).mT if truth.nodes is None else state.flatten(2).mT[:, truth.nodes]
     checks = [("output", _relative(state, truth.state), bound)]
     if grads is not None and truth.grads is not None:
@@ -127,8 +121,21 @@ def judge(
             elif name in ("mu", "beta"):
                 floor = gate * _gate_scale(inputs) / max(true.abs().max().item(), 1e-30)
             checks.append((f"gradient of {name}", _relative(ours, true), limit + floor))
-    worst = max(checks, key=lambda check: check[1] / check[2] if check[1] == check[1] else float("inf"))
-    return Verdict(error=worst[1], bound=worst[2], worst=worst[0])
+    return worst_of(Verdict(error, bound, name) for name, error, bound in checks)
+
+
+def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda v: v.error / v.bound if v.error == v.error else float("inf"))
+
+
+def output_bound(inputs: Inputs, truth: Truth, fp32_logits: bool, precision: str = "high") -> float:
+    spacing = SPACING.get(inputs.seed.dtype, 0.0)
+    logits = 4 * 2.0**-24 * truth.largest_logit + 2e-6 + spacing
+    if spacing and not fp32_logits:
+        logits = min(1.0, spacing * truth.largest_logit) + 4 * spacing
+    if precision == "medium":
+        logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * truth.largest_logit))
+    return len(inputs.psi) * logits
 
 
 def _nodes(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from benchmarks.tasks import DTYPES, FAILED, MEASURED, UNAVAILABLE, Row, Task
 PATIENCE = 120
 # pages of their own for whatever is not small, so that freeing it shows (glibc)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+PROCESS = Path("/proc/self")
 # what grows: functions that give a small call, and the call that counts
 SUBJECTS = {"cascade": cascade.growing, "psi": psi.growing}
 
@@ -67,6 +68,7 @@ def grown(
     why_not: str | None = None,
 ) -> Row:
     """The row of one contender, measured in a process of its own."""
+    why_not = why_not or unseen(device)
     if why_not:
         return task.row(contender, title, status=UNAVAILABLE, reason=why_not)
     question = {"subject": subject, "case": asdict(task.case), "contender": contender, "device": device, **asked}
@@ -76,6 +78,18 @@ def grown(
     # a peer may fail in any way; ours may not fail at all
     status = FAILED if contender.split("/")[0] == "ours" else UNAVAILABLE
     return task.row(contender, title, status=status, reason=str(answer["error"])[:160])
+
+
+def unseen(device: str) -> str | None:
+    """Why the growth of a process cannot be seen on this system; many containers do not let a process restart its peak."""
+    if device != "cpu":
+        return None
+    try:
+        _restart_peak()
+        _status("VmHWM")
+    except OSError as error:
+        return f"this system does not show the peak memory of a call ({error})"
+    return None
 
 
 def growth(warm: Call, run: Call, device: str) -> int:
@@ -92,8 +106,7 @@ def growth(warm: Call, run: Call, device: str) -> int:
         del kept
         return torch.cuda.max_memory_allocated(device) - before
     _give_back()
-    with open("/proc/self/clear_refs", "w") as control:
-        control.write("5")  # the high-water mark starts again at what is resident now
+    _restart_peak()
     before = _status("VmRSS")
     kept = run()
     peak = _status("VmHWM")
@@ -108,9 +121,17 @@ def _give_back() -> None:
         libc.malloc_trim(0)
 
 
+def _restart_peak() -> None:
+    with open(PROCESS / "clear_refs", "w") as control:
+        control.write("5")  # the high-water mark starts again at what is resident now
+
+
 def _status(name: str) -> int:
-    with open("/proc/self/status") as lines:
-        return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
+    with open(PROCESS / "status") as lines:
+        found = next((line for line in lines if line.startswith(f"{name}:")), None)
+    if found is None:
+        raise OSError(f"{PROCESS / 'status'} has no {name}")
+    return int(found.split()[1]) * 1024
 
 
 _SOURCE: subprocess.Popen | None = None

@@ -199,8 +199,8 @@ def models(device: str = "cpu") -> list[Task]:
     contenders = (*PARTS, *(QUICK if device == "cpu" else QUICK_GPU))
     dtype, seconds = ("fp32", 2.0) if device == "cpu" else ("bf16", 4.0)
     return [
-        Table4Task("models", case, direction, "", dtype, contenders, seconds, turn)
-        for direction, turn in zip(DIRECTIONS, (ONCE, RECORD), strict=True)
+        Table4Task("models", case, direction, kind, dtype, contenders, seconds, turn)
+        for direction, kind, turn in zip(DIRECTIONS, ("", "training"), (ONCE, RECORD), strict=True)
     ]
 
 

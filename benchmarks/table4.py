@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.functional import adaptive_max_pool2d, conv2d
 
 from benchmarks.cases import CASES
 from benchmarks.clock import Call
-from benchmarks.correctness import Truth, Verdict, judge, truth_of
+from benchmarks.correctness import Truth, Verdict, judge, output_bound, truth_of, worst_of
 from benchmarks.inputs import Inputs
 from benchmarks.peers import CONTENDERS, Setting
+from benchmarks.psi import GRADIENT_BOUND
 from benchmarks.tasks import DTYPES, UNAVAILABLE, Entrant, Row, Task, contest
 
 # seconds in Table 4 of the paper, on one GTX 1080; its text adds that the backpropagation of DifNet-50 takes about
@@ -37,7 +40,11 @@ GRID = CASES["eval505"]
 
 @dataclass(frozen=True)
 class Table4Task(Task):
-    """Rows of Table 4; contenders name parts of the models, or contenders of the diffusion."""
+    """Rows of Table 4; contenders name parts of the models, or contenders of the diffusion.
+
+    forward is inference; forward+backward is a step of training without loss and update: statistics of the batch, and
+    gradients of the part's parameters and of whatever it gets from another part.
+    """
 
     def measure(self, device: str) -> list[Row]:
         titles = {name: PARTS.get(name) or f"Diffusion, {CONTENDERS[name].title}" for name in self.contenders}
@@ -57,22 +64,32 @@ class Networks:
 
     def __init__(self, task: Table4Task, device: str) -> None:
         from models.builder import build_model
+        from models.timings import normalise
 
         torch.manual_seed(0)
         self.dtype, self.device, self.direction = DTYPES[task.dtype], device, task.direction
         image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)) - 0.5
         self.image = image.to(device, self.dtype, memory_format=torch.channels_last)
         self.difnet, self.baseline = (
-            _normalised(build_model(name).to(device, self.dtype, memory_format=torch.channels_last), self.image)
+            build_model(name).to(device, self.dtype, memory_format=torch.channels_last)
             for name in ("difnet50", "sim_deeplab101")
         )
+        training = self.direction != "forward"
+        for network in (self.difnet, self.baseline):
+            normalise(network, self.image)
+            network.train(training)
         with torch.no_grad():
-            self.seed = self.seed_branch()
-            self.levels = [self.image, *self.similarity_branch()]
+            self.seed, levels = self.seed_branch(), self.similarity_branch()
+            self.levels = [self.image, *levels]
             walk = self.difnet.walk
             psi = walk.embeddings(self.levels, self.seed.shape[2:])
-            self.inputs = Inputs(self.seed, psi, walk.mu, walk.beta, torch.zeros_like(self.seed))
+            grad = torch.randn(self.seed.shape, generator=torch.Generator().manual_seed(4))
+            grad = grad.to(device, self.dtype, memory_format=torch.channels_last)
+            self.inputs = Inputs(self.seed, psi, walk.mu, walk.beta, grad)
+        for made in (self.seed, *levels):  # the image is given, not computed
+            made.requires_grad_(training)
         self._truth: Truth | None = None
+        self._levels_truth: list[Tensor] = []
 
     def why_not(self, name: str) -> str | None:
         if name == "difnet50_overlapped":
@@ -112,17 +129,34 @@ class Networks:
         return self.baseline(self.image)
 
     def _diffusion(self, name: str) -> tuple[Call, Verdict]:
-        cascade, walk = CONTENDERS[name].build(self._setting()), self.difnet.walk
+        contender, walk, training = CONTENDERS[name], self.difnet.walk, self.direction != "forward"
+        cascade = contender.build(self._setting())
+        levels = self.levels[1:]
 
-        def diffusion() -> Tensor:
-            return cascade(self.seed, walk.embeddings(self.levels, self.seed.shape[2:]), walk.mu, walk.beta)
+        def diffusion() -> tuple[Tensor, list[Tensor]]:
+            between = [*walk.embeddings(self.levels, self.seed.shape[2:]), walk.mu, walk.beta]
+            return cascade(self.seed, between[:-2], *between[-2:]), between
 
-        with torch.no_grad():
-            state = diffusion()
-        self._truth = self._truth or truth_of(self.inputs, backward=False)
-        call = self._call(diffusion, self.difnet)
+        def forward() -> None:
+            with torch.no_grad():
+                diffusion()
+
+        def both() -> None:
+            torch.autograd.grad(diffusion()[0], [self.seed, *levels, *walk.parameters()], self.inputs.grad)
+
+        self._truth = self._truth or truth_of(self.inputs, backward=training)
+        with torch.set_grad_enabled(training):
+            state, between = diffusion()
+        call = both if training else forward
         call()
-        return call, judge(self.inputs, self._truth, state, None, fp32_logits=CONTENDERS[name].fp32_logits)
+        if not training:
+            return call, judge(self.inputs, self._truth, state, None, fp32_logits=contender.fp32_logits)
+        grads = list(torch.autograd.grad(state, [self.seed, *between, *levels], self.inputs.grad))
+        of_walks, of_levels = grads[: -len(levels)], grads[-len(levels) :]
+        walks = judge(self.inputs, self._truth, state, of_walks, fp32_logits=contender.fp32_logits)
+        self._levels_truth = self._levels_truth or levels_truth(walk, self.levels, self._truth, self.seed.shape[2:])
+        bound = 8 * output_bound(self.inputs, self._truth, contender.fp32_logits) + GRADIENT_BOUND
+        return call, worst_of([walks, *judge_levels(of_levels, self._levels_truth, bound)])
 
     def _call(self, part: Callable[[], Tensor | tuple[Tensor, ...]], owner: nn.Module) -> Call:
         def forward() -> None:
@@ -141,11 +175,25 @@ class Networks:
         return Setting(GRID, self.dtype, self.device, self.direction)
 
 
-@torch.no_grad()
-def _normalised(network: nn.Module, image: Tensor) -> nn.Module:
-    """In evaluation mode, with the statistics of this image: activations of a size that a trained network has."""
-    for norm in network.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.momentum = 1.0
-    network.train()(image)
-    return network.eval()
+def levels_truth(walk: nn.Module, levels: list[Tensor], truth: Truth, grid: Sequence[int]) -> list[Tensor]:
+    """Gradients of the levels but the image in fp64: torch's layers (Ψ1) under the true gradients of the embeddings."""
+    assert truth.grads is not None
+    found = []
+    for project, level, grad_psi in zip(walk.psi[1:], levels[1:], truth.grads[2:-2], strict=True):
+        f = level.detach().double().requires_grad_()
+        z = conv2d(f, project.weight.detach().double()[..., None, None], project.bias.detach().double())
+        psi = adaptive_max_pool2d(copy.deepcopy(project.norm).double()(z), grid)
+        found += torch.autograd.grad(psi, f, grad_psi.mT.reshape(psi.shape))
+    return found
+
+
+def judge_levels(found: list[Tensor], true: list[Tensor], bound: float) -> list[Verdict]:
+    """Relative to the largest value, and apart from one element in a thousand: where two pixels of a window share its
+    maximum to rounding, either may get the gradient."""
+    verdicts = []
+    for t, (ours, right) in enumerate(zip(found, true, strict=True), start=1):
+        apart = (ours.double() - right).abs().flatten()
+        error = (apart.kthvalue(math.ceil(0.999 * len(apart))).values / right.abs().max()).item()
+        error = error if bool(apart.isfinite().all()) else math.inf
+        verdicts.append(Verdict(error, bound, f"gradient of level {t}"))
+    return verdicts

@@ -5,7 +5,9 @@ A cell without a measurement says so; its reason, if there is one, is a note und
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks import predicted, show, table4
 from benchmarks.cases import CASES, Case
@@ -16,6 +18,7 @@ from benchmarks.targets import CPU_TARGETS, GPU_TARGETS, Target
 from benchmarks.tasks import FAILED, MEASURED, Row, Task
 
 NOT_MEASURED = "not measured"
+EXPERIMENTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 class Notes:
@@ -107,7 +110,10 @@ def cascade(results: Results, dtype: str, kind: str) -> str:
     tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
     has_peak = results.kind != "cpu" or dtype == "fp32"
     return side_by_side(
-        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=has_peak
+        results,
+        tasks,
+        label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}",
+        with_efficiency=has_peak,
     )
 
 
@@ -229,7 +235,10 @@ def _against_the_baseline(results: Results, tasks: Sequence[Task]) -> str:
         ours[1] = f"{backward:.2f}×"
     return markdown(
         ["DifNet-50 against Sim-Deeplab-101", "paper", "measured"],
-        [[what, *both] for what, *both in zip(("inference", "backward alone"), paper, ours, strict=True)],
+        [
+            [what, *both]
+            for what, *both in zip(("inference", "forward + backward less inference"), paper, ours, strict=True)
+        ],
     )
 
 
@@ -271,6 +280,16 @@ def targets(results: Results, asked: Sequence[Target]) -> str:
     return markdown(["", "must", "goal", "measured"], lines)
 
 
+def experiments(budget: str, part: str, folder: Path = EXPERIMENTS) -> str:
+    """A part of the report of `models.experiments`, or the learning rates of `models.rates`, of a committed run."""
+    from models import experiment_report
+
+    path = folder / f"{'rates' if part == 'rates_table' else 'experiments'}_{budget}.json"
+    if not path.exists():
+        return f"The budget {budget}: {NOT_MEASURED}."
+    return getattr(experiment_report, part)(json.loads(path.read_text(encoding="utf-8")))
+
+
 def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
     """Every table by name."""
     on_cpu, on_gpu = found["cpu"], found["gpu"]
@@ -280,6 +299,9 @@ def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
         "predicted-walk": lambda: predicted.walk(on_gpu.folder),
         "predicted-psi": lambda: predicted.psi(on_gpu.folder),
     }
+    for budget in ("cpu", "gpu"):
+        for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
+            tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)
     for kind, results in found.items():
         tables[f"machine-{kind}"] = lambda r=results: machine(r)
         tables[f"headline-{kind}"] = lambda r=results: headline(r)

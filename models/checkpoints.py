@@ -6,10 +6,8 @@ python -m models.checkpoints convert THEIRS.pth.tar OURS.safetensors --model dif
 
 import argparse
 import json
-import os
 import pickle
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from torch import nn
 from models.authors import StateDict, convert_authors, to_authors
 from models.builder import build_model
 from models.difnet import DifNet
+from models.writing import write_atomically
 
 __all__ = ["Checkpoint", "LoadReport", "convert_authors", "load", "load_backbone", "load_into", "restore", "save",
            "to_authors"]  # fmt: skip
@@ -84,23 +83,14 @@ def save(
     header = {"format": FORMAT, **{key: json.dumps(value) for key, value in meta.items()}}
     # contiguous copies: the file knows shapes only, and channels_last weights must not share views
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, header))
 
+    def write(temporary: str) -> None:
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:  # its own type for the I/O error of a full disk
+            raise OSError(str(error)) from error
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Call write(temporary path) beside `path`, flush it to disk, then rename it over `path`."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except SafetensorError as error:  # safetensors wraps the I/O error of a full disk in its own type
-        raise OSError(f"Could not write {path}: {error}. The previous file is untouched.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_atomically(Path(path), write)
 
 
 def load(path: str | Path) -> Checkpoint:

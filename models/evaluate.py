@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from models.data.classes import palette
 from models.data.layouts import LAYOUTS
 from models.data.transforms import RECIPES, centre
 from models.metrics import ConfusionMatrix
+from models.writing import write_text, writing
 
 PROTOCOLS = {"native": None, "padded505": 505}
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -222,14 +222,16 @@ def _in_group() -> bool:
 def _prediction_folder(path: str | Path | None) -> Path | None:
     if path is None:
         return None
-    Path(path).mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
     return Path(path)
 
 
 def _save_prediction(path: Path, pred: torch.Tensor) -> None:
     image = Image.fromarray(pred.numpy().astype(np.uint8))
     image.putpalette(palette().tobytes())
-    image.save(path)
+    with writing(path):
+        image.save(path)
 
 
 def _without_nan(value):
@@ -303,18 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predictions=options.predictions,
             progress=sys.stderr.isatty(),
         )
+        if group.is_first:
+            print(metrics.table())
+            print(f"{metrics.images} images in {metrics.seconds:.1f} s, {metrics.protocol}, {options.checkpoint}")
+            if options.json:
+                write_text(Path(options.json), json.dumps(metrics.to_dict(), indent=1) + "\n")
     except (ValueError, OSError) as error:  # the user's to correct; a traceback would say no more
         print(f"error: {error}", file=sys.stderr)
         return 1
     finally:
         processes.leave()
-    if group.is_first:
-        print(metrics.table())
-        print(f"{metrics.images} images in {metrics.seconds:.1f} s, {metrics.protocol}, {options.checkpoint}")
-        if options.json:
-            part = Path(f"{options.json}.part")
-            part.write_text(json.dumps(metrics.to_dict(), indent=1) + "\n")
-            os.replace(part, options.json)
     return 0
 
 

@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from models.train import train
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
 from models.training.run_folder import RunFolder, environment
+from models.writing import write_text, writing
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Variant:
 class Budget:
     """How much is computed. `deeper` and `wider` give the baseline about the parameters of the DifNet.
 
-    lr, lr_baseline, lr_deeper: in "cpu", each family has the best of 0.05, 0.1, 0.2 (and 0.4 where 0.2 was), found
-    with a seed that does not count; in "gpu" they are not tuned. γ of Ψ starts as it did for the authors ("uniform"):
+    lr, lr_baseline, lr_deeper: in "cpu", the best that `models.rates` found for each family; in "gpu" they are not
+    tuned. γ of Ψ starts as it did for the authors ("uniform"):
     P is less one-hot then, which matters when there are only a few hundred updates.
     """
 
@@ -104,7 +105,7 @@ TINY = {
 BUDGETS = {
     "cpu": Budget(
         **TINY, preset="paper", classes=4, size=65, train_images=640, val_images=200, epochs=5, batch_size=8,
-        lr=0.1, lr_baseline=0.2, lr_deeper=0.2,
+        lr=0.2, lr_baseline=0.2, lr_deeper=0.2,
     ),
     "gpu": Budget(
         "difnet18", "sim_deeplab18", ("sim_deeplab34", {}), {"width": 90},
@@ -195,18 +196,29 @@ def read_stages(model: DifNet, job: Job) -> dict[str, float]:
 
 def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: int | None = None) -> dict[str, Any]:
     """All variants and seeds of a budget, `parallel` at a time; finished runs in `out` are kept."""
-    if budget_name not in BUDGETS:
-        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}; got {budget_name!r}.")
-    budget, out = BUDGETS[budget_name], Path(out)
+    budget, out = budget_of(budget_name), Path(out)
+    variants = budget.variants()
+    result = measure(budget_name, variants, range(1, 1 + (seeds or budget.seeds)), out, device, parallel)
+    for name, text in (("results.json", json.dumps(result, indent=1) + "\n"), ("results.md", report(result))):
+        write_text(out / name, text)
+    return result
+
+
+def measure(
+    budget_name: str, variants: Sequence[Variant], seeds: Iterable[int], out: Path, device: str, parallel: int
+) -> dict[str, Any]:
+    """Every variant with every seed, and what was asked of which machine."""
+    budget = budget_of(budget_name)
     started = time.perf_counter()
     counts = {"train": budget.train_images, "val": budget.val_images}
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     data = generate(out / "data", budget.preset, budget.classes, counts, size=budget.size)
     threads = max(1, torch.get_num_threads() // parallel)
     jobs = [
         Job(variant, seed, budget, str(data), str(out / f"{folder_name(variant.name)}-{seed}"), device, threads)
-        for seed in range(1, 1 + (seeds or budget.seeds))
-        for variant in budget.variants()
+        for seed in seeds
+        for variant in variants
     ]
     if parallel > 1:
         # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive;
@@ -215,17 +227,20 @@ def run(budget_name: str, out: str | Path, device: str, parallel: int, seeds: in
             runs = list(_counted(pool.map(run_job, jobs), len(jobs)))
     else:
         runs = list(_counted(map(run_job, jobs), len(jobs)))
-    result = {
+    return {
         "budget": budget_name,
         "settings": asdict(budget),
-        "variants": [asdict(variant) for variant in budget.variants()],
+        "variants": [asdict(variant) for variant in variants],
         "environment": {**environment(), "device": device, "parallel": parallel},
         "seconds": time.perf_counter() - started,
         "runs": runs,
     }
-    for name, text in (("results.json", json.dumps(result, indent=1) + "\n"), ("results.md", report(result))):
-        checkpoints.write_atomically(out / name, lambda temporary, text=text: Path(temporary).write_text(text))
-    return result
+
+
+def budget_of(name: str) -> Budget:
+    if name not in BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(BUDGETS)}; got {name!r}.")
+    return BUDGETS[name]
 
 
 def folder_name(variant: str) -> str:
@@ -239,17 +254,25 @@ def _counted(runs: Any, total: int) -> Any:
         yield result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.experiments", description=__doc__.splitlines()[0])
+def build_parser(prog: str, about: str, out: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=about)
     parser.add_argument("--budget", default="cpu", help=", ".join(BUDGETS))
-    parser.add_argument("--out", default="runs/experiments")
+    parser.add_argument("--out", default=out)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parallel", type=int, help="runs at a time; default: one a core, on a GPU four")
+    return parser
+
+
+def parallel_of(options: argparse.Namespace) -> int:
+    return options.parallel or (4 if options.device.startswith("cuda") else os.cpu_count() or 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser("python -m models.experiments", __doc__.splitlines()[0], "runs/experiments")
     parser.add_argument("--seeds", type=int, help="instead of the budget's")
     options = parser.parse_args(arguments)
-    parallel = options.parallel or (4 if options.device.startswith("cuda") else os.cpu_count() or 1)
     try:
-        print(report(run(options.budget, options.out, options.device, parallel, options.seeds)))
+        print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

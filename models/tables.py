@@ -21,6 +21,7 @@ from models import against_dense, checkpoints
 from models.builder import build_model
 from models.timings import measure, timing_rows
 from models.training.run_folder import RunFolder, environment
+from models.writing import write_text
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -134,7 +135,7 @@ def show_dense(options: argparse.Namespace) -> str:
 def write_json(path: Path | None, content: Any) -> None:
     if path:
         text = json.dumps(content, indent=2) + "\n"
-        checkpoints.write_atomically(path, lambda temporary: Path(temporary).write_text(text))
+        write_text(path, text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             machine = result["machine"]
             name = machine["gpu"][0] if options.device.startswith("cuda") else machine["processor"]
             print(f"{name}, torch {machine['torch']}, {options.batch} × {options.size}², amp {options.amp}\n")
-            print(markdown(["part", "forward", "forward + backward"], timing_rows(result["parts"])))
+            print(markdown(["part", "inference", "training, without loss and update"], timing_rows(result["parts"])))
             write_json(options.json, result)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

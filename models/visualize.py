@@ -28,6 +28,7 @@ from models.data.files import read_image
 from models.data.layouts import LAYOUTS
 from models.deeplab import Details
 from models.figure_panels import Labels, Sheet
+from models.writing import write_atomically, writing
 
 DECADES = 4  # of the logarithmic colours of Fig. 3
 
@@ -172,14 +173,15 @@ def draw(
     A network without walks (Sim-Deeplab) has Fig. 2 only.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     figures = {"fig2.png": figure2(examples, classes)}
     if examples[0].details.psi is not None:
         walks = getattr(model, "walks", None)
         figures["fig3.png"] = figure3(examples[0], nodes, walks)
         figures["fig4.png"] = figure4(examples, classes, walks)
     for name, figure in figures.items():
-        figure.savefig(out / name, dpi=150)
+        write_atomically(out / name, lambda temporary, f=figure: f.savefig(temporary, dpi=150, format="png"))
     return [out / name for name in figures]
 
 

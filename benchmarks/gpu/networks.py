@@ -8,7 +8,9 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,11 +95,16 @@ def streams(name: str, amp: str, **sizes: int | str) -> dict[str, object]:
     }
 
 
-def share(difnet: str, size: int, batch: int, direction: str, device: str = "cuda", repeats: int = 10) -> float:
-    """Time of the diffusion (Ψ and walks) over that of the whole network, bf16; direction: "forward" or "both"."""
-    results = measure(difnet, "sim_deeplab_tiny", size, batch, repeats, device, "bf16", direction == "both")
+def share(difnet: str, size: int, batch: int, what: str, device: str = "cuda", repeats: int = 10) -> dict[str, object]:
+    """Time of the diffusion (Ψ and walks) over that of the whole network, bf16.
+
+    what: "inference", or "training": a step without its loss and update, which would make the share smaller.
+    """
+    training = what == "training"
+    results = measure(difnet, "sim_deeplab_tiny", size, batch, repeats, device, "bf16", training)
+    direction = "both" if training else "forward"
     seconds = {row["part"].split(" (")[0]: row[direction]["median"] for row in results if row["network"] == difnet}
-    return seconds["Diffusion"] / seconds["whole network"]
+    return {"diffusion": seconds["Diffusion"] / seconds["whole network"]}
 
 
 def experiments(out: Path, budget: str = "gpu", device: str = "cuda") -> int:
@@ -111,6 +118,17 @@ def experiments(out: Path, budget: str = "gpu", device: str = "cuda") -> int:
     return status
 
 
+def questions() -> list[tuple[dict[str, object], Callable[[], dict[str, object]]]]:
+    """What is asked, and what finds the answer: streams and shares."""
+    asked: list[tuple[dict[str, object], Callable[[], dict[str, object]]]] = [
+        ({"network": name, "amp": amp}, partial(streams, name, amp)) for amp in AMP for name in NETWORKS
+    ]
+    for what, size, batch, target in (("training", 321, 16, TRAINING_SHARE), ("inference", 505, 1, INFERENCE_SHARE)):
+        facts: dict[str, object] = {"network": "difnet50", "share_of": what, "size": size, "batch": batch}
+        asked.append(({**facts, "target": target}, partial(share, "difnet50", size, batch, what)))
+    return asked
+
+
 def main() -> int:
     made = parser(__doc__)
     made.add_argument("--experiments", action="store_true", help="compare networks; folder: --out without its suffix")
@@ -118,27 +136,16 @@ def main() -> int:
     if options.experiments:
         return experiments(options.out)
     report, failed = Report(options.out, options.seconds), 0
-    asked = [(name, amp) for amp in AMP for name in NETWORKS]
-    for name, amp in asked:
+    for asked, work in questions():
         if report.time_is_up:
-            report.left_out(network=name, amp=amp)
+            report.left_out(**asked)
             continue
         try:
-            facts = streams(name, amp)
-            failed += not facts["passed"]
-            report.add(**facts)
+            facts = work()
         except Exception as error:
-            failed += 1
-            report.add(network=name, amp=amp, passed=False, reason=first_line(error))
-    for what, size, batch, direction, limit in (
-        ("training", 321, 16, "both", TRAINING_SHARE),
-        ("inference", 505, 1, "forward", INFERENCE_SHARE),
-    ):
-        if report.time_is_up:
-            report.left_out(network="difnet50", share_of=what)
-            continue
-        found = share("difnet50", size, batch, direction)
-        report.add(network="difnet50", share_of=what, size=size, batch=batch, diffusion=found, target=limit)
+            facts = {"passed": False, "reason": first_line(error)}
+        failed += facts.get("passed") is False
+        report.add(**{**asked, **facts})
     return report.done(failed)
 
 

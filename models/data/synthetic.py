@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from models.data.classes import IGNORE, VOC, palette
 from models.data.files import DataError
 from models.data.scenes import PRESETS, render
+from models.writing import writing
 
 VERSION = 1  # raise it when the same (seed, index) would give another picture
 FIRST_INDEX = {"train": 0, "val": 10**6, "test": 2 * 10**6}
@@ -42,7 +44,8 @@ def generate(
 
     counts: images per split, by default {"train": 200, "val": 50}.
     size: side, or (height, width), in pixels; at least 48, below which the shapes have no room.
-    Raises DataError if `out` holds anything else, ValueError for a description that makes no sense.
+    Raises DataError if `out` holds anything else, ValueError for a description that makes no sense, OSError if `out`
+    cannot be written; what it holds then is not a finished set.
     """
     counts = dict(counts or {"train": 200, "val": 50})
     height, width = size if not isinstance(size, int) else (size, size)
@@ -58,12 +61,19 @@ def generate(
     }
     if _is_finished(out, record):
         return out
+    with writing(out):
+        _write(out, record, progress)
+    return out
+
+
+def _write(out: Path, record: dict[str, Any], progress: bool) -> None:
+    preset, classes, size, seed = record["preset"], record["classes"], tuple(record["size"]), record["seed"]
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for split, count in counts.items():
+    for split, count in record["counts"].items():
         names = [f"{split}_{i:06d}" for i in range(count)]
         for i in tqdm(range(count), desc=f"generate {split}", disable=not progress):
-            jpeg, png = encode(preset, classes, (height, width), seed, FIRST_INDEX[split] + i)
+            jpeg, png = encode(preset, classes, size, seed, FIRST_INDEX[split] + i)
             (out / "JPEGImages" / f"{names[i]}.jpg").write_bytes(jpeg)
             (out / "SegmentationClass" / f"{names[i]}.png").write_bytes(png)
         (out / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
@@ -71,7 +81,6 @@ def generate(
     # last and by rename: where this record stands, everything before it is complete
     (out / f"{_RECORD}.part").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(out / f"{_RECORD}.part", out / _RECORD)
-    return out
 
 
 def encode(preset: str, classes: int, size: tuple[int, int], seed: int, index: int) -> tuple[bytes, bytes]:
@@ -139,7 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = (options.size * 2)[:2]
         what = options.out, options.preset, options.classes, counts, (size[0], size[1]), options.seed
         out = generate(*what, progress=sys.stderr.isatty())
-    except ValueError as error:  # DataError included: these are the user's to correct, a traceback says no more
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # DataError included: these are the user's to correct, a traceback says no more
         parser.error(str(error))
     print(f"{out}: {options.train} + {options.val} images, preset {options.preset}, {options.classes} classes")
     return 0

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import difnet_kernels
-from models.checkpoints import write_atomically
 from models.training.config import TrainConfig
+from models.writing import write_text, writing
 
 
 class RunFolder:
@@ -34,7 +34,8 @@ class RunFolder:
             raise FileExistsError(
                 f"{folder.path} already holds a run. Continue it with --resume {folder.path}, or choose another --out."
             )
-        folder.path.mkdir(parents=True, exist_ok=True)
+        with writing(folder.path):
+            folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json("config.json", config.to_dict())
         folder.write_json("environment.json", environment())
         return folder
@@ -46,13 +47,11 @@ class RunFolder:
         return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
 
     def write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.path / name, lambda temporary: Path(temporary).write_text(text))
+        write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """One epoch as one line of metrics.jsonl."""
-        with open(self.metrics_file, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._write_metrics([*self.read_metrics(), row])
 
     def read_metrics(self) -> list[dict[str, Any]]:
         if not self.metrics_file.exists():
@@ -64,8 +63,11 @@ class RunFolder:
         rows = self.read_metrics()
         kept = [row for row in rows if row["epoch"] <= epoch]
         if len(kept) < len(rows):
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(self.metrics_file, lambda temporary: Path(temporary).write_text(text))
+            self._write_metrics(kept)
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        # as a whole: half a line, as a full disk leaves it, would make the run unreadable
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def open_log(self, terminal: bool = True) -> logging.Logger:
         """A logger that writes log.txt (appending) and, if asked to, the terminal."""
@@ -73,7 +75,8 @@ class RunFolder:
         close_log(logger)
         logger.setLevel(logging.INFO)
         logger.propagate = False
-        to_file = logging.FileHandler(self.path / "log.txt")
+        with writing(self.path / "log.txt"):
+            to_file = logging.FileHandler(self.path / "log.txt")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(to_file)
         if terminal:

@@ -176,11 +176,12 @@ class Trainer:
         improved = "mean_iou" in row and not row["mean_iou"] <= self.best.get("mean_iou", -math.inf)
         if improved:
             self.best = {"epoch": row["epoch"], "mean_iou": row["mean_iou"]}
+        # in this order an end in between loses nothing: without `last` the epoch is finished anew, and `last` has the row
+        if improved and self.processes.is_first:
+            self._save(self.folder.best, row, resumable=False)
         self.save_last(row)
         if not self.processes.is_first:
             return
-        if improved:
-            self._save(self.folder.best, row, resumable=False)
         self.folder.append_metrics(row)
         self.log.info("%s", summary(row, self.best))
         if self.board:
@@ -318,6 +319,8 @@ class Trainer:
             self.scaler.load_state_dict(position["scaler"])
         if self.processes.is_first:
             self.folder.forget_after(self.epoch)
+            if checkpoint.metrics and self.epoch not in [row["epoch"] for row in self.folder.read_metrics()]:
+                self.folder.append_metrics(checkpoint.metrics)
         self.log.info("resumed at epoch %d, step %d", self.epoch + 1, self.step)
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.memory import MemoryTask
@@ -30,6 +32,18 @@ def test_a_failure_is_a_reason_and_ours_may_not_fail():
     assert "no such kind" in peer.reason
     # and the next one is measured all the same
     assert memory.grown(task, "cascade", "dense", "dense", "cpu", asked | {"kind": "smooth"}).status == MEASURED
+
+
+@pytest.mark.parametrize("missing", ["clear_refs", "VmHWM"])
+def test_where_a_peak_cannot_be_seen_every_row_says_so(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Containers without a writable clear_refs, kernels without the high-water mark: nobody has failed."""
+    (tmp_path / "clear_refs").mkdir() if missing == "clear_refs" else (tmp_path / "clear_refs").touch()
+    (tmp_path / "status").write_text("VmRSS: 1 kB\n")
+    monkeypatch.setattr(memory, "PROCESS", tmp_path)
+    rows = MemoryTask("memory", CASE, contenders=("ours", "dense")).measure("cpu")
+    assert {row.status for row in rows} == {UNAVAILABLE}
+    assert all("does not show the peak memory" in row.reason and missing in row.reason for row in rows)
+    assert memory.unseen("cuda") is None
 
 
 HELD = """

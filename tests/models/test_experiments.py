@@ -3,12 +3,13 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
 
-from models import build_model, experiments
-from models.experiment_report import comparison, report
+from models import build_model, experiments, rates
+from models.experiment_report import best_rates, comparison, rates_table, report
 from models.experiments import BUDGETS, twins_iou
 from models.stages import ReadOut, stages
 
@@ -79,7 +80,7 @@ def test_differences_are_paired_by_seed():
         for seed, score in enumerate(scores)
     ]
     last = comparison(runs, ["a", "b"], {"a": "?", "b": "?"}).splitlines()[-1]
-    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 22.50 ± 3.54 |"
+    assert last == "| b | ? | 1,000 | 0.1 | 45.00 ± 7.07 | -10.00 ± 0.00 | 0 of 2 | 22.50 ± 3.54 |"
 
 
 def test_committed_tables_are_those_of_the_committed_numbers():
@@ -111,3 +112,49 @@ def test_read_out_stages_of_a_network():
 def test_unknown_budget_lists_the_valid_ones(capsys, tmp_path):
     assert experiments.main(["--budget", "tpu", "--out", str(tmp_path)]) == 1
     assert "cpu, gpu, smoke" in capsys.readouterr().err
+
+
+def test_rates_are_searched_over_families_on_a_seed_of_their_own(tmp_path, monkeypatch):
+    def run_job(job):
+        best = {"DifNet": 0.1, "Sim-Deeplab": 0.2, "Sim-Deeplab, deeper": 0.4}[job.variant.name.partition(" at")[0]]
+        score = 0.9 - abs(job.variant.lr - best)
+        return {"variant": job.variant.name, "seed": job.seed, "lr": job.variant.lr, "mean_iou": score, "seconds": 0.0}
+
+    monkeypatch.setattr(experiments, "run_job", run_job)
+    result = rates.search("smoke", tmp_path, "cpu", parallel=1)
+    assert len(result["runs"]) == 3 * len(rates.RATES) and {run["seed"] for run in result["runs"]} == {rates.SEED}
+    assert max(budget.seeds for budget in BUDGETS.values()) < rates.SEED
+    assert best_rates(result) == {"DifNet": 0.1, "Sim-Deeplab": 0.2, "Sim-Deeplab, deeper": 0.4}
+    assert rates_table(result).splitlines()[3] == "| 0.1 | **90.00** | 80.00 | 60.00 |"
+    assert json.loads((tmp_path / "rates.json").read_text()) == json.loads(json.dumps(result))
+
+
+def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers():
+    """docs/results.md says these things in words; where a new run says otherwise, the words have to change."""
+    runs = json.loads((Path(__file__).parents[2] / "docs/results/experiments_cpu.json").read_text())["runs"]
+    by_name = {name: [run for run in runs if run["variant"] == name] for name in {run["variant"] for run in runs}}
+    scores = {name: [run["mean_iou"] for run in found] for name, found in by_name.items()}
+    apart = {name: [a - b for a, b in zip(found, scores["DifNet"], strict=True)] for name, found in scores.items()}
+    assert abs(fmean(apart["Sim-Deeplab"])) < stdev(apart["Sim-Deeplab"])
+    assert max(apart["Sim-Deeplab, deeper"]) < 0 < min(apart["Sim-Deeplab, wider"])
+    for part in ("walks 1, 3, 5", "walk 5 alone", "closed form", "without importance map"):
+        assert abs(fmean(apart[part])) < 2 * stdev(apart[part])
+    for network in ("DifNet", "Sim-Deeplab"):
+        assert all(a < b for a, b in zip(scores[f"{network} without ASPP"], scores[network], strict=True))
+    below = [fmean(run["mean_iou"] - run["twins_iou"] for run in found) for found in by_name.values()]
+    assert min(below) > 0 and max(below) < 3 * min(below)
+    stages = {stage: fmean(run["stages"][stage] for run in by_name["DifNet"]) for stage in ("scores", *"12345")}
+    assert min(stages, key=stages.__getitem__) == "scores"
+    assert all(run["loss"][-1] < run["loss"][-2] for run in runs)
+    for run in by_name["DifNet"]:
+        assert run["mu"][-1][0] == pytest.approx(run["beta"][-1][0], abs=1e-6)
+    for gate in ("mu", "beta"):
+        assert max(fmean(run[gate][-1][walk] for run in by_name["DifNet"]) for walk in range(5)) < 0.5
+    without = [fmean(run["mu"][-1][walk] for run in by_name["DifNet without ASPP"]) for walk in range(5)]
+    assert min(without[3:]) > max(without[:2])
+
+
+def test_every_family_has_the_best_of_the_rates_that_were_tried():
+    found = json.loads((Path(__file__).parents[2] / "docs/results/rates_cpu.json").read_text())
+    first = BUDGETS["cpu"].variants()[:3]
+    assert best_rates(found) == {variant.name: variant.lr for variant in first}

@@ -31,8 +31,27 @@ def test_another_result_on_two_streams_fails(monkeypatch):
 
 
 def test_the_share_of_the_diffusion_is_a_share():
-    for direction in ("forward", "both"):
-        assert 0 < networks.share("difnet_tiny", 65, 1, direction, "cpu", repeats=2) < 1
+    for what in ("inference", "training"):
+        assert 0 < networks.share("difnet_tiny", 65, 1, what, "cpu", repeats=2)["diffusion"] < 1
+
+
+def test_a_failure_is_an_entry_and_the_next_question_is_asked(tmp_path, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("out of memory\nlong story")
+
+    monkeypatch.setattr(
+        networks, "streams", lambda name, amp: {"network": name, "amp": amp, "passed": name != "difnet18"}
+    )
+    monkeypatch.setattr(networks, "share", lambda *asked: {"diffusion": 0.1} if asked[3] == "inference" else failing())
+    monkeypatch.setattr("benchmarks.gpu.stage.machine.describe", lambda device: {"device": device})
+    monkeypatch.setattr("sys.argv", ["networks", "--out", str(tmp_path / "networks.json")])
+    assert networks.main() == 1
+    told = json.loads((tmp_path / "networks.json").read_text())
+    found = {(entry.get("amp"), entry.get("share_of"), entry["network"]): entry for entry in told["entries"]}
+    assert told["complete"] and len(found) == 6
+    assert [found[amp, None, name]["passed"] for amp in networks.AMP for name in networks.NETWORKS] == [False, True] * 2
+    assert found[None, "training", "difnet50"]["reason"] == "RuntimeError: out of memory"
+    assert found[None, "inference", "difnet50"]["diffusion"] == 0.1
 
 
 def test_experiments_leave_their_results_where_the_suite_looks(tmp_path, monkeypatch):

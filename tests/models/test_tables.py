@@ -96,3 +96,61 @@ def test_the_parts_are_the_network():
     with torch.no_grad():
         state = diffusion(seed_branch(image), image, *similarity(image))
         assert torch.equal(state, model(image, return_details=True).steps[-1])
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_a_step_of_training_is_timed_as_it_is_trained(amp, monkeypatch):
+    """With the statistics of the batch; autocast holds for the forward alone and is entered anew for each, so that
+    weights are cast every time. Inference keeps nothing."""
+    seen, clocked = [], []
+
+    def state():
+        return torch.is_autocast_enabled("cpu")
+
+    def watched(name):
+        model = build_model(name, 4)
+        if name == "difnet_tiny":
+            conv = model.seed_branch.trunk.conv1
+            conv.register_forward_hook(lambda *_: seen.append((model.training, torch.is_grad_enabled(), state())))
+            conv.weight.register_hook(lambda grad: seen.append(("backward", conv.weight.grad is None, state())))
+        return model
+
+    def clock(work, repeats, device):
+        seen.clear()
+        assert not state()
+        for _ in range(repeats):
+            work()
+        clocked.append(list(seen))
+        return {"median": 1.0, "deviation": 0.0}
+
+    monkeypatch.setattr(timings, "build_model", watched)
+    monkeypatch.setattr(timings, "clock", clock)
+    timings.measure("difnet_tiny", "sim_deeplab_tiny", 33, 1, 2, "cpu", amp, True)
+    forward, both = [(False, False, amp != "none")], [(True, True, amp != "none"), ("backward", True, False)]
+    branch, other = [2 * forward, 2 * both], [[], []]
+    assert clocked == [*branch, *other, *other, *branch, *other]
+
+
+def test_training_gives_gradients_to_what_was_computed_and_not_to_the_image():
+    model, image = build_model("difnet_tiny", 4), torch.randn(1, 3, 33, 33)
+    asked = {name: [x.requires_grad for x in inputs] for name, (_, inputs) in timings.parts_of(model, image).items()}
+    assert [flags for name, flags in asked.items() if name.startswith("Diffusion")] == [[True, False, *[True] * 4]]
+    assert sum(len(flags) for flags in asked.values() if not any(flags)) == 3
+
+
+def test_sizes_without_statistics_are_refused(capsys):
+    """One node, one image: there is no variance to normalise by."""
+    timings.measure("difnet_tiny", "sim_deeplab_tiny", 8, 1, 1, "cpu", "none", True)
+    assert tables.main(["timings", "--size", "7"]) == 1
+    assert "at least 8, the stride of the networks" in capsys.readouterr().err
+
+
+def test_a_network_is_normalised_by_an_image():
+    torch.manual_seed(0)
+    model, image = build_model("difnet_tiny", 4), torch.randn(2, 3, 33, 33)
+    timings.normalise(model, image)
+    norm = model.similarity_branch.bn1
+    seen = model.similarity_branch.conv1(image).detach()
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)), rtol=1e-4, atol=0)
+    assert not model.training and norm.momentum == 0.1
