@@ -92,10 +92,12 @@ def psi_prepare_kernel(
         sigma = LOG2E
         scaled = psi
         bias = tl.zeros([R], tl.float32)
-    own = sigma * tl.sum(scaled * scaled, axis=1)
+    hi = scaled.to(hi_ptr.dtype.element_ty)
+    # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
+    used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
+    own = sigma * tl.sum(used * used, axis=1)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
     to_row = image * n_pad + n
-    hi = scaled.to(hi_ptr.dtype.element_ty)
     tl.store(hi_ptr + to_row[:, None] * DP + d[None, :], hi)
     if LOGIT_PRODUCTS == 3:
         tl.store(lo_ptr + to_row[:, None] * DP + d[None, :], low_half(scaled, hi))
