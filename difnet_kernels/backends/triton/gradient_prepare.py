@@ -13,8 +13,8 @@ from .state_prepare import store_state_halves
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks", "batch", "step",
-    "reaches", "programs", "walks",
+    "mu_ptr", "beta_ptr", "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks",
+    "batch", "step", "reaches", "programs", "walks",
     "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k",
     "out_n",
 ]  # fmt: skip
