@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from . import launch_rows
-from .arithmetic import WEIGHT_SHIFT
+from .arithmetic import CHANNELS, NODES, WEIGHT_SHIFT
 from .launch_rows import Case, Launch
 
 LOG = logging.getLogger(__name__)
@@ -154,6 +154,12 @@ def fp32_for_interpreter(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -
     for x in outputs:
         if id(x) in swapped:
             x.copy_(swapped[id(x)][1])
+
+
+def contiguous_axis(field: Tensor) -> int:
+    """Which axis of (B, C, N) the kernels may take for contiguous: NODES, CHANNELS, or 0 for neither."""
+    axis = NODES if field.stride(2) == 1 else CHANNELS if field.stride(1) == 1 else 0
+    return int(getattr(axis, "value", axis))
 
 
 def on_device(x: Tensor) -> Any:
