@@ -44,7 +44,7 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
     out = PreparedPsi(hi, lo, layout.vector(psi), layout.vector(psi), empty(B, DP), empty(B, 2))
     blocks, block_nodes = reduction_blocks(N)
     R = min(32, layout.PAD)
-    warps = 8 if DP > 128 else 4
+    warps = 8 if DP > 64 else 4
     axis = contiguous_axis(psi)
     partial = empty(B, blocks, 3, DP) if walk.centred else out.factor
     if walk.centred:

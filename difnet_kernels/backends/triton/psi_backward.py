@@ -265,7 +265,8 @@ def psi_weight_gradient_kernel(
         g_high, g_low, g_unit = halves(tl.trans(grad), 1, False)  # [DP, PAD]
         if FLAT:
             to_f = f_ptr + image * f_b + (c[:, None] * f_c + pixel[None, :])
-            f = tl.load(to_f, mask=(c < C)[:, None] & (pixel < Z * Y * X)[None, :], other=0.0)
+            inside = (pixel < Z * Y * X)[None, :]
+            f = tl.load(to_f, mask=inside if EVEN else inside & (c < C)[:, None], other=0.0)
         else:
             z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
             at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT

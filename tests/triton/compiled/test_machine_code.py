@@ -8,14 +8,13 @@ from functools import lru_cache
 
 import pytest
 import torch
-import triton
 
 from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton.launch_rows import ROWS
-from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, Binary, compiled_for
+from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, VERSION, Binary, compiled_for
 
 # The launch rows were chosen with Triton 3.9. Older compilers keep up to two values more on the stack around a loop.
-OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 9)
+OLDER = VERSION < (3, 9)
 KEPT = 16 if OLDER else 0
 # bytes of stack for values that are written before a loop and read after it; within the loop there are none
 AROUND = {
@@ -143,6 +142,16 @@ def test_shared_memory_and_registers_leave_the_planned_room(build: Build) -> Non
                 f"{binary}: {binary.registers} registers, {binary.shared} bytes shared"
             )
         assert binary.programs_per_sm >= 1, str(binary)
+
+
+def test_neighbouring_threads_lie_along_the_contiguous_axis() -> None:
+    """Fields whose nodes are contiguous: a warp takes 32 nodes of one class or channel."""
+    found = {binary.kernel: binary for binary in built(Build(90, 64, 21))}
+    fields = ("class_reach_kernel", "state_prepare_kernel", "state_store_kernel", "gradient_begin_kernel",
+              "gradient_prepare_kernel", "gradient_end_kernel")  # fmt: skip
+    for name in fields:
+        assert found[name].lanes((64, 32)) == {(32, 1)}, name
+    assert found["psi_statistics_kernel"].lanes((32, 64)) == {(32, 1)}
 
 
 def test_16_bit_embeddings_are_used_as_they_are() -> None:
