@@ -1,4 +1,4 @@
-"""Small exact pieces shared by the kernels: powers of two, fp16 halves, class columns, W3-W4."""
+"""Small pieces shared by the kernels: powers of two, fp16 halves, class columns, addresses of a field, W3-W4."""
 
 import triton
 import triton.language as tl
@@ -10,6 +10,9 @@ WEIGHT_SHIFT = tl.constexpr(7.0)
 # In the backward P_ji·2¹³ and the row operand h_i·2¹³ make T·2¹³, which stays below 2¹⁵ (|h·y - δ| ≤ 2 in scaled
 # units).
 TRANSPOSED_SHIFT = tl.constexpr(8192.0)
+# the axis of a field (B, C, N) whose stride is one; another number: neither
+CHANNELS = tl.constexpr(1)
+NODES = tl.constexpr(2)
 
 
 @triton.jit
@@ -45,3 +48,16 @@ def class_columns(chunk, K, KC, KP: tl.constexpr):
     column = tl.arange(0, KP)
     label = chunk * KC + column
     return column, label, (column < KC) & (label < K), column == KC
+
+
+@triton.jit
+def field_at(ptr, image, stride_b, channel, stride_c, n, stride_n, AXIS: tl.constexpr):
+    """Addresses [R, C] of a field (B, C, N) of any strides. The compiler has to know the contiguous axis to lay
+    neighbouring threads along it."""
+    rows = n[:, None].to(tl.int64)
+    columns = channel[None, :].to(tl.int64)
+    if AXIS != NODES:
+        rows *= stride_n
+    if AXIS != CHANNELS:
+        columns *= stride_c
+    return ptr + image * stride_b + rows + columns

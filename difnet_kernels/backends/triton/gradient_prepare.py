@@ -8,13 +8,13 @@ chunk 0 holds -δ.
 import triton
 import triton.language as tl
 
-from .arithmetic import blend, class_columns, low_half, power_of_two_below
+from .arithmetic import blend, class_columns, field_at, low_half, power_of_two_below
 from .state_prepare import store_state_halves
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks", "batch", "step",
-    "reaches", "programs", "walks",
+    "mu_ptr", "beta_ptr", "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks",
+    "batch", "step", "reaches", "programs", "walks",
     "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k",
     "out_n",
 ]  # fmt: skip
@@ -25,9 +25,9 @@ SPREAD = tl.constexpr(80.0)
 
 
 @triton.jit
-def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside):
+def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside, AXIS: tl.constexpr):
     """[R, KP] of a field (B, K, N) with any strides, fp32, zero outside."""
-    at = ptr + image * stride_b + n[:, None].to(tl.int64) * stride_n + label[None, :].to(tl.int64) * stride_k
+    at = field_at(ptr, image, stride_b, label, stride_k, n, stride_n, AXIS)
     return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
@@ -35,7 +35,7 @@ def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside):
 def gradient_begin_kernel(
     grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64, g_ptr, scale_ptr, reach_ptr, N, K, pad_units,
     chunks,
-    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """g = ∂L/∂yᵀ as [B, C, n_pad, KP] fp32, and per block of rows max_i Σ_k |g_k| / scale_k."""
     n_pad = pad_units * PAD
@@ -47,7 +47,7 @@ def gradient_begin_kernel(
     for chunk in range(0, chunks):
         column, label, is_class, _ = class_columns(chunk, K, KC, KP)
         inside = (n < N)[:, None] & is_class[None, :]
-        g = class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside)
+        g = class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
         scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
         reach += tl.sum(tl.abs(g) / scale[None, :], axis=1)
         tl.store(g_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :], g)
@@ -63,6 +63,7 @@ def gradient_prepare_kernel(
     gate_ptr,
     N, K, pad_units, chunks, batch, step, reaches, walks,
     KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
 ):  # fmt: skip
     """One step t for R rows: yᵗ and h as halves, g <- (1-β) g, seed_sum += β(1-μ) g, ∂μ and ∂β of the block.
 
@@ -94,8 +95,8 @@ def gradient_prepare_kernel(
         scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
         at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
         walk_stride = batch.to(tl.int64) * N * K
-        s = class_tile(seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside)
-        y = class_tile(state_ptr, image, state_b, label, state_k, n, state_n, inside)
+        s = class_tile(seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
+        y = class_tile(state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
         for earlier in range(0, step):  # (W3, W4) yᵗ again, from what the forward saved
             w = tl.load(at_walked + earlier * walk_stride, mask=inside, other=0.0)
             y = tl.where(inside, blend(w, s, y, tl.load(mu_ptr + earlier), tl.load(beta_ptr + earlier)), 0.0)
@@ -154,6 +155,7 @@ def gradient_end_kernel(
     g_ptr, seed_sum_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
     state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, N, K, pad_units, chunks,
     KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
+    SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
 ):  # fmt: skip
     """∂L/∂y⁰ and ∂L/∂s in the caller's layout; without a state the first is added to the second (W5)."""
     n_pad = pad_units * PAD
@@ -168,11 +170,11 @@ def gradient_end_kernel(
     g = tl.load(g_ptr + at)
     total = tl.load(seed_sum_ptr + at)
     if HAS_STATE:
-        to = state_ptr + image * state_b + n[:, None] * state_n + label[None, :] * state_k
+        to = field_at(state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
         tl.store(to, g.to(state_ptr.dtype.element_ty), mask=inside)
     else:
         total += g
-    to = seed_ptr + image * seed_b + n[:, None] * seed_n + label[None, :] * seed_k
+    to = field_at(seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
     tl.store(to, total.to(seed_ptr.dtype.element_ty), mask=inside)
 
 

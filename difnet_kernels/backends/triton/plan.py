@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,11 +13,14 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 from . import launch_rows
-from .arithmetic import WEIGHT_SHIFT
+from .arithmetic import CHANNELS, NODES, WEIGHT_SHIFT
 from .launch_rows import Case, Launch
 
+LOG = logging.getLogger(__name__)
+_told: set[str] = set()  # the binaries whose first launch was logged
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 SHIFT = float(getattr(WEIGHT_SHIFT, "value", WEIGHT_SHIFT))
 
@@ -118,13 +123,27 @@ def launch(
 ) -> None:
     """Runs `programs` programs on axis 0, the only grid axis without a limit of 65,535. Contraction of a·b - c is off:
     a fused product would not be rounded like the maximum that is subtracted from it."""
+    began = time.perf_counter()
     try:
-        kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
-    except (triton.CompilationError, triton.OutOfResources) as error:
+        made = kernel[(programs,)](*args, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+    except (TritonError, RuntimeError) as error:
         raise RuntimeError(
-            f"the Triton kernel of {what} with {warps} warps, {stages} stages and {constants} cannot run on this GPU: "
-            f"{error}. Use backend='cpu' or 'reference', or report the case with this line."
+            f"the Triton kernel of {what} did not run: {error}\nLaunch row: {warps} warps, {stages} stages, {constants}. "
+            f"Case: {programs} programs, {_case(kernel, args)}. "
+            "Use backend='cpu' or 'reference', or report the case with these lines."
         ) from error
+    if LOG.isEnabledFor(logging.DEBUG) and made is not None and made.hash not in _told:
+        _told.add(made.hash)
+        LOG.debug(
+            "%s: first launch, compiled or read from Triton's cache, took %.2f s: %d warps, %d stages, %s, %s",
+            what, time.perf_counter() - began, warps, stages, constants, _case(kernel, args),
+        )  # fmt: skip
+
+
+def _case(kernel: Any, args: Sequence[Any]) -> str:
+    """What a launch was given: sizes and strides by name, and the type of each tensor."""
+    given = zip(kernel.arg_names, args, strict=False)
+    return ", ".join(f"{name}: {x.dtype}" if isinstance(x, Tensor) else f"{name}={x}" for name, x in given)
 
 
 @contextmanager
@@ -135,6 +154,12 @@ def fp32_for_interpreter(tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -
     for x in outputs:
         if id(x) in swapped:
             x.copy_(swapped[id(x)][1])
+
+
+def contiguous_axis(field: Tensor) -> int:
+    """Which axis of (B, C, N) the kernels may take for contiguous: NODES, CHANNELS, or 0 for neither."""
+    axis = NODES if field.stride(2) == 1 else CHANNELS if field.stride(1) == 1 else 0
+    return int(getattr(axis, "value", axis))
 
 
 def on_device(x: Tensor) -> Any:

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .plan import SHIFT, Layout, Walk, launch
+from .plan import SHIFT, Layout, Walk, contiguous_axis, launch
 from .psi_prepare import psi_prepare_kernel, psi_statistics_kernel
 from .state_prepare import class_reach_kernel, state_prepare_kernel
 
@@ -44,16 +44,17 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
     out = PreparedPsi(hi, lo, layout.vector(psi), layout.vector(psi), empty(B, DP), empty(B, 2))
     blocks, block_nodes = reduction_blocks(N)
     R = min(32, layout.PAD)
-    warps = 8 if DP > 128 else 4
+    warps = 8 if DP > 64 else 4
+    axis = contiguous_axis(psi)
     partial = empty(B, blocks, 3, DP) if walk.centred else out.factor
     if walk.centred:
         launch("psi statistics", psi_statistics_kernel, B * blocks, psi, *psi.stride(), partial, N, D, blocks,
                block_nodes,
-               DP=DP, R=R, warps=warps)  # fmt: skip
+               DP=DP, R=R, AXIS=axis, warps=warps)  # fmt: skip
     launch("psi preparation", psi_prepare_kernel, B * (layout.n_pad // R), psi, *psi.stride(), partial,
            out.hi, out.lo, out.bias, out.floor, out.centre, out.factor, N, D, blocks, layout.units,
            DP=DP, PAD=layout.PAD, R=R, CENTRED=walk.centred, LOGIT_PRODUCTS=walk.logit_products, SHIFT=SHIFT,
-           warps=warps)  # fmt: skip
+           AXIS=axis, warps=warps)  # fmt: skip
     return out
 
 
@@ -78,13 +79,14 @@ def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layou
     out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
     blocks, block_nodes = reduction_blocks(N)
     R = layout.block
+    axes = dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(source))
     partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
     launch("class scales", class_reach_kernel, B * layout.chunks * blocks, seed, *seed.stride(), source,
            *source.stride(),
            partial, N, K, blocks, block_nodes, layout.chunks, KC=layout.KC, KP=layout.KP, R=R,
-           HAS_STATE=state is not None)  # fmt: skip
+           HAS_STATE=state is not None, **axes)  # fmt: skip
     launch("state preparation", state_prepare_kernel, B * layout.chunks * (layout.n_pad // R), source,
            *source.stride(), seed, *seed.stride(), partial, out.y, out.seed, out.hi, out.lo, out.scale, N, K, blocks,
            layout.units, layout.chunks, KC=layout.KC, KP=layout.KP, PAD=layout.PAD, R=R,
-           VALUE_PRODUCTS=value_products)  # fmt: skip
+           VALUE_PRODUCTS=value_products, **axes)  # fmt: skip
     return out

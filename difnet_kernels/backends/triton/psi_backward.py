@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from .psi_tiles import (
+    FIRST_AXIS,
     feature_tile,
     halves,
     narrow_features,
@@ -44,8 +45,8 @@ def pixel_axes(pixel, Y, X):
 def node_tile(at, stride, D, DP: tl.constexpr, LAST: tl.constexpr):
     """[DP, P] of a pooled field whose nodes are at `at` [P]; LAST: its channels are contiguous."""
     d = tl.arange(0, DP)
-    if LAST:
-        tile = tl.trans(tl.load(at[:, None] + d[None, :], mask=(d < D)[None, :], other=0))
+    if LAST or FIRST_AXIS:
+        tile = tl.trans(tl.load(at[:, None] + (d if LAST else d * stride)[None, :], mask=(d < D)[None, :], other=0))
     else:
         tile = tl.load(at[None, :] + d[:, None] * stride, mask=(d < D)[:, None], other=0)
     return tile
@@ -225,11 +226,12 @@ def psi_feature_gradient_kernel(
         out = product(tl.trans(w_high), tl.trans(w_low), g_high, g_low, False) * unit[None, :]  # [CC, P]
         out = out.to(out_ptr.dtype.element_ty)
         c = chunk * CC + tl.arange(0, CC)
-        if CHANNELS_LAST:
+        if CHANNELS_LAST or FIRST_AXIS:
+            to = to_pixel[:, None] + (c if CHANNELS_LAST else c * o_c)[None, :]
             if EVEN:
-                tl.store(to_pixel[:, None] + c[None, :], tl.trans(out), mask=own[:, None])
+                tl.store(to, tl.trans(out), mask=own[:, None])
             else:
-                tl.store(to_pixel[:, None] + c[None, :], tl.trans(out), mask=own[:, None] & (c < C)[None, :])
+                tl.store(to, tl.trans(out), mask=own[:, None] & (c < C)[None, :])
         else:
             tl.store(to_pixel[None, :] + c[:, None] * o_c, out, mask=own[None, :] & (c < C)[:, None])
 
@@ -239,7 +241,7 @@ def psi_weight_gradient_kernel(
     scratch_ptr, f_ptr, f_b: tl.int64, f_c: tl.int64, f_z: tl.int64, f_y: tl.int64, f_x: tl.int64, part_ptr,
     C, Z, Y, X, units, first_unit, last_unit, range_units, add,
     DP: tl.constexpr, PAD: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    UNIT: tl.constexpr, EXACT: tl.constexpr,
+    UNIT: tl.constexpr, EXACT: tl.constexpr, FLAT: tl.constexpr,
 ):  # fmt: skip
     """(Ψ4) one range of a block's pixels, one chunk of channels: part [ranges, DP, chunks·CC] = (+=, if add) ∂z fᵀ."""
     chunks = tl.cdiv(C, CC)
@@ -258,12 +260,18 @@ def psi_weight_gradient_kernel(
         unit_number = first_unit + local
         image = (unit_number // units).to(tl.int64)
         pixel = (unit_number % units) * PAD + tl.arange(0, PAD)
-        z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
         row = local * PAD + tl.arange(0, PAD)
         grad = tl.load(scratch_ptr + row[:, None] * DP + d[None, :])
         g_high, g_low, g_unit = halves(tl.trans(grad), 1, False)  # [DP, PAD]
-        at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT
-        f_high, f_low, f_unit = halves(feature_tile(at, chunk * CC, f_c, C, CC, EVEN, CHANNELS_LAST), 1, EXACT)
+        if FLAT:
+            to_f = f_ptr + image * f_b + (c[:, None] * f_c + pixel[None, :])
+            inside = (pixel < Z * Y * X)[None, :]
+            f = tl.load(to_f, mask=inside if EVEN else inside & (c < C)[:, None], other=0.0)
+        else:
+            z, y, x = pixel_axes(tl.minimum(pixel, Z * Y * X - 1), Y, X)
+            at = f_ptr + (image * f_b + z * f_z + y * f_y + x * f_x) * UNIT
+            f = feature_tile(at, chunk * CC, f_c, C, CC, EVEN, CHANNELS_LAST)
+        f_high, f_low, f_unit = halves(f, 1, EXACT)
         made = product(g_high, g_low, tl.trans(f_high), tl.trans(f_low), EXACT)
         total = tl.fma(made * g_unit[:, None], tl.broadcast_to(f_unit[None, :], [DP, CC]), total)
     tl.store(to, total)

@@ -30,10 +30,10 @@ def psi_forward_kernel(
     partial_ptr, C, D, Z, Y, X, OZ, OY, OX, wide_z, wide_y, wide_x,
     DP: tl.constexpr, J: tl.constexpr, CC: tl.constexpr, NARROW: tl.constexpr, EVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr, HAS_SLOPE: tl.constexpr,
-    STATISTICS: tl.constexpr,
+    STATISTICS: tl.constexpr, OUT_LAST: tl.constexpr,
 ):  # fmt: skip
     """f (B, C, Z, Y, X), batch and pixel strides in units of UNIT elements -> peak, position (B, D, OZ, OY, OX), and
-    with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0."""
+    with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0. OUT_LAST: out_d is 1."""
     nodes = OZ * OY * OX
     tiles = tl.cdiv(nodes, J)
     program = tl.program_id(0).to(tl.int64)
@@ -99,7 +99,7 @@ def psi_forward_kernel(
             second_sum = tl.fma(apart, apart, second_sum)
         off_x, off_y, off_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
 
-    to = image * out_b + (z * out_z + y * out_y + x * out_x)[None, :] + d[:, None] * out_d
+    to = image * out_b + (z * out_z + y * out_y + x * out_x)[None, :] + (d if OUT_LAST else d * out_d)[:, None]
     stored = (d < D)[:, None] & own[None, :]
     tl.store(peak_ptr + to, best * sign[:, None], mask=stored)
     tl.store(position_ptr + to, position, mask=stored)

@@ -11,7 +11,7 @@ log2(e). Rows past N hold zeros and a bias of -∞, so the walks need no mask. T
 import triton
 import triton.language as tl
 
-from .arithmetic import low_half
+from .arithmetic import field_at, low_half
 
 # sizes, strides and the caller's pointer: a new value must not compile a new kernel
 _PLAIN = ["psi_ptr", "N", "D", "blocks", "block_nodes", "pad_units", "stride_b", "stride_d", "stride_n"]
@@ -22,7 +22,7 @@ SQRT_LOG2E = tl.constexpr(1.2011224087864498)
 @triton.jit(do_not_specialize=_PLAIN)
 def psi_statistics_kernel(
     psi_ptr, stride_b: tl.int64, stride_d: tl.int64, stride_n: tl.int64, partial_ptr, N, D, blocks, block_nodes,
-    DP: tl.constexpr, R: tl.constexpr,
+    DP: tl.constexpr, R: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """Sum, least and largest value of every channel over one block of nodes -> partial [B, blocks, 3, DP]."""
     program = tl.program_id(0).to(tl.int64)
@@ -36,7 +36,7 @@ def psi_statistics_kernel(
     for step in range(0, block_nodes, R):
         n = begin + step + tl.arange(0, R)
         inside = (n[:, None] < end) & (d[None, :] < D)
-        at = psi_ptr + image * stride_b + n[:, None] * stride_n + d[None, :].to(tl.int64) * stride_d
+        at = field_at(psi_ptr, image, stride_b, d, stride_d, n, stride_n, AXIS)
         x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         total += tl.sum(x, axis=0)
         low = tl.minimum(low, tl.min(tl.where(inside, x, float("inf")), axis=0))
@@ -52,7 +52,7 @@ def psi_prepare_kernel(
     psi_ptr, stride_b: tl.int64, stride_d: tl.int64, stride_n: tl.int64, partial_ptr,
     hi_ptr, lo_ptr, bias_ptr, floor_ptr, centre_ptr, factor_ptr, N, D, blocks, pad_units,
     DP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, CENTRED: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr,
-    SHIFT: tl.constexpr,
+    SHIFT: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """One block of R nodes: hi, lo [B, n_pad, DP], bias and floor [B, n_pad]; its first block writes centre, (σ, 1/κ).
 
@@ -66,7 +66,7 @@ def psi_prepare_kernel(
     n = (program % row_blocks) * R + tl.arange(0, R)
     d = tl.arange(0, DP)
     inside = (n[:, None] < N) & (d[None, :] < D)
-    at = psi_ptr + image * stride_b + n[:, None] * stride_n + d[None, :].to(tl.int64) * stride_d
+    at = field_at(psi_ptr, image, stride_b, d, stride_d, n, stride_n, AXIS)
     psi = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     if CENTRED:
         total = tl.zeros([DP], tl.float32)
@@ -92,10 +92,12 @@ def psi_prepare_kernel(
         sigma = LOG2E
         scaled = psi
         bias = tl.zeros([R], tl.float32)
-    own = sigma * tl.sum(scaled * scaled, axis=1)
+    hi = scaled.to(hi_ptr.dtype.element_ty)
+    # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
+    used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
+    own = sigma * tl.sum(used * used, axis=1)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
     to_row = image * n_pad + n
-    hi = scaled.to(hi_ptr.dtype.element_ty)
     tl.store(hi_ptr + to_row[:, None] * DP + d[None, :], hi)
     if LOGIT_PRODUCTS == 3:
         tl.store(lo_ptr + to_row[:, None] * DP + d[None, :], low_half(scaled, hi))

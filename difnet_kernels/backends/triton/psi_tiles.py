@@ -10,6 +10,10 @@ import triton.language as tl
 
 from .arithmetic import low_half
 
+# Of addresses of which it knows nothing, Triton lays neighbouring threads along the last axis of the tile; up to 3.6 along
+# the first.
+FIRST_AXIS = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7))
+
 
 @triton.jit
 def window_start(i, n, m):
@@ -71,11 +75,11 @@ def product(a_high, a_low, b_high, b_low, B_EXACT: tl.constexpr):
 
 @triton.jit
 def feature_tile(at, first, f_c, C, CC: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """f [CC, P] from the channel `first` on, zero past C; `at` [P] points at channel 0 of each pixel. The last axis of
-    the load is the one that is contiguous in memory, so that neighbouring threads read neighbouring numbers."""
+    """f [CC, P] from the channel `first` on, zero past C; `at` [P] points at channel 0 of each pixel. The load is turned so
+    that neighbouring threads read neighbouring channels, or else neighbouring pixels."""
     c = first + tl.arange(0, CC)
-    if CHANNELS_LAST:
-        to = at[:, None] + c[None, :]
+    if CHANNELS_LAST or FIRST_AXIS:
+        to = at[:, None] + (c if CHANNELS_LAST else c * f_c)[None, :]
         f = tl.trans(tl.load(to) if EVEN else tl.load(to, mask=(c < C)[None, :], other=0.0))
     else:
         to = at[None, :] + c[:, None] * f_c

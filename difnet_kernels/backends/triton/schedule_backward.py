@@ -12,7 +12,18 @@ from torch import Tensor
 
 from . import split_plan
 from .gradient_prepare import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
-from .plan import INTERPRETED, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walks
+from .plan import (
+    INTERPRETED,
+    Card,
+    Layout,
+    Walk,
+    card_of,
+    contiguous_axis,
+    fp32_for_interpreter,
+    launch,
+    on_device,
+    plan_walks,
+)
 from .prepared import PreparedPsi, PreparedState, prepare_psi, prepare_state
 from .walk_backward import walk_backward_combine_kernel, walk_backward_kernel
 
@@ -115,7 +126,8 @@ def _run(
         g, torch.empty((B, most_blocks), dtype=torch.float32, device=seed.device), layout.n_pad // layout.block
     )
     launch("gradient_begin", gradient_begin_kernel, B * gradient.reaches, grad_states[-1], *grad_states[-1].stride(), g,
-           start.scale, gradient.reach, N, K, layout.units, layout.chunks, **shape, R=layout.block)  # fmt: skip
+           start.scale, gradient.reach, N, K, layout.units, layout.chunks, **shape, R=layout.block,
+           AXIS=contiguous_axis(grad_states[-1]))  # fmt: skip
     # every walk may use another column tile, hence another number of blocks: one array of parts for each
     gates = [
         torch.empty((B * (layout.n_pad // w.launch.cols), 2), dtype=torch.float32, device=seed.device) for w in walks
@@ -131,7 +143,7 @@ def _run(
                streamed.level,
                streamed.drop, streamed.spread, seed_sum, gates[t], N, K, layout.units, layout.chunks, B, t,
                gradient.reaches, T,
-               **shape, R=R, VALUE_PRODUCTS=products,
+               **shape, R=R, VALUE_PRODUCTS=products, SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first),
                warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4)  # fmt: skip
         added = grad_states[t - 1] if every and t > 0 else None
         walk_backward(walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], seed)
@@ -140,7 +152,8 @@ def _run(
     launch("gradient_end", gradient_end_kernel, B * layout.chunks * (layout.n_pad // layout.block), g, seed_sum,
            grad_seed,
            *grad_seed.stride(), result, *result.stride(), N, K, layout.units, layout.chunks, **shape, R=layout.block,
-           HAS_STATE=grad_state is not None)  # fmt: skip
+           HAS_STATE=grad_state is not None, SEED_AXIS=contiguous_axis(grad_seed),
+           STATE_AXIS=contiguous_axis(result))  # fmt: skip
 
 
 def _streamed(start: PreparedState, products: int, layout: Layout, seed: Tensor) -> Streamed:
@@ -183,7 +196,8 @@ def walk_backward(
     given = gradient.reach if added is None else added
     given_strides = (0, 0, 0) if added is None else added.stride()
     shape = dict(DP=walk.DP, KC=layout.KC, KP=layout.KP, PAD=layout.PAD, LOGIT_PRODUCTS=walk.logit_products,
-                 VALUE_PRODUCTS=walk.value_products)  # fmt: skip
+                 VALUE_PRODUCTS=walk.value_products, PSI_AXIS=contiguous_axis(grad_psi),
+                 GRAD_AXIS=0 if added is None else contiguous_axis(added))  # fmt: skip
 
     def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
         launch("walk_backward", walk_backward_kernel, B * row_tiles * program_chunks * plan.parts,

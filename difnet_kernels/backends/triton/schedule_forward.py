@@ -15,7 +15,19 @@ import triton
 from torch import Tensor
 
 from . import split_plan
-from .plan import INTERPRETED, SHIFT, Card, Layout, Walk, card_of, fp32_for_interpreter, launch, on_device, plan_walks
+from .plan import (
+    INTERPRETED,
+    SHIFT,
+    Card,
+    Layout,
+    Walk,
+    card_of,
+    contiguous_axis,
+    fp32_for_interpreter,
+    launch,
+    on_device,
+    plan_walks,
+)
 from .prepared import PreparedPsi, PreparedState, prepare_psi, prepare_state
 from .state_prepare import state_store_kernel
 from .walk_forward import walk_forward_combine_kernel, walk_forward_kernel
@@ -78,7 +90,8 @@ def _run(
             programs = seed.shape[0] * layout.chunks * (layout.n_pad // layout.block)
             launch("state_store", state_store_kernel, programs, now.y, out, *out.stride(), seed.shape[2],
                    seed.shape[1], layout.units, layout.chunks, KC=layout.KC,
-                   KP=layout.KP, PAD=layout.PAD, R=layout.block)  # fmt: skip
+                   KP=layout.KP, PAD=layout.PAD, R=layout.block,
+                   AXIS=contiguous_axis(out))  # fmt: skip
         now, spare_hi, spare_lo = after, now.hi, now.lo
 
 

@@ -39,6 +39,11 @@ class Axes:
     unit: int
     last: bool  # channels are contiguous
 
+    def flat(self, grid: tuple[int, int, int]) -> bool:
+        """The pixels of a channel lie next to each other, in scan order."""
+        axes = ((self.strides[2], grid[1] * grid[2]), (self.strides[3], grid[2]), (self.strides[4], 1))
+        return not self.last and all(stride == scan for n, (stride, scan) in zip(grid, axes, strict=True) if n > 1)
+
     @staticmethod
     def of(x: Tensor, *, vectors: bool = False) -> Axes:
         """vectors: look for units of 16 elements, which lets the kernels load vectors."""
@@ -165,7 +170,8 @@ def _forward(
            *plan.grid, *plan.pooled, *windows, DP=plan.DP, J=tile.pixels,
            CC=plan.chunk, NARROW=plan.channels if plan.narrow else 0, EVEN=plan.even,
            CHANNELS_LAST=given.last and not plan.narrow, UNIT=given.unit, EXACT=plan.exact,
-           HAS_SLOPE=slope is not None, STATISTICS=plan.statistics, warps=tile.warps, stages=tile.stages)  # fmt: skip
+           HAS_SLOPE=slope is not None, STATISTICS=plan.statistics, OUT_LAST=Axes.of(peak).last,
+           warps=tile.warps, stages=tile.stages)  # fmt: skip
     if plan.statistics:
         launch("psi_statistics", psi_statistics_kernel, plan.DP // 16, partial, mean, variance, programs, plan.embed,
                DP=plan.DP, R=128, PART=16)  # fmt: skip
@@ -290,7 +296,8 @@ def _backward(
             tile = plan.row("weight_gradient", given.last)
             launch("psi_weight_gradient", psi_weight_gradient_kernel, chunks * ranges, scratch, features,
                    *given.strides, part, plan.channels, *plan.grid, per_image, first, last, range_units,
-                   int(first > 0), **shape, **of_features, warps=tile.warps, stages=tile.stages)  # fmt: skip
+                   int(first > 0), **shape, **of_features, FLAT=given.flat(plan.grid),
+                   warps=tile.warps, stages=tile.stages)  # fmt: skip
     if part is not None and grad_weight is not None:
         _reduce(plan, part, grad_weight)
 

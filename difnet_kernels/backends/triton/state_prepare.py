@@ -8,7 +8,7 @@ scale serves the whole cascade. Layouts: state [B, C, n_pad, KP] fp32, halves li
 import triton
 import triton.language as tl
 
-from .arithmetic import blend, class_columns, low_half, power_of_two_below
+from .arithmetic import blend, class_columns, field_at, low_half, power_of_two_below
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
@@ -22,7 +22,7 @@ _PLAIN = [
 def class_reach_kernel(
     seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64, state_ptr, state_b: tl.int64, state_k: tl.int64,
     state_n: tl.int64, partial_ptr, N, K, blocks, block_nodes, chunks,
-    KC, KP: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
+    KC, KP: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr, SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
 ):  # fmt: skip
     """max |seed|, |state| per class over one block of nodes -> partial [B, C, blocks, KP]."""
     program = tl.program_id(0).to(tl.int64)
@@ -36,12 +36,12 @@ def class_reach_kernel(
     for step in range(0, block_nodes, R):
         n = begin + step + tl.arange(0, R)
         inside = (n[:, None] < end) & is_class[None, :]
-        x = tl.load(seed_ptr + image * seed_b + n[:, None] * seed_n + label[None, :] * seed_k, mask=inside, other=0.0)
+        at = field_at(seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
+        x = tl.load(at, mask=inside, other=0.0)
         reach = tl.maximum(reach, tl.max(tl.abs(x.to(tl.float32)), axis=0))
         if HAS_STATE:
-            y = tl.load(
-                state_ptr + image * state_b + n[:, None] * state_n + label[None, :] * state_k, mask=inside, other=0.0
-            )
+            at = field_at(state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
+            y = tl.load(at, mask=inside, other=0.0)
             reach = tl.maximum(reach, tl.max(tl.abs(y.to(tl.float32)), axis=0))
     tl.store(partial_ptr + program * KP + column, reach)
 
@@ -62,6 +62,7 @@ def state_prepare_kernel(
     seed_k: tl.int64, seed_n: tl.int64, partial_ptr, state_ptr, seed_ptr, hi_ptr, lo_ptr, scale_ptr, N, K, blocks,
     pad_units, chunks,
     KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
 ):  # fmt: skip
     """One block of nodes: y⁰ and the seed in fp32, the halves of y⁰, and (first block) the scale of every class."""
     n_pad = pad_units * PAD
@@ -76,11 +77,11 @@ def state_prepare_kernel(
         reach = tl.maximum(reach, tl.load(partial_ptr + ((image * chunks + chunk) * blocks + block) * KP + column))
     scale = 0.5 / power_of_two_below(reach)
     inside = (n[:, None] < N) & is_class[None, :]
-    at = source_ptr + image * state_b + n[:, None] * state_n + label[None, :] * state_k
+    at = field_at(source_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
     y = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     to = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
     tl.store(state_ptr + to, y)
-    at = given_seed_ptr + image * seed_b + n[:, None] * seed_n + label[None, :] * seed_k
+    at = field_at(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
     tl.store(seed_ptr + to, tl.load(at, mask=inside, other=0.0).to(tl.float32))
     store_state_halves(hi_ptr, lo_ptr, to, y * scale[None, :], spare, VALUE_PRODUCTS)
     if program % row_blocks == 0:
@@ -122,7 +123,7 @@ def finish_walk(
 @triton.jit(do_not_specialize=_PLAIN)
 def state_store_kernel(
     state_ptr, out_ptr, out_b: tl.int64, out_k: tl.int64, out_n: tl.int64, N, K, pad_units, chunks,
-    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
+    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, AXIS: tl.constexpr,
 ):  # fmt: skip
     """yᵗ in the caller's layout. Apart from the walk, whose registers have no room for the addresses."""
     n_pad = pad_units * PAD
@@ -133,5 +134,5 @@ def state_store_kernel(
     n = (program % row_blocks) * R + tl.arange(0, R)
     column, label, is_class, _ = class_columns(chunk, K, KC, KP)
     y = tl.load(state_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :])
-    to = out_ptr + image * out_b + n[:, None] * out_n + label[None, :] * out_k
+    to = field_at(out_ptr, image, out_b, label, out_k, n, out_n, AXIS)
     tl.store(to, y.to(out_ptr.dtype.element_ty), mask=(n < N)[:, None] & is_class[None, :])

@@ -18,7 +18,7 @@ loops over the chunks of h·y inside, another with WANT_MOVED has one program pe
 import triton
 import triton.language as tl
 
-from .arithmetic import TRANSPOSED_SHIFT, class_columns
+from .arithmetic import TRANSPOSED_SHIFT, class_columns, field_at
 from .gradient_prepare import SPREAD, class_tile
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
@@ -58,7 +58,7 @@ def split_halves(x, like: tl.constexpr, PRODUCTS: tl.constexpr):
 def finish_gradient(
     sum_psi, sum_t, itself, psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr, grad_psi_ptr, psi_b, psi_d,
     psi_n,
-    image, n, n_pad, N, D, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr,
+    image, n, n_pad, N, D, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr, PSI_AXIS: tl.constexpr,
 ):  # fmt: skip
     """(B5) grad_psi = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss; itself = T_ii / 2."""
     d = tl.arange(0, DP)
@@ -70,7 +70,7 @@ def finish_gradient(
     centre = tl.load(centre_ptr + image * DP + d)
     grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 2 + 1)
     grad = (grad + (sum_t + itself)[:, None] * centre[None, :]) * unit
-    to = grad_psi_ptr + image * psi_b + n[:, None].to(tl.int64) * psi_n + d[None, :].to(tl.int64) * psi_d
+    to = field_at(grad_psi_ptr, image, psi_b, d, psi_d, n, psi_n, PSI_AXIS)
     tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
 
 
@@ -78,6 +78,7 @@ def finish_gradient(
 def finish_moved(
     moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b, grad_k, grad_n,
     add_grad, image, chunk, chunks, n, n_pad, N, K, KC, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
+    GRAD_AXIS: tl.constexpr,
 ):  # fmt: skip
     """(B6) g += Σ_j P_ji h_j, plus the gradient that the caller gave for this step. Returns 2¹³ Σ_(j≠i) P_ji
     (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k."""
@@ -94,7 +95,7 @@ def finish_moved(
     whole = moved / TRANSPOSED_SHIFT + own[:, None] * h
     g = tl.load(g_ptr + at) + whole * scale / tl.load(h_scale_ptr + image)
     if add_grad != 0:
-        g += class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside)
+        g += class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, GRAD_AXIS)
     g = tl.where(inside, g, 0.0)
     tl.store(g_ptr + at, g)
     return sum_t, TRANSPOSED_SHIFT * own * tl.sum(h * y, axis=1), tl.sum(tl.abs(g) / scale, axis=1)
@@ -110,7 +111,7 @@ def walk_backward_kernel(
     part_against_ptr, part_own_ptr, N, D, K, pad_units, chunks, programs_chunks, parts, part_tiles, batch, add_grad,
     DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, I: tl.constexpr, J: tl.constexpr,  # noqa: E741
     LOGIT_PRODUCTS: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, WANT_PSI: tl.constexpr, WANT_MOVED: tl.constexpr,
-    ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr,
+    ONE_CHUNK: tl.constexpr, FUSED: tl.constexpr, PSI_AXIS: tl.constexpr, GRAD_AXIS: tl.constexpr,
 ):  # fmt: skip
     n_pad = pad_units * PAD
     row_tiles = tl.cdiv(N, I)
@@ -223,12 +224,12 @@ def walk_backward_kernel(
         sum_t, itself, reach = finish_moved(
             moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b,
             grad_k, grad_n,
-            add_grad, image, 0, chunks, i, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
+            add_grad, image, 0, chunks, i, n_pad, N, K, KC, KP, VALUE_PRODUCTS, GRAD_AXIS,
         )  # fmt: skip
         finish_gradient(
             sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr,
             h_scale_ptr, grad_psi_ptr, psi_b, psi_d,
-            psi_n, image, i, n_pad, N, D, DP, LOGIT_PRODUCTS,
+            psi_n, image, i, n_pad, N, D, DP, LOGIT_PRODUCTS, PSI_AXIS,
         )  # fmt: skip
         tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
     else:
@@ -253,7 +254,7 @@ def walk_backward_combine_kernel(
     add_grad,
     DP: tl.constexpr, KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
-    VALUE_PRODUCTS: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr, PSI_AXIS: tl.constexpr, GRAD_AXIS: tl.constexpr,
 ):  # fmt: skip
     """Adds the parts of R rows in their order, then finishes the rows, chunk by chunk."""
     n_pad = pad_units * PAD
@@ -283,7 +284,7 @@ def walk_backward_combine_kernel(
         more_t, more_itself, more_reach = finish_moved(
             moved, own, y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr, grad_ptr, grad_b,
             grad_k, grad_n,
-            add_grad, image, chunk, chunks, n, n_pad, N, K, KC, KP, VALUE_PRODUCTS,
+            add_grad, image, chunk, chunks, n, n_pad, N, K, KC, KP, VALUE_PRODUCTS, GRAD_AXIS,
         )  # fmt: skip
         sum_t += more_t
         itself += more_itself
@@ -291,6 +292,6 @@ def walk_backward_combine_kernel(
     finish_gradient(
         sum_psi, sum_t, tl.where(own > 0.5, -against, itself), psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr,
         h_scale_ptr,
-        grad_psi_ptr, psi_b, psi_d, psi_n, image, n, n_pad, N, D, DP, LOGIT_PRODUCTS,
+        grad_psi_ptr, psi_b, psi_d, psi_n, image, n, n_pad, N, D, DP, LOGIT_PRODUCTS, PSI_AXIS,
     )  # fmt: skip
     tl.store(reach_ptr + program, tl.max(reach, axis=0))

@@ -18,7 +18,7 @@ from .state_prepare import finish_walk
 
 # sizes, strides and the caller's pointers: a new value must not compile a new kernel
 _PLAIN = [
-    "KC", "N", "K", "pad_units", "chunks", "parts", "part_tiles", "batch", "step",
+    "mu_ptr", "beta_ptr", "KC", "N", "K", "pad_units", "chunks", "parts", "part_tiles", "batch", "step",
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+# (3, 9) for Triton 3.9, with which the launch rows were chosen
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 
@@ -57,6 +59,7 @@ class Binary:
     warps: int
     stages: int
     programs: int
+    layouts: str  # of the tiles in global memory: Triton's own intermediate code
     registers: int = 0
     stack: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
@@ -75,6 +78,14 @@ class Binary:
         by_shared = room // (self.shared + 1024)
         by_registers = 65536 // (self.warps * 32 * max(8, -(-self.registers // 8) * 8))
         return min(by_shared, by_registers)
+
+    def lanes(self, shape: tuple[int, int]) -> set[tuple[int, int]]:
+        """How the threads of a warp lie in the tiles of this shape that are read or written element by element."""
+        threads = r"threadsPerWarp = \[(\d+), (\d+)\]"
+        found = re.findall(rf"^(#\w+) = #ttg.blocked<{{sizePerThread = \[1, 1\], {threads}", self.layouts, re.MULTILINE)
+        lines = [line for line in self.layouts.splitlines() if re.search(r"tt\.load|tt\.store|async_copy_global", line)]
+        tile = rf"tensor<{shape[0]}x{shape[1]}x!tt\.ptr<\w+>, "
+        return {(int(a), int(b)) for name, a, b in found if any(re.search(rf"{tile}{name}>", line) for line in lines)}
 
     def count(self, *prefixes: str) -> int:
         return sum(number for name, number in self.instructions.items() if name.startswith(prefixes))
@@ -136,7 +147,8 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         if key not in binaries:
             constants = {name: value for name, value in kwargs.items() if name.isupper() or name in ("I", "J")}
             binaries[key] = Binary(self.fn.__name__, arch, constants, made.asm["cubin"], made.metadata.shared,
-                                   made.metadata.num_warps, made.metadata.num_stages, grid[0])  # fmt: skip
+                                   made.metadata.num_warps, made.metadata.num_stages, grid[0],
+                                   made.asm["ttgir"])  # fmt: skip
         return made
 
     run = triton.JITFunction.run

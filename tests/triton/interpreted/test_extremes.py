@@ -21,6 +21,17 @@ def test_huge_logits_stay_finite_and_rows_sum_to_one(size: float) -> None:
     assert all(x.isfinite().all() for x in answer.tensors().values())
 
 
+@pytest.mark.parametrize("embed", (1, 3, 16))
+@pytest.mark.parametrize("size", (1e4, 1e9))
+def test_huge_logits_of_one_product_stay_finite(size: float, embed: int) -> None:
+    """A row's own logit differs from ‖ψ‖² by up to 2⁻¹⁰ of it, in few channels by hundreds of powers of two."""
+    p = problem(1, 3, 67, (embed,), size=size, offset=size / 3, precision="medium")
+    p.seed.fill_(3.0)
+    answer = run(p)
+    assert (answer.states - 3.0).abs().max() <= 3e-5
+    assert all(x.isfinite().all() for x in answer.tensors().values())
+
+
 @pytest.mark.parametrize("size", (1e4, 1e6))
 def test_far_apart_nodes_keep_their_scores(size: float) -> None:
     p = problem(1, 3, 67, (16,), size=size)

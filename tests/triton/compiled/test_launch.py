@@ -1,0 +1,91 @@
+"""What a launch tells: the first one of a binary at debug level, a failed one with its launch row and its case."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.errors import TritonError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from difnet_kernels.backends import triton as triton_backend
+from difnet_kernels.backends.triton import plan
+from tests.triton.compiled.compile_only import Binary, compiled_for
+
+
+def forward(mu: Tensor, nodes: int = 70) -> list[Binary]:
+    """The binaries of one walk, compiled as for a card with 132 SMs of sm_90."""
+    seed, psi = torch.empty((1, 5, nodes)), [torch.empty((1, 16, nodes))]
+    walked, row_lse = torch.empty((1, 1, nodes, 5)), torch.empty((1, 1, nodes))
+    with compiled_for(90, 132) as found:
+        triton_backend.cascade_forward(
+            None, seed, psi, mu, mu, "high", states=torch.empty_like(seed)[None], walked=walked, row_lse=row_lse
+        )
+    return found
+
+
+def test_the_first_launch_of_a_binary_is_told_at_debug_level(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(plan, "_told", set())
+    with caplog.at_level(logging.INFO, "difnet_kernels"):
+        binaries = forward(torch.empty(1))
+    assert not caplog.records
+    with caplog.at_level(logging.DEBUG, "difnet_kernels"):
+        forward(torch.empty(1))
+        assert len(caplog.records) == len(binaries)
+        forward(torch.empty(1))
+    assert len(caplog.records) == len(binaries)
+    walk = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("walk_forward:"))
+    for said in ("'I': 64, 'J': 64", "4 warps, 2 stages", "N=70", "K=5", "psi_hi_ptr: torch.float16"):
+        assert said in walk, walk
+
+
+@triton.jit
+def refused_kernel(x_ptr, N, WIDTH: tl.constexpr):
+    tl.static_assert(WIDTH < 0, "too wide")
+
+
+def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
+    with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"(?s)refused did not run.*too wide") as raised:
+        plan.launch("refused", refused_kernel, 7, torch.empty(3), 3, WIDTH=2, warps=8, stages=3)
+    for said in ("8 warps, 3 stages, {'WIDTH': 2}", "7 programs, x_ptr: torch.float32, N=3", "backend='cpu'"):
+        assert said in str(raised.value), raised.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    (
+        OutOfResources(240_000, 232_448, "shared memory"),
+        PTXASError("`ptxas` failed with error code 1"),
+        RuntimeError("Triton Error [CUDA]: invalid argument"),
+    ),
+    ids=("shared_memory", "assembler", "driver"),
+)
+def test_a_launch_that_the_card_refuses_names_launch_row_and_case(
+    monkeypatch: pytest.MonkeyPatch, error: TritonError | RuntimeError
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(triton.JITFunction, "run", refuse)
+    with pytest.raises(RuntimeError, match=r"(?s)Launch row: 4 warps.*N=3") as raised:
+        plan.launch("refused", refused_kernel, 7, torch.empty(3), 3, WIDTH=2)
+    assert str(error) in str(raised.value) and raised.value.__cause__ is error
+
+
+def test_gates_from_within_a_tensor_and_other_sizes_do_not_compile_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was launched once can be captured in a CUDA graph; a binary that had to be loaded there could not."""
+    monkeypatch.setattr(plan, "_told", set())
+    gates = torch.empty(3)
+    with caplog.at_level(logging.DEBUG, "difnet_kernels"):
+        forward(gates[:1])
+        told = len(caplog.records)
+        forward(gates[1:2], nodes=83)
+    assert 0 < told == len(caplog.records), caplog.records[-1].getMessage()
