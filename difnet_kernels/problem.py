@@ -151,7 +151,8 @@ def check_gates(
             raise ValueError(
                 f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
             )
-    return torch.tensor(gates, dtype=dtype, device=seed.device)
+    # filled where they are read: a copy from the host would wait for the device, and cannot be captured in a graph
+    return torch.cat([torch.full((1,), float(gate), dtype=dtype, device=seed.device) for gate in gates])
 
 
 def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -210,6 +210,21 @@ def new_inputs() -> None:
     assert same([x.clone() for x in made], call())
 
 
+def numbers_for_gates() -> None:
+    """μ and β as Python numbers are written on the device, so that a graph captures them too."""
+    from difnet_kernels import cascaded_random_walk
+
+    inputs = make_inputs(PROBLEMS[0], "network", torch.float32, DEVICE)
+    gates = [0.25] * len(inputs.psi)
+
+    def call() -> list[Tensor]:
+        return [cascaded_random_walk(inputs.seed, inputs.psi, gates, gates, backend=BACKEND)]
+
+    graph, made = captured(call)
+    graph.replay()
+    assert same([x.clone() for x in made], call())
+
+
 def far() -> str | None:
     """Past 2³¹ numbers of ψ in a batch, its last image has the bits that it has by itself."""
     from difnet_kernels import cascaded_random_walk
@@ -236,7 +251,8 @@ def far() -> str | None:
 CHECKS: dict[str, Callable[[], str | None]] = {
     check.__name__: check
     for check in (
-        poison, guards, psi_poison, psi_guards, other_stream, two_streams, new_inputs, alone, repeats, psi_repeats, far,
+        poison, guards, psi_poison, psi_guards, other_stream, two_streams, new_inputs, numbers_for_gates, alone, repeats,
+        psi_repeats, far,
     )
 }  # fmt: skip
 # memcheck sees what leaves an allocation: each tensor must be one, and not a part of a larger block
