@@ -18,6 +18,7 @@ from benchmarks.correctness import Truth, Verdict, judge, output_bound, truth_of
 from benchmarks.inputs import Inputs
 from benchmarks.peers import CONTENDERS, Setting
 from benchmarks.psi import GRADIENT_BOUND
+from benchmarks.replay import captured
 from benchmarks.tasks import DTYPES, UNAVAILABLE, Entrant, Row, Task, contest
 
 # seconds in Table 4 of the paper, on one GTX 1080; its text adds that the backpropagation of DifNet-50 takes about
@@ -34,6 +35,7 @@ PARTS = {
     "difnet50": "DifNet-50, branches one after the other",
     "difnet50_overlapped": "DifNet-50, branches side by side",
     "sim_deeplab101": "Sim-Deeplab-101",
+    "diffusion_replayed": "Diffusion, difnet_kernels, by graph replay",
 }
 GRID = CASES["eval505"]
 
@@ -94,11 +96,15 @@ class Networks:
     def why_not(self, name: str) -> str | None:
         if name == "difnet50_overlapped":
             return "branches overlap on a GPU only" if self.device == "cpu" else None
+        if name == "diffusion_replayed":
+            return "graphs are replayed on a GPU only" if self.device == "cpu" else None
         return CONTENDERS[name].why_not(self._setting()) if name in CONTENDERS else None
 
     def preparing(self, name: str) -> Callable[[], tuple[Call, Verdict | None]]:
         if name in CONTENDERS:
             return lambda: self._diffusion(name)
+        if name == "diffusion_replayed":
+            return self._diffusion_replayed
 
         def prepare() -> tuple[Call, None]:
             owner = self.baseline if name == "sim_deeplab101" else self.difnet
@@ -128,7 +134,16 @@ class Networks:
     def sim_deeplab101(self) -> Tensor:
         return self.baseline(self.image)
 
-    def _diffusion(self, name: str) -> tuple[Call, Verdict]:
+    def _diffusion_replayed(self) -> tuple[Call, Verdict]:
+        call, verdict = self._diffusion("ours")
+        called = [x.clone() for x in call()]
+        graph, made = captured(call)
+        graph.replay()
+        if not all(torch.equal(a, b) for a, b in zip(called, made, strict=True)):
+            raise RuntimeError("replay gives other bits than the call that was captured")
+        return graph.replay, verdict
+
+    def _diffusion(self, name: str) -> tuple[Callable[[], list[Tensor]], Verdict]:
         contender, walk, training = CONTENDERS[name], self.difnet.walk, self.direction != "forward"
         cascade = contender.build(self._setting())
         levels = self.levels[1:]
@@ -137,12 +152,13 @@ class Networks:
             between = [*walk.embeddings(self.levels, self.seed.shape[2:]), walk.mu, walk.beta]
             return cascade(self.seed, between[:-2], *between[-2:]), between
 
-        def forward() -> None:
+        def forward() -> list[Tensor]:
             with torch.no_grad():
-                diffusion()
+                return [diffusion()[0]]
 
-        def both() -> None:
-            torch.autograd.grad(diffusion()[0], [self.seed, *levels, *walk.parameters()], self.inputs.grad)
+        def both() -> list[Tensor]:
+            asked = [self.seed, *levels, *walk.parameters()]
+            return list(torch.autograd.grad(diffusion()[0], asked, self.inputs.grad))
 
         self._truth = self._truth or truth_of(self.inputs, backward=training)
         with torch.set_grad_enabled(training):

@@ -37,7 +37,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Table4Task]:
 @pytest.mark.parametrize("direction", ["forward", TRAINING])
 def test_every_row_is_measured_and_the_diffusion_is_judged(small, direction: str):
     rows = {row.contender: row for row in small(direction).measure("cpu")}
-    assert {name for name, row in rows.items() if row.status != MEASURED} == {"difnet50_overlapped"}
+    assert {name for name, row in rows.items() if row.status != MEASURED} == {
+        "difnet50_overlapped",
+        "diffusion_replayed",
+    }
     assert all((rows[name].error is not None) == (name in PEERS) for name in rows)
 
 
@@ -117,3 +120,30 @@ def test_a_tie_within_rounding_is_not_an_error():
     other[0, 0, 0, 0] = torch.nan
     (verdict,) = table4.judge_levels([other.float()], [true], 1e-4)
     assert not verdict.passed
+
+
+class Replay:
+    """A graph that does to the tensors of a call what it is told to."""
+
+    def __init__(self, change: Callable[[torch.Tensor], object]) -> None:
+        self.change = change
+
+    def captured(self, call: Callable[[], list[torch.Tensor]]) -> tuple[Replay, list[torch.Tensor]]:
+        self.made = call()
+        return self, self.made
+
+    def replay(self) -> None:
+        for x in self.made:
+            self.change(x)
+
+
+@pytest.mark.parametrize("direction", ["forward", TRAINING])
+def test_a_replay_of_the_diffusion_must_give_the_bits_of_its_call(small, monkeypatch, direction: str):
+    prepare = Networks(small(direction), "cpu").preparing("diffusion_replayed")
+    monkeypatch.setattr(table4, "captured", Replay(lambda x: x).captured)
+    _, verdict = prepare()
+    assert verdict is not None
+    assert verdict.passed
+    monkeypatch.setattr(table4, "captured", Replay(lambda x: x.detach().mul_(1.5)).captured)
+    with pytest.raises(RuntimeError, match="other bits"):
+        prepare()
