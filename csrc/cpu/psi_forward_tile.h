@@ -153,14 +153,22 @@ template <typename Real>
 DIFNET_INLINE bool tile_is_finite(const PsiSizes& size, const Real* z, int64_t count) {
   using V = Vec<Real>;
   constexpr int P = kPanel<Real>, W = kWidth<Real>;
-  V sum[2][2] = {};
-  for (int64_t panel = 0; panel < size.panels; ++panel)
-    for (int64_t n = 0; n < count; ++n) {
-      const Real* x = z + (panel * kTile + n) * P;
-      sum[n % 2][0] += load<V>(x) * Real(0);
-      sum[n % 2][1] += load<V>(x + W) * Real(0);
-    }
-  return sum_lanes((sum[0][0] + sum[0][1]) + (sum[1][0] + sum[1][1])) == 0;
+  constexpr int kAtOnce = 4;  // pixels: one sum would wait for itself
+  V sum[kAtOnce][2] = {};
+  const auto add = [&](int at, const Real* x) __attribute__((always_inline)) {
+    sum[at][0] += load<V>(x) * Real(0);
+    sum[at][1] += load<V>(x + W) * Real(0);
+  };
+  for (int64_t panel = 0; panel < size.panels; ++panel) {
+    const Real *x = z + panel * kTile * P, *end = x + count * P;
+    for (; x + kAtOnce * P <= end; x += kAtOnce * P)
+#pragma GCC unroll 4
+      for (int at = 0; at < kAtOnce; ++at) add(at, x + at * P);
+    for (; x < end; x += P) add(0, x);
+  }
+  for (int at = 1; at < kAtOnce; ++at)
+    for (int half = 0; half < 2; ++half) sum[0][half] += sum[at][half];
+  return sum_lanes(sum[0][0] + sum[0][1]) == 0;
 }
 
 template <typename Real>
