@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -223,7 +224,8 @@ def measure(
     if parallel > 1:
         # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive;
         # that may have children of their own, as the loading of data has
-        with ProcessPoolExecutor(parallel, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(parallel, mp_context=context, initializer=end_with_parent) as pool:
             runs = list(_counted(pool.map(run_job, jobs), len(jobs)))
     else:
         runs = list(_counted(map(run_job, jobs), len(jobs)))
@@ -235,6 +237,18 @@ def measure(
         "seconds": time.perf_counter() - started,
         "runs": runs,
     }
+
+
+def end_with_parent() -> None:
+    """Ends this process as soon as its parent has ended, however: a killed run leaves nobody computing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def budget_of(name: str) -> Budget:

@@ -1,6 +1,11 @@
 """The experiments run from data to tables, resume where they stopped, and compare what they say they compare."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -158,3 +163,40 @@ def test_every_family_has_the_best_of_the_rates_that_were_tried():
     found = json.loads((Path(__file__).parents[2] / "docs/results/rates_cpu.json").read_text())
     first = BUDGETS["cpu"].variants()[:3]
     assert best_rates(found) == {variant.name: variant.lr for variant in first}
+
+
+PARENT = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from models.experiments import end_with_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_killed_run_leaves_no_worker_behind(tmp_path: Path, how: signal.Signals):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.send_signal(how)
+        parent.wait()
+    give_up = time.monotonic() + 30
+    while alive(worker):
+        assert time.monotonic() < give_up, "the worker goes on"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    """Whether it computes: one that has ended and that nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
