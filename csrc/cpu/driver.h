@@ -37,15 +37,14 @@ Field field(const Tensor& tensor, int64_t image);
 template <typename Real, typename Factor>
 Sizes sizes(const Tensor& state, const Tensor& psi, const WalkKernels<Real, Factor>& with) {
   const int64_t K = state.size(1), D = psi.size(1);
-  const auto padded = [](int64_t x, int64_t unit) { return round_up(x, unit); };
   return {state.size(2),
           K,
           D,
-          padded(K + 1, with.channel_unit),
-          padded(D, with.channel_unit),
-          padded(K + 1, with.panel),
-          padded(D, with.panel),
-          padded(D, with.together) / with.together};
+          round_up(K + 1, with.channel_unit),
+          round_up(D, with.channel_unit),
+          round_up(K + 1, with.panel),
+          round_up(D, with.panel),
+          round_up(D, with.together) / with.together};
 }
 
 // The walks on pairs of bf16 numbers, if the processor multiplies them.

@@ -5,8 +5,7 @@
 
 #include "psi_backward_tile.h"
 #include "psi_forward_tile.h"
-#include "walk_backward_tile.h"
-#include "walk_forward_tile.h"
+#include "walk_kernels.h"
 
 namespace difnet::DIFNET_ISA {
 

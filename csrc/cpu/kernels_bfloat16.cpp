@@ -1,10 +1,8 @@
 // The walks on bf16 fields, for processors that multiply pairs of bf16 numbers. Compiled once, under the rules of
 // kernels.cpp.
 
-#include "kernels.h"
-#include "pairs.h"
-#include "walk_backward_tile.h"
-#include "walk_forward_tile.h"
+#include "pairs.h"  // first: the tiles are made of it
+#include "walk_kernels.h"
 
 namespace difnet::DIFNET_ISA {
 

@@ -59,7 +59,7 @@ struct Strip {
   Vec<Real> at[kStrip][2];  // [column j][half of the lane block]
 };
 
-// Which of the numbers of a tile is channel c of node n.
+// Which of the numbers of a tile in lane blocks is channel c of node n.
 template <typename Factor>
 DIFNET_INLINE int64_t in_lanes(int64_t factors, int64_t n, int64_t c) {
   constexpr int L = kLanes<Factor>, together = kTogether<Factor>;
@@ -93,7 +93,7 @@ inline constexpr int kChannelUnit = kWidth<Real> >= 8 ? kWidth<Real> / 2 : kWidt
 template <typename Real>
 inline constexpr int kPanel = 2 * kWidth<Real>;
 
-// Which of the numbers of a tile is channel c of node n.
+// The same in panels.
 template <typename Factor>
 DIFNET_INLINE int64_t in_rows(int64_t n, int64_t c) {
   constexpr int together = kTogether<Factor>;

@@ -252,13 +252,4 @@ void backward_close(const Backward<Real, Factor>& walk, int64_t tile) {
   write_rows(grads, D, tile, nodes, walk.grad_psi);
 }
 
-template <typename Real, typename Factor>
-constexpr WalkKernels<Real, Factor> walk_kernels() {
-  return {kChannelUnit<Real>,
-          kPanel<Real>,
-          kTogether<Factor>,
-          {forward_open<Real, Factor>, forward_pair<Real, Factor>, forward_close<Real, Factor>},
-          {backward_open<Real, Factor>, backward_pair<Real, Factor>, backward_close<Real, Factor>}};
-}
-
 }  // namespace difnet::DIFNET_ISA
