@@ -82,7 +82,7 @@ compare: build
 
 # a copy of the package with an instrumented library; the loader needs the sanitizer before Python
 SANITIZED := build/sanitize
-SANITIZED_TESTS := $(patsubst %,tests/test_%.py,forward backward layouts sizes extremes nonfinite psi_kernels random_shapes)
+SANITIZED_TESTS := $(patsubst %,tests/kernels/test_%.py,forward backward layouts sizes extremes nonfinite projection_kernels random_shapes)
 sanitize: build
 	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,difnet_kernels tests benchmarks)
 	@cp -r difnet_kernels tests benchmarks pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so

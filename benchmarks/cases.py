@@ -1,6 +1,6 @@
 """The problems that are measured and tested, named by what they are in the paper (§5): the one list of them.
 
-Tests take it from here (tests/cases.py), so a case added here is a case that is tested.
+Tests take it from here (tests/support/cases.py), so a case added here is a case that is tested.
 """
 
 from __future__ import annotations

@@ -47,6 +47,15 @@ def describe(device: str = "cpu") -> dict[str, object]:
     return facts
 
 
+def processor_kind() -> str:
+    """What decides how ours compares with its peers: "amx" (bf16 matrix units), "avx512", or "other"."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return "other"
+    return "amx" if {"amx_tile", "amx_bf16"} <= flags else "avx512" if "avx512f" in flags else "other"
+
+
 def commit() -> str:
     """The commit of the working tree, with "+changes" where files differ from it."""
     root = Path(__file__).parent

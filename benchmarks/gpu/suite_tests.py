@@ -15,8 +15,8 @@ from benchmarks.gpu.stage import BACKEND, Report, parser
 from benchmarks.gpu_suite import ROOT
 
 TESTS = ROOT / "tests"
-# what is built and written, and the C++ sources: nothing of it runs on a GPU
-ELSEWHERE = {"test_packaging.py", "test_documents.py", "test_faults.py"}
+# the C++ sources: nothing of it runs on a GPU
+ELSEWHERE = {"test_faults.py"}
 NETWORKS = "models/test_networks_on_gpu.py"
 NOTHING_CHOSEN = 5  # pytest's status where nothing of a file is in the subset
 _ENDED = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
@@ -24,7 +24,8 @@ _ENDED = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 
 def files() -> list[str]:
     """Names below tests/ of what runs on a GPU."""
-    return [*sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in ELSEWHERE), NETWORKS]
+    walks = [path for room in ("kernels", "ops") for path in sorted((TESTS / room).glob("test_*.py"))]
+    return [*[str(path.relative_to(TESTS)) for path in walks if path.name not in ELSEWHERE], NETWORKS]
 
 
 def outcome(job: Job) -> tuple[Counter[str], list[str]]:

@@ -1,9 +1,9 @@
-"""The problems that are measured, which tests/cases.py takes as those that are tested."""
+"""The problems that are measured, which tests/support/cases.py takes as those that are tested."""
 
 from __future__ import annotations
 
 from benchmarks.cases import CASES
-from tests import cases
+from tests.support import cases
 
 
 def test_a_grid_holds_the_nodes():

@@ -18,8 +18,8 @@ sys.exit(pytest.main(["tests", "--ignore=tests/triton", "--ignore=tests/models",
 """
 
 
-def test_the_suite_on_a_gpu_is_the_pinned_one() -> None:
-    """All that the backend does not refuse, on CUDA tensors; a count that tests/inventory.py does not pin is an error."""
+def test_the_suite_collects_on_a_gpu() -> None:
+    """All that the backend does not refuse, on CUDA tensors."""
     done = subprocess.run([sys.executable, "-c", COLLECT], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     forward = [

@@ -1,8 +1,8 @@
-"""The logit-aware bounds of tests/tolerances.py, for one problem of this folder."""
+"""The logit-aware bounds of tests/support/tolerances.py, for one problem of this folder."""
 
 from __future__ import annotations
 
-from tests.tolerances import CANCELLATION, HALF_ULP, PSI_GRADIENT, SEED_GRADIENT, Setting, assert_within
+from tests.support.tolerances import CANCELLATION, HALF_ULP, PSI_GRADIENT, SEED_GRADIENT, Setting, assert_within
 from tests.triton.interpreted.cascade import Answer, Problem, run, truth
 
 

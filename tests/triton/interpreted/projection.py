@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d
 
 from difnet_kernels.backends import triton as triton_backend
-from tests.tolerances import HALF_ULP, assert_within
+from tests.support.tolerances import HALF_ULP, assert_within
 
 POOLS = {1: adaptive_max_pool1d, 2: adaptive_max_pool2d, 3: adaptive_max_pool3d}
 # one product of fp16 halves keeps 22 bits of each factor; sums over C and over the pixels add their roundings

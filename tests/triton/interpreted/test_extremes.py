@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tolerances import NEARLY_ONE_HOT, assert_within
+from tests.support.tolerances import NEARLY_ONE_HOT, assert_within
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run, truth
 

@@ -12,7 +12,7 @@ from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton import projection_rows, schedule_projection
 from difnet_kernels.backends.triton.projection_rows import ROWS, Launch
 from difnet_kernels.problem import Projection
-from tests.tolerances import assert_within
+from tests.support.tolerances import assert_within
 from tests.triton.interpreted.projection import (
     ADDED_IN_ANOTHER_ORDER,
     LARGE_MEAN,

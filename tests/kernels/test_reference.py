@@ -8,8 +8,8 @@ from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk
 from difnet_kernels.backends import reference
-from tests.cases import FEW, REGIME_CASES, Case, Inputs, make, named
-from tests.truth import both, forward
+from tests.support.cases import FEW, REGIME_CASES, Case, Inputs, make, named
+from tests.support.truth import both, forward
 
 
 def by_hand(seed: Tensor, psi: list[Tensor], mu: Tensor, beta: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, random_walk
-from tests.cases import DTYPES, Case, Inputs, make
-from tests.truth import assert_same, both, forward
+from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.truth import assert_same, both, forward
 
 LARGE = Case(5, (193,), 32, 21, 2, "smooth")
 # one tile, a ragged one, several; one image or more images than threads

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from difnet_kernels import BACKENDS, cascaded_random_walk
-from tests.cases import DTYPES, Case, make
-from tests.truth import assert_same, both
+from tests.support.cases import DTYPES, Case, make
+from tests.support.truth import assert_same, both
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # argv: a backend, the number of threads, and what the script below it takes
 HEADER = textwrap.dedent(
     """
     import sys, torch
-    from tests.capability import device_of
+    from tests.support.capability import device_of
 
     backend, threads, *rest = sys.argv[1:]
     torch.set_num_threads(int(threads))

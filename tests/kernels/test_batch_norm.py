@@ -13,10 +13,10 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection, psi_projection
-from tests.cases import normal
-from tests.projections import Shape, composed, features, module, run
-from tests.tolerances import PSI_PROJECTION, assert_within
-from tests.truth import assert_same
+from tests.support.cases import normal
+from tests.support.projections import Shape, composed, features, module, run
+from tests.support.tolerances import PSI_PROJECTION, assert_within
+from tests.support.truth import assert_same
 
 SHAPE = Shape(3, 4, 5, (9, 7), (4, 3))
 BOUND = PSI_PROJECTION[torch.float32]

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection, psi_projection
 from difnet_kernels.problem import accumulation_dtype
-from tests.cases import DTYPES, normal
-from tests.projections import NAMES, PAPER, SHAPES, Shape, composed, features, module, random_shape, run
-from tests.tolerances import GRADCHECK, PSI_PROJECTION, assert_within
-from tests.truth import assert_same
+from tests.support.cases import DTYPES, normal
+from tests.support.projections import NAMES, PAPER, SHAPES, Shape, composed, features, module, random_shape, run
+from tests.support.tolerances import GRADCHECK, PSI_PROJECTION, assert_within
+from tests.support.truth import assert_same
 
 SMALL = Shape(2, 6, 16, (13, 17), (5, 6))
 # with fewer values a batch normalisation hardly depends on its input, and gradients are the rounding of zero

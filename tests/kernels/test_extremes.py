@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import DTYPES, Case, Inputs, make
-from tests.tolerances import ROW_SUM, assert_within
-from tests.truth import assert_gradients, both, forward, truth_of
+from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.tolerances import ROW_SUM, assert_within
+from tests.support.truth import assert_gradients, both, forward, truth_of
 
 KINDS = ("smooth", "one_hot", "brightening", "shuffled", "equal", "opposed", "outlier", "offset", "clusters")
 pytestmark = pytest.mark.usefixtures("poisoned")

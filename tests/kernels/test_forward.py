@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cases import DTYPES, PAPER, REGIME_CASES, SHAPES, Case, Inputs, make, normal
-from tests.truth import assert_forward, forward, known, truth_of
+from tests.support.cases import DTYPES, PAPER, REGIME_CASES, SHAPES, Case, Inputs, make, normal
+from tests.support.truth import assert_forward, forward, known, truth_of
 
 SMOKE_NODES = (1, 3, 17, 64, 65, 129)
 pytestmark = pytest.mark.usefixtures("poisoned")

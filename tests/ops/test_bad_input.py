@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from difnet_kernels import BACKENDS, BackendUnavailable, cascaded_random_walk, random_walk, transition_rows
-from tests.cases import placed
+from tests.support.cases import placed
 
 SEED, PSI = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
 HALF = torch.tensor([0.5])

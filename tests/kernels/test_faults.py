@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.faults import FAULTS, Fault, build, judge
+from tests.support.faults import FAULTS, Fault, build, judge
 
 
 @pytest.fixture(scope="module")

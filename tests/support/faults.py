@@ -14,7 +14,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD = "cpu/walk_forward_tile.h", "cpu/walk_backward_tile.h"
 PSI_FORWARD, PSI_BACKWARD = "cpu/psi_forward_tile.h", "cpu/psi_backward_tile.h"
 
@@ -62,30 +62,31 @@ FAULTS = (
     ),
     Fault(
         "the last of equal pixels wins", PSI_FORWARD, "young > old", "young >= old",
-        "psi_kernels.py::test_the_first_of_equal_pixels_wins",
+        "projection_kernels.py::test_the_first_of_equal_pixels_wins",
     ),
-    Fault("a negative slope seeks the maximum", PSI_FORWARD, "-w", "w", "psi_kernels", "? {} : w;"),
+    Fault("a negative slope seeks the maximum", PSI_FORWARD, "-w", "w", "projection_kernels", "? {} : w;"),
     Fault(
         "NaN never wins", PSI_FORWARD, "young != young", "V{} != V{}",
-        "psi_kernels.py::test_nan_wins_its_windows_and_no_other",
+        "projection_kernels.py::test_nan_wins_its_windows_and_no_other",
     ),
-    Fault("shared rows count twice in the moments", PSI_FORWARD, "run.y >= own.to[1]", "false", "psi_kernels"),
+    Fault("shared rows count twice in the moments", PSI_FORWARD, "run.y >= own.to[1]", "false", "projection_kernels"),
     Fault(
-        "shared columns count twice in the moments", PSI_FORWARD, "own.to[2] - run.x < run.length", "false", "psi_kernels"
+        "shared columns count twice in the moments", PSI_FORWARD, "own.to[2] - run.x < run.length", "false",
+        "projection_kernels",
     ),
     Fault(
         "moments are summed about zero", PSI_FORWARD, "before > 0", "true",
-        "psi_kernels.py::test_a_large_mean_leaves_the_variance",
+        "projection_kernels.py::test_a_large_mean_leaves_the_variance",
     ),
-    Fault("a pixel misses its last window", PSI_BACKWARD, "axis.pixels - 1", "0", "psi_kernels", "axis.windows + {}) /"),
-    Fault("the mean is not subtracted", PSI_BACKWARD, "about[lane]", "Real(0)", "psi_kernels", "(to[lane] - {})"),
+    Fault("a pixel misses its last window", PSI_BACKWARD, "axis.pixels - 1", "0", "projection_kernels", "axis.windows + {}) /"),
+    Fault("the mean is not subtracted", PSI_BACKWARD, "about[lane]", "Real(0)", "projection_kernels", "(to[lane] - {})"),
     Fault(
         "sums start from what memory holds", PSI_BACKWARD, "!first", "true",
-        "psi_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c * kTile, grad, count, {}, out",
+        "projection_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c * kTile, grad, count, {}, out",
     ),
     Fault(
         "rows are joined across gaps", "cpu/psi_tile.h", "volume.stride[1] != row", "false",
-        "psi_kernels.py::test_strides_change_no_bit",
+        "projection_kernels.py::test_strides_change_no_bit",
     ),
 )  # fmt: skip
 # read by every source of the copy; the library has one, set when it is loaded
@@ -99,7 +100,9 @@ int difnet::fault = std::getenv("DIFNET_FAULT") ? std::atoi(std::getenv("DIFNET_
 def _edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     count = text.count(old)
-    assert count == 1, f"{path.name} holds {old!r} {count} times, not once: the sources changed, adjust tests/faults.py"
+    assert count == 1, (
+        f"{path.name} holds {old!r} {count} times, not once: the sources changed, adjust tests/support/faults.py"
+    )
     path.write_text(text.replace(old, new))
 
 
@@ -139,7 +142,7 @@ def build(folder: Path) -> None:
 def judge(folder: Path, fault: Fault | None) -> subprocess.CompletedProcess[str]:
     """The truth that `fault` offends, or all of these truths without any fault, in a process of its own."""
     truths = [fault.truth] if fault else sorted({other.truth for other in FAULTS})
-    files = [f"tests/test_{truth if '.py' in truth else truth + '.py'}" for truth in truths]
+    files = [f"tests/kernels/test_{truth if '.py' in truth else truth + '.py'}" for truth in truths]
     chosen = [] if fault and "::" in fault.truth else ["-m", "smoke"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "--backends", "cpu", "-p", "no:cacheprovider"]
     number = str(FAULTS.index(fault)) if fault else "-1"

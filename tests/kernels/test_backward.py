@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, random_walk
-from tests.cases import DTYPES, PAPER, REGIME_CASES, SHAPES, Case, Inputs, make, normal
-from tests.tolerances import NEARLY_ONE_HOT, PSI_GRADIENT, SEED_GRADIENT, assert_within
-from tests.truth import assert_gradients, both, known, setting, truth_of
+from tests.support.cases import DTYPES, PAPER, REGIME_CASES, SHAPES, Case, Inputs, make, normal
+from tests.support.tolerances import NEARLY_ONE_HOT, PSI_GRADIENT, SEED_GRADIENT, assert_within
+from tests.support.truth import assert_gradients, both, known, setting, truth_of
 
 SMOKE_NODES = (1, 7, 33, 64, 65, 129)
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import DTYPES, Case, Inputs, make
-from tests.truth import assert_same, both, forward
+from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.truth import assert_same, both, forward
 
 BAD = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
 # the first node, one inside a tile, the last of a full tile, the ragged one

@@ -9,7 +9,7 @@ import torch
 
 import difnet_kernels
 from difnet_kernels.backends import BACKENDS
-from tests.cases import DTYPES, Case, make, normal
+from tests.support.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here

@@ -14,10 +14,10 @@ from torch.nn.functional import adaptive_max_pool3d
 
 from difnet_kernels.backends import BACKENDS
 from difnet_kernels.problem import accumulation_dtype
-from tests.cases import DTYPES, normal
-from tests.projections import Shape
-from tests.tolerances import HALF_ULP, PSI_PROJECTION, assert_within
-from tests.truth import assert_same
+from tests.support.cases import DTYPES, normal
+from tests.support.projections import Shape
+from tests.support.tolerances import HALF_ULP, PSI_PROJECTION, assert_within
+from tests.support.truth import assert_same
 
 Axes = tuple[int, int, int]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk, random_walk, transition_rows
-from tests.cases import Case, make
-from tests.tolerances import GRADCHECK
+from tests.support.cases import Case, make
+from tests.support.tolerances import GRADCHECK
 
 # central differences say something only in fp64; a backend without it is compared with fp64 in tests/test_backward.py
 IN_FP64 = pytest.mark.needs(dtype="fp64")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk
-from tests.cases import DTYPES, Case, Inputs, make
-from tests.truth import assert_gradients, assert_same, both, forward, truth_of
+from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.truth import assert_gradients, assert_same, both, forward, truth_of
 
 CASE = Case(3, (6, 11), 18, 20, 2, "smooth")
 

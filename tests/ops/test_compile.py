@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from difnet_kernels import CascadedRandomWalk, cascaded_random_walk, random_walk
-from tests.cases import Case, make
-from tests.truth import both
+from tests.support.cases import Case, make
+from tests.support.truth import both
 
 SMALL = Case(2, (5, 7), 6, 4, 2, "smooth")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import CASES as MEASURED
-from tests.embeddings import REGIMES
+from tests.support.embeddings import REGIMES
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk, random_walk
 from difnet_kernels.backends import reference
-from tests.cases import DTYPES, FEW, Case, Inputs, make, normal
-from tests.tolerances import FLOOR, PSI_GRADIENT, ROW_SUM, SEED_GRADIENT, assert_within
-from tests.truth import assert_same, both, forward, setting
+from tests.support.cases import DTYPES, FEW, Case, Inputs, make, normal
+from tests.support.tolerances import FLOOR, PSI_GRADIENT, ROW_SUM, SEED_GRADIENT, assert_within
+from tests.support.truth import assert_same, both, forward, setting
 
 pytestmark = pytest.mark.parametrize(
     ("case", "dtype"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, transition_rows
-from tests.cases import DTYPES, Case, make
-from tests.embeddings import REGIMES
+from tests.support.cases import DTYPES, Case, make
+from tests.support.embeddings import REGIMES
 
 GRIDS = ((17,), (5, 7), (3, 4, 5))
 

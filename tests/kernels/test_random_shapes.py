@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.capability import device_of, takes
-from tests.cases import Case, Inputs, make
-from tests.embeddings import REGIMES
-from tests.truth import assert_forward, assert_gradients, both, truth_of
+from tests.support.capability import device_of, takes
+from tests.support.cases import Case, Inputs, make
+from tests.support.embeddings import REGIMES
+from tests.support.truth import assert_forward, assert_gradients, both, truth_of
 
 NUMBERS = range(100)
 KINDS = (torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)

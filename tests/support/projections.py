@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from difnet_kernels import PsiProjection
-from tests.cases import DTYPES, normal
+from tests.support.cases import DTYPES, normal
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk
-from tests.cases import Case, Inputs, make
-from tests.tolerances import CANCELLATION, HALF_ULP, PSI_GRADIENT, SEED_GRADIENT, Setting, assert_typical, assert_within
+from tests.support.cases import Case, Inputs, make
+from tests.support.tolerances import (
+    CANCELLATION,
+    HALF_ULP,
+    PSI_GRADIENT,
+    SEED_GRADIENT,
+    Setting,
+    assert_typical,
+    assert_within,
+)
 
 
 @dataclass(frozen=True)

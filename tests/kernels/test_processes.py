@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from difnet_kernels.backends.cpu import INSTRUCTION_SETS, instruction_set
-from tests.cases import Case, make
-from tests.truth import assert_same, both, forward
+from tests.support.cases import Case, make
+from tests.support.truth import assert_same, both, forward
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CASE = Case(3, (130,), 16, 5, 2, "smooth")
 # CUDA cannot be used in a forked child, whoever computes
 IN_A_FORK = pytest.mark.needs(device="cpu")
@@ -112,9 +112,9 @@ def test_a_call_inside_a_parallel_region_of_torch(kernel: str) -> None:
 
 FIRST_CALL = """
 import sys, torch
-from tests.capability import device_of
-from tests.cases import Case, make
-from tests.truth import both
+from tests.support.capability import device_of
+from tests.support.cases import Case, make
+from tests.support.truth import both
 torch.set_default_device(device_of(sys.argv[1]))
 inputs = make(Case(3, (130,), 16, 5, 2, "smooth"))
 first, second = both(inputs, sys.argv[1]).tensors(), both(inputs, sys.argv[1]).tensors()

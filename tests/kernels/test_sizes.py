@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, random_walk, transition_rows
-from tests.cases import Case, Inputs, make, normal
-from tests.tolerances import SEED_GRADIENT, assert_within
-from tests.truth import assert_forward, assert_gradients, both, forward, truth_of
+from tests.support.cases import Case, Inputs, make, normal
+from tests.support.tolerances import SEED_GRADIENT, assert_within
+from tests.support.truth import assert_forward, assert_gradients, both, forward, truth_of
 
 
 @pytest.mark.smoke
