@@ -50,7 +50,7 @@ class Table4Task(Task):
 
     def measure(self, device: str) -> list[Row]:
         titles = {name: PARTS.get(name) or f"Diffusion, {CONTENDERS[name].title}" for name in self.contenders}
-        if importlib.util.find_spec("models") is None or importlib.util.find_spec("models.builder") is None:
+        if importlib.util.find_spec("models") is None or importlib.util.find_spec("models.networks.builder") is None:
             reason = "models not available"
             return [self.row(name, title, status=UNAVAILABLE, reason=reason) for name, title in titles.items()]
         networks = Networks(self, device)
@@ -65,8 +65,8 @@ class Networks:
     """DifNet-50 and Sim-Deeplab-101 with an image, what the branches make of it, and the truth of its diffusion."""
 
     def __init__(self, task: Table4Task, device: str) -> None:
-        from models.builder import build_model
-        from models.timings import normalise
+        from models.experiments.timings import normalise
+        from models.networks.builder import build_model
 
         torch.manual_seed(0)
         self.dtype, self.device, self.direction = DTYPES[task.dtype], device, task.direction
@@ -122,7 +122,7 @@ class Networks:
         return self.difnet.similarity_branch(self.image)
 
     def difnet50(self) -> Tensor:
-        from models.deeplab import upsample
+        from models.networks.deeplab import upsample
 
         seed, levels = self.seed_branch(), (self.image, *self.similarity_branch())
         psi = self.difnet.walk.embeddings(levels, seed.shape[2:])

@@ -282,12 +282,12 @@ def targets(results: Results, asked: Sequence[Target]) -> str:
 
 def experiments(budget: str, part: str, folder: Path = EXPERIMENTS) -> str:
     """A part of the report of `models.experiments`, or the learning rates of `models.rates`, of a committed run."""
-    from models import experiment_report
+    from models.experiments import report
 
     path = folder / f"{'rates' if part == 'rates_table' else 'experiments'}_{budget}.json"
     if not path.exists():
         return f"The budget {budget}: {NOT_MEASURED}."
-    return getattr(experiment_report, part)(json.loads(path.read_text(encoding="utf-8")))
+    return getattr(report, part)(json.loads(path.read_text(encoding="utf-8")))
 
 
 def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:

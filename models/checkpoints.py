@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from models.authors import StateDict, convert_authors, to_authors
-from models.builder import build_model
-from models.difnet import DifNet
+from models.networks.authors import StateDict, convert_authors, to_authors
+from models.networks.builder import build_model
+from models.networks.deeplab import Network
 from models.writing import write_atomically
 
 __all__ = ["Checkpoint", "LoadReport", "convert_authors", "load", "load_backbone", "load_into", "restore", "save",
@@ -116,7 +116,7 @@ def load(path: str | Path) -> Checkpoint:
     )
 
 
-def restore(path: str | Path, name: str | None = None, num_classes: int | None = None) -> tuple[nn.Module, Checkpoint]:
+def restore(path: str | Path, name: str | None = None, num_classes: int | None = None) -> tuple[Network, Checkpoint]:
     """The network of a checkpoint with its weights. `name` is needed only for files that do not carry it."""
     checkpoint = load(path)
     name = name or checkpoint.model_name
@@ -167,7 +167,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint | StateDict, reset_head: 
     return report
 
 
-def load_backbone(model: nn.Module, path: str | Path) -> None:
+def load_backbone(model: Network, path: str | Path) -> None:
     """Load a torchvision ResNet file (.pth or .safetensors) into the trunk of every branch, without `fc.*`.
 
     Each branch gets its own copy. The keys must match exactly; ValueError lists what is missing or left over.
@@ -175,9 +175,8 @@ def load_backbone(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     tensors = _read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pth(path)
     tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("fc.")}
-    load_into(model.seed_branch.trunk, tensors)
-    if isinstance(model, DifNet):
-        load_into(model.similarity_branch, tensors)
+    for trunk in model.trunks():
+        load_into(trunk, tensors)
 
 
 def read_pth(path: str | Path) -> dict[str, Any]:
@@ -200,7 +199,7 @@ def read_pth(path: str | Path) -> dict[str, Any]:
 def _numpy_number_types() -> list[Any]:
     import numpy as np
 
-    scalar = np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar
+    scalar = np.float64(0).__reduce__()[0]  # numpy.core.multiarray.scalar, under whichever name this numpy has it
     return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype,
             type(np.dtype(np.float32)), type(np.dtype(np.float64)), type(np.dtype(np.int64))]  # fmt: skip
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models import checkpoints
+from models.checkpoints import Checkpoint
 from models.data import CONTEXT, IGNORE, DataError, EpochSampler, SegmentationDataset, build_dataset, build_transform
 from models.data.classes import palette
 from models.data.layouts import LAYOUTS
 from models.data.transforms import RECIPES, centre
-from models.metrics import ConfusionMatrix
+from models.evaluation.metrics import ConfusionMatrix
 from models.writing import write_text, writing
 
 PROTOCOLS = {"native": None, "padded505": 505}
@@ -93,7 +96,7 @@ def evaluate(
 
     scales, flip: class probabilities are averaged over the resized and mirrored inputs; with one of each the logits
         decide alone.
-    crf: refines the probabilities (K, H, W) given the picture uint8 (H, W, 3); see `models.crf`.
+    crf: refines the probabilities (K, H, W) given the picture uint8 (H, W, 3); see `models.evaluation.crf`.
     batch_size: images of equal size run together, up to this many.
     predictions: a folder for coloured predictions, palette PNGs named like the images.
 
@@ -151,7 +154,16 @@ def evaluate(
     )
 
 
-def _predict(model, samples, num_classes, protocol, scales, flip, device, amp) -> torch.Tensor:
+def _predict(
+    model: torch.nn.Module,
+    samples: list[dict[str, Any]],
+    num_classes: int,
+    protocol: str,
+    scales: Sequence[float],
+    flip: bool,
+    device: torch.device,
+    amp: str,
+) -> torch.Tensor:
     """Scores (B, K, H, W) fp32 at the images' own size: logits, or mean probabilities if there are several views."""
     images = torch.stack([sample["image"] for sample in samples]).to(device)
     height, width = images.shape[2:]
@@ -234,7 +246,7 @@ def _save_prediction(path: Path, pred: torch.Tensor) -> None:
         image.save(path)
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, dict):
@@ -265,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def preprocessing(checkpoint, given: str | None = None) -> str:
+def preprocessing(checkpoint: Checkpoint, given: str | None = None) -> str:
     """The name of the preprocessing a checkpoint was trained with; authors' files, which do not say, had their own."""
     if given is not None:
         return given
@@ -273,8 +285,7 @@ def preprocessing(checkpoint, given: str | None = None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from models import checkpoints
-    from models.crf import DenseCRF
+    from models.evaluation.crf import DenseCRF
     from models.training import processes
 
     parser = _parser()

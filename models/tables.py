@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from models import against_dense, checkpoints
-from models.builder import build_model
-from models.timings import measure, timing_rows
+from models import checkpoints
+from models.experiments import against_dense
+from models.experiments.timings import measure, timing_rows
+from models.networks.builder import build_model
 from models.training.run_folder import RunFolder, environment
 from models.writing import write_text
 
@@ -122,7 +123,7 @@ def timings(
 
 
 def show_dense(options: argparse.Namespace) -> str:
-    """The table of `models.against_dense` under a line that names the machine; the numbers go to --json, too."""
+    """The table of `models.experiments.against_dense` under a line that names the machine; the numbers go to --json, too."""
     settings = {key: getattr(options, key) for key in ("network", "size", "batch", "training_batch", "repeats")}
     rows, machine = against_dense.compare(**settings), environment()
     write_json(options.json, {**settings, "machine": machine, "rows": rows})

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.builder import model_names
 from models.data import DataError, SegmentationDataset, build_dataset, build_transform
 from models.data.check import require_sound
 from models.evaluate import evaluate
-from models.recipes import RECIPES
+from models.networks.builder import model_names
 from models.training import Stopped, TrainConfig, Trainer, TrainingDiverged, Validate, processes
 from models.training.config import AMP, BATCH_NORM, resolve_recipe
+from models.training.recipes import RECIPES
 from models.training.run_folder import RunFolder
 
 
@@ -81,7 +81,9 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
     overrides = {name: getattr(args, name) for name in ("epochs", "batch_size", "crop", "lr", "weight_decay")}
     same = ("model", "kind", "sbd", "train_split", "val_split", "reset_head", "seed", "amp", "channels_last",
             "compile", "clip", "batch_norm", "deterministic", "val_every")  # fmt: skip
-    paths = {name: str(Path(getattr(args, name)).resolve()) for name in ("backbone", "init") if getattr(args, name)}
+    paths: dict[str, Any] = {
+        name: str(Path(getattr(args, name)).resolve()) for name in ("backbone", "init") if getattr(args, name)
+    }
     return TrainConfig(
         recipe=resolve_recipe(args.recipe, **overrides),
         options=options,
@@ -93,7 +95,7 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
 
 def data_sets(config: TrainConfig) -> tuple[SegmentationDataset, SegmentationDataset | None]:
     """Training and validation data of a configuration; validation is at native size, None if switched off."""
-    common = {"seed": config.seed, "sbd_root": config.sbd}
+    common: dict[str, Any] = {"seed": config.seed, "sbd_root": config.sbd}
     crop = config.recipe.crop if config.recipe.augment else None
     augment = build_transform(config.recipe.transform, train=config.recipe.augment, crop=crop)
     train_set = build_dataset(config.data, config.kind, config.train_split, augment, **common)

@@ -14,7 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ from difnet_kernels import transition_rows
 from models.data import IGNORE, DataError, Recipe, SegmentationDataset, build_dataset, build_transform
 from models.data.files import read_image
 from models.data.layouts import LAYOUTS
-from models.deeplab import Details
-from models.figure_panels import Labels, Sheet
+from models.figures.panels import Labels, Sheet
+from models.networks.deeplab import Details
 from models.writing import write_atomically, writing
 
 DECADES = 4  # of the logarithmic colours of Fig. 3
@@ -132,7 +134,9 @@ def figure3(
 
 def figure4(examples: Sequence[Example], classes: Sequence[str], walks: Sequence[int] | None = None) -> Figure:
     """The seed and the output of every walk: one row per example."""
-    outputs = [[e.details.seed, *_walk_maps(e, e.details.steps, "steps")] for e in examples]
+    outputs = [
+        [s for s in (e.details.seed,) if s is not None] + _walk_maps(e, e.details.steps, "steps") for e in examples
+    ]
     walks = list(walks) if walks else list(range(1, len(outputs[0])))
     maps = [[e.labels(scores) for scores in row] for e, row in zip(examples, outputs, strict=True)]
     labels = Labels(classes, [e.truth for e in examples], [m for row in maps for m in row])
@@ -181,7 +185,7 @@ def draw(
         figures["fig3.png"] = figure3(examples[0], nodes, walks)
         figures["fig4.png"] = figure4(examples, classes, walks)
     for name, figure in figures.items():
-        write_atomically(out / name, lambda temporary, f=figure: f.savefig(temporary, dpi=150, format="png"))
+        write_atomically(out / name, partial(figure.savefig, dpi=150, format="png"))
     return [out / name for name in figures]
 
 
@@ -191,13 +195,13 @@ def from_dataset(model: torch.nn.Module, dataset: SegmentationDataset, indices: 
     return [look(model, recipe, dataset.entries[i].name, *dataset.load(i)) for i in indices]
 
 
-def _walk_maps(example: Example, maps, what: str):
+def _walk_maps(example: Example, maps: list[torch.Tensor] | None, what: str) -> list[torch.Tensor]:
     if maps is None:
         raise ValueError(f"{example.name}: the network must have walks to show {what}; got one without (Sim-Deeplab).")
     return maps
 
 
-def _to_cpu(part):
+def _to_cpu(part: Any) -> Any:
     if isinstance(part, (list, tuple)):
         return [item.float().cpu() for item in part]
     return part if part is None else part.float().cpu()

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from benchmarks.gpu.stage import Report, first_line, parser
 from models import build_model
-from models.recipes import build_optimizer, get_recipe
-from models.timings import measure
+from models.experiments.timings import measure
+from models.training.recipes import build_optimizer, get_recipe
 
 CLASSES = 21
 NETWORKS = ("difnet18", "difnet50")
@@ -109,7 +109,7 @@ def share(difnet: str, size: int, batch: int, what: str, device: str = "cuda", r
 
 def experiments(out: Path, budget: str = "gpu", device: str = "cuda") -> int:
     """Runs them in the folder `out` without its suffix, which keeps finished runs; the results go to `out` as well."""
-    from models.experiments import main
+    from models.experiments.study import main
 
     folder = out.with_suffix("")
     status = main(["--budget", budget, "--out", str(folder), "--device", device])

@@ -36,8 +36,13 @@ def walk(state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor) -> 
     """One step on node-major fields (B, N, C): the next state, walked and row_lse. Differentiable by autograd."""
     P, row_lse = transition(psi)
     walked = P @ state  # (W2)
+    return epilogue(walked, state, seed, mu, beta), walked, row_lse
+
+
+def epilogue(walked: Tensor, state: Tensor, seed: Tensor, mu: Tensor, beta: Tensor) -> Tensor:
+    """The next state, from what the other nodes sent: fields of one shape, in any layout."""
     mixed = mu * walked + (1 - mu) * seed  # (W3)
-    return beta * mixed + (1 - beta) * state, walked, row_lse  # (W4)
+    return beta * mixed + (1 - beta) * state  # (W4)
 
 
 def closed_form(seed: Tensor, psi: Tensor, mu: float | Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,7 +79,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     return mask
 
 
-def read_mat(path: Path, variable: str):
+def read_mat(path: Path, variable: str) -> Any:
     """The named variable of a MATLAB 5 file. SciPy parses it; nothing in the format can run code."""
     from scipy.io import loadmat
 

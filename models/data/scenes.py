@@ -21,6 +21,9 @@ from PIL import Image
 
 from models.data import shapes
 from models.data.classes import IGNORE
+from models.data.shapes import Array
+
+Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class _Painter:
             if look.emblem and part == 0:
                 self._emblem(u, v, window, distance, look.emblem)
 
-    def _emblem(self, u, v, window, body, kind: int) -> None:
+    def _emblem(self, u: Array, v: Array, window: Window, body: Array, kind: int) -> None:
         """A disc with a rim of the opposite tone, inside the body, of the same label."""
         radius = max(3.5, 0.055 * self.side)
         face, rim = (0.97, 0.1) if kind == 1 else (0.08, 0.9)
@@ -180,7 +183,7 @@ class _Painter:
         self.image[window] += alpha * (tone - self.image[window])
         self.emblems[window] |= inside < 0
 
-    def _body(self, u, v, scale: float):
+    def _body(self, u: Array, v: Array, scale: float) -> Array:
         """A filled shape, between 0.12 and 0.22 of the image's side in half width."""
         a, b = self.rng.uniform(0.13, 0.22, 2) * self.side * scale
         kind = self.rng.integers(5)
@@ -198,7 +201,7 @@ class _Painter:
         self.centres.append((float(options[0, 0]), float(options[0, 1])))
         return self.centres[-1]
 
-    def _frame(self, centre: tuple[float, float], reach: float):
+    def _frame(self, centre: tuple[float, float], reach: float) -> tuple[Array, Array, Window]:
         """Turned coordinates (u, v) of the window around a centre, and the window."""
         (cy, cx), (h, w) = centre, self.size
         top, bottom = max(0, int(cy - reach)), min(h, int(cy + reach) + 2)
@@ -209,7 +212,7 @@ class _Painter:
         cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         return cos * x + sin * y, cos * y - sin * x, (slice(top, bottom), slice(left, right))
 
-    def _paint(self, window, distance, colour, label: int) -> None:
+    def _paint(self, window: Window, distance: Array, colour: Array, label: int) -> None:
         alpha = np.clip(0.5 - distance, 0, 1)[..., None].astype(np.float32)
         self.image[window] += alpha * (colour - self.image[window])
         covered = distance < 0

@@ -104,7 +104,9 @@ class Transform:
         window = (slice(top, top + self.crop), slice(left, left + self.crop))
         return self._place(image[window], mask[window], 0, 0, self.crop, self.recipe.pad_label)
 
-    def _place(self, image, mask, top: int, left: int, side: int, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _place(
+        self, image: np.ndarray, mask: np.ndarray, top: int, left: int, side: int, label: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put the normalised image on a square canvas of the mean colour, the mask on one of `label`."""
         height, width = mask.shape
         image_canvas = torch.zeros(3, side, side)

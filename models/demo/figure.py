@@ -102,7 +102,7 @@ def draw(panels: Panels) -> Figure:
     layout = figure.add_gridspec(
         2, 1, height_ratios=(2, watched + 1.1), hspace=0.165, left=0.03, right=0.992, top=0.972, bottom=0.008
     )
-    top = layout[0].subgridspec(1, 3, wspace=0.035).subplots()
+    (top,) = layout[0].subgridspec(1, 3, wspace=0.035).subplots(squeeze=False)
     grid = layout[1].subgridspec(watched + 1, walks + 1, wspace=0.05, hspace=0.05).subplots(squeeze=False)
 
     show(top[0], photo, photo, "a few scribbles", 16)

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from difnet_kernels import cascaded_random_walk
+from difnet_kernels.backends import reference
 from models.demo.progress import Progress
-from models.diffusion import dense_steps
+from models.networks.diffusion import dense_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 Walks = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
@@ -50,7 +51,7 @@ def sdpa(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tenso
             nodes = F.pad(nodes, (0, width - nodes.shape[-1]))
             values = F.pad(state, (0, width - classes))
             walked = F.scaled_dot_product_attention(nodes, nodes, values, scale=1.0)[..., :classes]
-            state = b * (m * walked + (1 - m) * source) + (1 - b) * state
+            state = reference.epilogue(walked, state, source, m, b)
     return state.squeeze(1).mT.reshape(seed.shape)
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from models import checkpoints
 from models.data.synthetic import generate
 from models.demo.progress import Progress
-from models.stages import mean_iou_by_stage
+from models.evaluation.stages import mean_iou_by_stage
+from models.networks.difnet import DifNet
 from models.tables import hop_shares
 from models.train import data_sets, train
 from models.training import Stopped, TrainConfig
@@ -106,6 +107,7 @@ def run(out: Path, images: int, epochs: int, batch: int = 8) -> dict[str, Any]:
             results[name] = trained(configs[name], out / "runs" / name)
     difnet = results[DIFNET].network
     _, val_set = data_sets(configs[DIFNET])
+    assert isinstance(difnet, DifNet) and val_set is not None
     with progress("read the DifNet out before and after every walk"):
         by_stage = mean_iou_by_stage(difnet, val_set)
     with progress("figures"):

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from models.recipes import Recipe, get_recipe
+from models.training.recipes import Recipe, get_recipe
 
 AMP = ("none", "bf16", "fp16")
 BATCH_NORM = ("train", "sync", "frozen")

@@ -9,9 +9,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -23,11 +23,24 @@ from tqdm import tqdm
 
 from models import build_model, checkpoints
 from models.data import IGNORE, EpochSampler
-from models.recipes import build_optimizer, poly
+from models.networks.deeplab import Network
 from models.training.config import TrainConfig
 from models.training.processes import Processes
+from models.training.recipes import build_optimizer, poly
 from models.training.report import gates, open_board, peak_memory_mb, summary, write_board
 from models.training.run_folder import RunFolder
+
+
+class TrainingData(Protocol):
+    """What the loop asks of its data: models.data has it, and anything like it will do."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
 
 Validate = Callable[[nn.Module], dict[str, Any]]
 
@@ -70,7 +83,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        train_set: Dataset,
+        train_set: TrainingData,
         folder: RunFolder,
         processes: Processes,
         validate: Validate | None = None,
@@ -92,7 +105,7 @@ class Trainer:
         self.train_set = train_set
         self.batches = Batches(len(train_set), local_batch, self.steps, config.seed, processes)
         self.loader = DataLoader(
-            train_set,
+            cast(Dataset, train_set),
             batch_sampler=self.batches,
             num_workers=workers,
             persistent_workers=workers > 0,  # starting them anew would cost more than a short epoch
@@ -111,14 +124,14 @@ class Trainer:
             self.network.to(processes.device)
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        self.network = prepare_batch_norm(self.network, config.batch_norm, processes)
+        prepare_batch_norm(self.network, config.batch_norm, processes)
         self.optimizer = build_optimizer(self.network, recipe)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=config.amp == "fp16")
         self.model: nn.Module = self.network
         if processes.size > 1:
             self.model = DistributedDataParallel(self.network)
         if config.compile:
-            self.model = torch.compile(self.model)
+            self.model = cast(nn.Module, torch.compile(self.model))
 
         self.epoch, self.step, self.loss_sum = 0, 0, 0.0  # the position: `step` updates of `epoch` are done
         self.best: dict[str, Any] = {}
@@ -263,9 +276,8 @@ class Trainer:
         raise Stopped(f"Saved {self.folder.last}. Continue with --resume {self.folder.path}.")
 
     def _diverge(self, names: list[str], loss: float, lr: float) -> None:
-        gathered = [names]
+        gathered = [names] * self.processes.size
         if self.processes.size > 1:
-            gathered = [None] * self.processes.size
             dist.all_gather_object(gathered, names)
         where = {"epoch": self.epoch + 1, "step": self.step, "iteration": self.iteration, "loss": str(loss), "lr": lr}
         names = [name for part in gathered for name in part]
@@ -324,7 +336,7 @@ class Trainer:
         self.log.info("resumed at epoch %d, step %d", self.epoch + 1, self.step)
 
 
-def load_initial_weights(network: nn.Module, config: TrainConfig) -> str:
+def load_initial_weights(network: Network, config: TrainConfig) -> str:
     """Fill `network` as the configuration says; returns where the weights come from, for the log."""
     if config.init and config.backbone:
         raise ValueError("--init brings the weights of the whole network: leave --backbone out.")
@@ -341,13 +353,12 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def prepare_batch_norm(network: nn.Module, mode: str, processes: Processes) -> nn.Module:
+def prepare_batch_norm(network: nn.Module, mode: str, processes: Processes) -> None:
     """Apply the batch_norm option of `TrainConfig`."""
     if mode == "sync":
         if processes.device.type != "cuda":
             raise ValueError("--batch-norm sync needs GPUs: torch has no synchronised batch norm for CPUs.")
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: a network is no batch norm itself
     if mode == "frozen":
         for module in batch_norms(network):
             module.requires_grad_(False)
-    return network

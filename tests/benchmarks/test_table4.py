@@ -14,7 +14,7 @@ from benchmarks.peers import CONTENDERS, Cascade, cascade_of, dense_walk
 from benchmarks.questions import models
 from benchmarks.table4 import Networks, Table4Task
 from benchmarks.tasks import FAILED, MEASURED
-from models import builder
+from models.networks import builder
 
 TRAINING = "forward+backward"
 PEERS = ("ours", "dense", "sdpa")

@@ -6,9 +6,10 @@ import types
 
 import pytest
 
-from models import against_dense, tables
-from models.against_dense import compare, growth_in_a_child
-from models.diffusion import Cascade
+from models import tables
+from models.experiments import against_dense
+from models.experiments.against_dense import compare, growth_in_a_child
+from models.networks.diffusion import Cascade
 
 
 def test_training_memory_of_the_walks_is_linear_in_the_nodes():

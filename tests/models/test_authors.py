@@ -61,7 +61,10 @@ def published_state(depth: str, num_classes: int) -> dict[str, torch.Tensor]:
 
 
 def published_network(state: dict[str, torch.Tensor], depth: str, image: torch.Tensor) -> torch.Tensor:
-    """The architecture from its description, in plain functions on the authors' names; dense transition matrices."""
+    """The architecture from its description, in plain functions on the authors' names; dense transition matrices.
+
+    A truth of its own: it shares no line with the library, the formula of a walk included.
+    """
 
     def norm(x, key):
         mean, var = state[f"{key}.running_mean"], state[f"{key}.running_var"]

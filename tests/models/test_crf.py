@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.crf import DenseCRF
+from models.evaluation.crf import DenseCRF
 
 
 def slow_crf(probabilities, picture, iterations, w_b, t_a, t_b, w_s, t_g):

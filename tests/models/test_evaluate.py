@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 
 from models import build_model, checkpoints
-from models.crf import DenseCRF
 from models.data import CONTEXT, build_dataset, build_transform
 from models.data.synthetic import generate
 from models.evaluate import evaluate, main
-from models.metrics import ConfusionMatrix
+from models.evaluation.crf import DenseCRF
+from models.evaluation.metrics import ConfusionMatrix
 
 
 class Pixelwise(nn.Module):

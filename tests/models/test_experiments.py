@@ -13,16 +13,17 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from models import build_model, experiments, rates
-from models.experiment_report import best_rates, comparison, rates_table, report
-from models.experiments import BUDGETS, twins_iou
-from models.stages import ReadOut, stages
+from models import build_model
+from models.evaluation.stages import ReadOut, stages
+from models.experiments import rates, study
+from models.experiments.report import best_rates, comparison, rates_table, report
+from models.experiments.study import BUDGETS, twins_iou
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     out = tmp_path_factory.mktemp("experiments")
-    return experiments.run("smoke", out, "cpu", parallel=1), out
+    return study.run("smoke", out, "cpu", parallel=1), out
 
 
 def test_every_variant_runs_with_every_seed(result):
@@ -50,8 +51,8 @@ def test_finished_runs_are_kept(result, monkeypatch):
     def no_training(*args, **arguments):
         raise AssertionError("a finished run was trained again")
 
-    monkeypatch.setattr(experiments, "train", no_training)
-    again = experiments.run("smoke", out, "cpu", parallel=1)
+    monkeypatch.setattr(study, "train", no_training)
+    again = study.run("smoke", out, "cpu", parallel=1)
     assert [run["mean_iou"] for run in again["runs"]] == [run["mean_iou"] for run in first["runs"]]
 
 
@@ -59,8 +60,8 @@ def test_runs_side_by_side_load_data_in_processes_of_their_own(tmp_path, monkeyp
     budget = replace(BUDGETS["smoke"], epochs=1, seeds=1, workers=1)
     monkeypatch.setitem(BUDGETS, "smoke", budget)
     first = budget.variants()[1:3]
-    monkeypatch.setattr(experiments.Budget, "variants", lambda self: first)
-    runs = experiments.run("smoke", tmp_path, "cpu", parallel=2)["runs"]
+    monkeypatch.setattr(study.Budget, "variants", lambda self: first)
+    runs = study.run("smoke", tmp_path, "cpu", parallel=2)["runs"]
     assert [run["variant"] for run in runs] == [variant.name for variant in first]
 
 
@@ -115,7 +116,7 @@ def test_read_out_stages_of_a_network():
 
 
 def test_unknown_budget_lists_the_valid_ones(capsys, tmp_path):
-    assert experiments.main(["--budget", "tpu", "--out", str(tmp_path)]) == 1
+    assert study.main(["--budget", "tpu", "--out", str(tmp_path)]) == 1
     assert "cpu, gpu, smoke" in capsys.readouterr().err
 
 
@@ -125,7 +126,7 @@ def test_rates_are_searched_over_families_on_a_seed_of_their_own(tmp_path, monke
         score = 0.9 - abs(job.variant.lr - best)
         return {"variant": job.variant.name, "seed": job.seed, "lr": job.variant.lr, "mean_iou": score, "seconds": 0.0}
 
-    monkeypatch.setattr(experiments, "run_job", run_job)
+    monkeypatch.setattr(study, "run_job", run_job)
     result = rates.search("smoke", tmp_path, "cpu", parallel=1)
     assert len(result["runs"]) == 3 * len(rates.RATES) and {run["seed"] for run in result["runs"]} == {rates.SEED}
     assert max(budget.seeds for budget in BUDGETS.values()) < rates.SEED
@@ -168,7 +169,7 @@ def test_every_family_has_the_best_of_the_rates_that_were_tried():
 PARENT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from models.experiments import end_with_parent
+from models.experiments.study import end_with_parent
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.gpu import networks
-from models.difnet import DifNet
+from models.networks.difnet import DifNet
 
 SMALL = {"size": 65, "batch": 2, "steps": 4, "device": "cpu"}
 
@@ -55,12 +55,12 @@ def test_a_failure_is_an_entry_and_the_next_question_is_asked(tmp_path, monkeypa
 
 
 def test_experiments_leave_their_results_where_the_suite_looks(tmp_path, monkeypatch):
-    from models import experiments
+    from models.experiments import study
 
-    monkeypatch.setattr(experiments, "run_job", lambda job: {
+    monkeypatch.setattr(study, "run_job", lambda job: {
         "variant": job.variant.name, "seed": job.seed, "lr": 0.1, "parameters": 1, "mean_iou": 0.5, "twins_iou": None,
         "seconds": 0.0, "mu": [[0.5]], "beta": [[0.5]], "stages": {"1": 0.5},
     })  # fmt: skip
-    monkeypatch.setattr(experiments.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(study.os, "cpu_count", lambda: 1)
     assert networks.experiments(tmp_path / "experiments.json", "smoke", "cpu") == 0
     assert json.loads((tmp_path / "experiments.json").read_text())["budget"] == "smoke"

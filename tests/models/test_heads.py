@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.heads import ASPP, LargeFOV
+from models.networks.heads import ASPP, LargeFOV
 
 
 def test_aspp_is_the_sum_of_its_four_rates():

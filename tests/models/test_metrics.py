@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from models.metrics import ConfusionMatrix
+from models.evaluation.metrics import ConfusionMatrix
 
 
 def case(classes, seed, missing=()):

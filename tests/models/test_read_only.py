@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import build_model, checkpoints, evaluate, experiments, tables, train, visualize
+from models import build_model, checkpoints, evaluate, tables, train, visualize
 from models.data import build_dataset
 from models.data import synthetic as generator
 from models.data.check import require_sound
 from models.data.synthetic import generate
+from models.experiments import study
 from models.training.run_folder import RunFolder
 
 LOCAL = ("--workers", "0", "--device", "cpu", "--no-tensorboard")
@@ -95,7 +96,7 @@ def test_a_place_below_a_file_is_no_place(tmp_path, checkpoint, capsys):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(OSError, match=r"file/a\.safetensors cannot be written.*choose a place"):
         checkpoints.save(tmp_path / "file/a.safetensors", build_model("difnet_tiny", 4))
-    assert experiments.main(["--budget", "smoke", "--out", str(tmp_path / "file/runs")]) == 1
+    assert study.main(["--budget", "smoke", "--out", str(tmp_path / "file/runs")]) == 1
     assert "file/runs cannot be written" in capsys.readouterr().err
     assert content(tmp_path) == {Path("file"): b"kept"}
 
@@ -175,6 +176,6 @@ def test_results_are_shown_although_they_cannot_be_kept(data, checkpoint, tmp_pa
         assert tables.main(["timings", *small, "--device", "cpu", "--json", str(tmp_path / "t.json")]) == 1
         told = capsys.readouterr()
         assert "Similarity branch" in told.out and says(told.err, tmp_path / "t.json")
-        assert experiments.main(["--budget", "smoke", "--out", str(tmp_path / "runs")]) == 1
+        assert study.main(["--budget", "smoke", "--out", str(tmp_path / "runs")]) == 1
         assert says(capsys.readouterr().err, tmp_path / "runs")
     assert content(tmp_path) == {Path("result.json"): b"kept"}

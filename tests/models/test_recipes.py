@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from models import build_model
-from models.recipes import RECIPES, build_optimizer, get_recipe, poly
+from models.training.recipes import RECIPES, build_optimizer, get_recipe, poly
 
 
 def test_poly_starts_at_one_and_never_reaches_zero():

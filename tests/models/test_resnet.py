@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import build_model
-from models.resnet import ResNetTrunk
+from models.networks.resnet import ResNetTrunk
 
 DEPTHS = {
     18: ("basic", (2, 2, 2, 2)),

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from models import build_model, checkpoints, tables, timings
+from models import build_model, checkpoints, tables
+from models.experiments import timings
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
 from models.training.run_folder import RunFolder
@@ -30,7 +31,7 @@ def test_hop_shares_of_the_paper():
 
 
 def test_hop_shares_are_what_a_walk_does():
-    """On a line where P moves everything one node to the right, hops are positions."""
+    """On a line where P moves everything one node to the right, hops are positions. Independent of the library's walk."""
     state = seed = torch.nn.functional.one_hot(torch.tensor(0), 6).double()
     for mu, beta in zip(PAPER_MU, PAPER_BETA, strict=True):
         state = beta * (mu * state.roll(1) + (1 - mu) * seed) + (1 - beta) * state

@@ -10,7 +10,7 @@ from PIL import Image
 from models import build_model, checkpoints
 from models.data import build_dataset
 from models.data.synthetic import generate
-from models.figure_panels import BACKGROUND, OTHER, VOID, Labels
+from models.figures.panels import BACKGROUND, OTHER, VOID, Labels
 from models.visualize import draw, figure2, figure3, figure4, from_dataset, interesting_nodes, look, main
 
 CLASSES = 6

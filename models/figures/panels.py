@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -95,7 +96,16 @@ class Sheet:
         else:
             axes.imshow(colours.table[labels], interpolation="nearest", extent=_extent(labels.shape))
 
-    def heat(self, row, column, values: np.ndarray, low, high, shape, mark: Sequence[float] | None = None) -> None:
+    def heat(
+        self,
+        row: int,
+        column: int,
+        values: np.ndarray,
+        low: float,
+        high: float,
+        shape: tuple[int, ...],
+        mark: Sequence[float] | None = None,
+    ) -> None:
         """A map on the node grid, stretched over the picture's `shape`; every node stays one visible cell."""
         axes = self.axes[row, column]
         axes.imshow(values, cmap=HEAT, vmin=low, vmax=high, interpolation="nearest", extent=_extent(shape))
@@ -135,7 +145,7 @@ class Sheet:
             )  # fmt: skip
         return self.figure
 
-    def _mark(self, axes, mark: Sequence[float]) -> None:
+    def _mark(self, axes: Axes, mark: Sequence[float]) -> None:
         # dark on light on dark: visible on any colour
         y, x = mark[0], mark[1]
         axes.plot(x, y, "o", markersize=6, markerfacecolor="none", markeredgecolor="black", markeredgewidth=2.2)

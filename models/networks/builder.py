@@ -1,17 +1,18 @@
 """Networks by name: the one place that knows depths, widths and how the parts of Fig. 1 are put together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from difnet_kernels import ImportanceMap
-from models.deeplab import SeedBranch, SimDeeplab
-from models.diffusion import Cascade, ClosedForm, DenseCascade
-from models.difnet import WALKS, DifNet, check_walks
-from models.heads import ASPP, ASPP_RATES, LargeFOV
-from models.resnet import ResNetTrunk
+from models.networks.deeplab import Network, SeedBranch, SimDeeplab
+from models.networks.diffusion import Cascade, ClosedForm, DenseCascade
+from models.networks.difnet import WALKS, DifNet, check_walks
+from models.networks.heads import ASPP, ASPP_RATES, LargeFOV
+from models.networks.resnet import ResNetTrunk
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def model_names() -> list[str]:
     return list(NAMES)
 
 
-def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Module:
+def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
     """A network with fresh weights, by name; the name and the options are kept as `model_name`, `options`.
 
     Options of all networks: stride_in ("conv1", or "conv2" as torchvision), head ("aspp", or "large_fov", one
@@ -62,14 +63,14 @@ def build_model(name: str, num_classes: int = 21, **options: object) -> nn.Modul
     if name not in NAMES:
         raise ValueError(f"Unknown model {name!r}. Valid names: {', '.join(NAMES)}.")
     family, depth, head = NAMES[name]
-    build = {"difnet": _build_difnet, "sim_deeplab": _build_sim_deeplab}[family]
+    builders: dict[str, Callable[..., Network]] = {"difnet": _build_difnet, "sim_deeplab": _build_sim_deeplab}
     known = OPTIONS[family]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}. Valid options: {', '.join(known)}.")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2 (background and one class); got {num_classes}.")
-    model = build(SIZES[depth], num_classes=num_classes, **{"head": head, **options})
+    model = builders[family](SIZES[depth], num_classes=num_classes, **{"head": head, **options})
     model.model_name = name
     model.num_classes = num_classes
     # devices belong to a machine, not to the network: they do not go into checkpoints
@@ -84,7 +85,7 @@ def _build_trunk(
 
 
 def _build_seed_branch(
-    size: Size, head: str, num_classes: int, *, aspp_init: str = "normal", **trunk_options: object
+    size: Size, head: str, num_classes: int, *, aspp_init: str = "normal", **trunk_options: Any
 ) -> SeedBranch:
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}; got {head!r}.")
@@ -95,7 +96,7 @@ def _build_seed_branch(
     return SeedBranch(trunk, ASPP(trunk.out_channels[-1], num_classes, size.rates, aspp_init))
 
 
-def _build_sim_deeplab(size: Size, head: str, num_classes: int, **options: object) -> SimDeeplab:
+def _build_sim_deeplab(size: Size, head: str, num_classes: int, **options: Any) -> SimDeeplab:
     return SimDeeplab(_build_seed_branch(size, head, num_classes, **options))
 
 
@@ -110,7 +111,7 @@ def _build_difnet(
     embed_dim: int | None = None,
     diffusion: str = "cascade",
     device_map: Mapping[str, str | torch.device] | None = None,
-    **branch: object,
+    **branch: Any,
 ) -> DifNet:
     if bn_init not in ("one", "uniform"):
         raise ValueError(f"bn_init must be 'one' or 'uniform'; got {bn_init!r}.")

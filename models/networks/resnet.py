@@ -78,7 +78,7 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
-BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNetTrunk(nn.Module):
@@ -100,6 +100,7 @@ class ResNetTrunk(nn.Module):
 
         channels = width
         self.out_channels = []
+        stages = []
         for stage, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             stage_width = width * 2**stage
             layers = []
@@ -116,8 +117,9 @@ class ResNetTrunk(nn.Module):
                     )
                 )
                 channels = stage_width * kind.expansion
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
             self.out_channels.append(channels)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.builder import build_model
-from models.difnet import DifNet
+from models.networks.builder import build_model
+from models.networks.difnet import DifNet
 
 Tensors = Sequence[torch.Tensor]
 Autocast = Callable[[], torch.autocast]
@@ -65,7 +65,7 @@ def measure(
     autocast = partial(torch.autocast, torch.device(device).type, dtype, enabled=dtype is not None)
     results = []
     for name in (difnet, baseline):
-        model = build_model(name).to(device, memory_format=torch.channels_last)
+        model = build_model(name).to(device).to(memory_format=torch.channels_last)
         normalise(model, image)
         with autocast():
             parts = parts_of(model, image) if isinstance(model, DifNet) else {"whole network": (model, [image])}

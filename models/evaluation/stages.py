@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from models.data import SegmentationDataset
-from models.deeplab import upsample
-from models.difnet import DifNet
 from models.evaluate import evaluate
+from models.networks.deeplab import upsample
+from models.networks.difnet import DifNet
 
 
 class ReadOut(nn.Module):
@@ -25,7 +25,11 @@ class ReadOut(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         details = self.model(image, return_details=True)
-        maps = {"scores": details.scores, "seed": details.seed, **dict(enumerate(details.steps, start=1))}
+        maps: dict[str | int, torch.Tensor] = {
+            "scores": details.scores,
+            "seed": details.seed,
+            **dict(enumerate(details.steps, start=1)),
+        }
         return upsample(maps[self.stage], image)
 
 

@@ -1,12 +1,12 @@
 """Sim-Deeplab, the paper's baseline, and the seed branch of DifNet: the same trunk and head."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.resnet import ResNetTrunk
+from models.networks.resnet import ResNetTrunk
 
 
 class Details(NamedTuple):
@@ -32,7 +32,20 @@ class SeedBranch(nn.Module):
         return self.head(self.trunk(image)[-1])
 
 
-class SimDeeplab(nn.Module):
+class Network(nn.Module):
+    """What all networks have: a seed branch, and how `build_model` made them, so that a file can say how to build them."""
+
+    seed_branch: SeedBranch
+    model_name: str
+    num_classes: int
+    options: dict[str, Any]
+
+    def trunks(self) -> list[ResNetTrunk]:
+        """The ResNets, which can start from weights of an image classifier."""
+        return [self.seed_branch.trunk]
+
+
+class SimDeeplab(Network):
     """DeepLab v2 with atrous convolution and ASPP only. Logits are upsampled bilinearly to the image."""
 
     def __init__(self, seed_branch: SeedBranch) -> None:

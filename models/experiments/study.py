@@ -27,9 +27,9 @@ from models import checkpoints
 from models.data import build_dataset, build_transform
 from models.data.scenes import PRESETS, class_looks
 from models.data.synthetic import generate
-from models.difnet import DifNet
-from models.experiment_report import report
-from models.stages import mean_iou_by_stage
+from models.evaluation.stages import mean_iou_by_stage
+from models.experiments.report import report
+from models.networks.difnet import DifNet
 from models.train import train
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
@@ -99,7 +99,7 @@ class Budget:
         ]
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "difnet": "difnet_tiny", "baseline": "sim_deeplab_tiny", "deeper": ("sim_deeplab_tiny", {"blocks": [2, 2, 2, 2]}),
     "wider": {"width": 23},
 }  # fmt: skip
@@ -176,7 +176,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "loss": [row["loss"] for row in history],
         "mu": [row["mu"] for row in history if "mu" in row],
         "beta": [row["beta"] for row in history if "beta" in row],
-        "stages": read_stages(model, job) if variant.name == "DifNet" else {},
+        "stages": read_stages(model, job) if variant.name == "DifNet" and isinstance(model, DifNet) else {},
         "seconds": time.perf_counter() - started,
     }
 

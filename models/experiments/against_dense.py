@@ -1,7 +1,7 @@
 """One network with fused walks and with dense ones, on the CPU: time of an inference, and peak memory.
 
 Times are taken alternately in one process; memory is the growth of a process of its own, so that no peak hides another.
-`compare` is the parent; `python -m models.against_dense DIFFUSION WHAT NETWORK SIZE BATCH` is the child.
+`compare` is the parent; `python -m models.experiments.against_dense DIFFUSION WHAT NETWORK SIZE BATCH` is the child.
 """
 
 import json
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from models.builder import build_model
 from models.demo.measure import peak_bytes, tolerance
-from models.difnet import DifNet
+from models.networks.builder import build_model
+from models.networks.difnet import DifNet
 
 DIFFUSIONS = ("cascade", "dense")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = 65  # side of the image that warms up: lazy imports and threads are no memory of the walks
 
 
@@ -66,7 +66,16 @@ def fixed(network: str, diffusion: str) -> DifNet:
 
 def growth_in_a_child(diffusion: str, what: str, network: str, size: int, batch: int) -> float | str:
     """MiB by which a fresh process grows, or why that is not known."""
-    command = [sys.executable, "-m", "models.against_dense", diffusion, what, network, str(size), str(batch)]
+    command = [
+        sys.executable,
+        "-m",
+        "models.experiments.against_dense",
+        diffusion,
+        what,
+        network,
+        str(size),
+        str(batch),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 0:
         return float(json.loads(done.stdout))
@@ -95,7 +104,7 @@ def infer(model: DifNet, size: int, batch: int) -> None:
 def walk_both_ways(model: DifNet, size: int, batch: int) -> None:
     """The walks forward and backward on random seeds and embeddings, on the grid that the trunk gives size²."""
     grid = (size + 7) // 8  # output stride 8, rounded up: 321 -> 41
-    dim = model.walk.psi[0].weight.shape[0]
+    dim = next(model.walk.psi.parameters()).shape[0]
     seed = torch.randn(batch, model.num_classes, grid, grid).requires_grad_()
     psi = [torch.randn(batch, dim, grid, grid).mul_(0.3).requires_grad_() for _ in model.walks]
     model.walk.diffuse(seed, psi).sum().backward()
@@ -119,4 +128,5 @@ def table_rows(result: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(growth(*sys.argv[1:4], *map(int, sys.argv[4:]))))
+    way, measured, name, side, images = sys.argv[1:]
+    print(json.dumps(growth(way, measured, name, int(side), int(images))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,7 +19,7 @@ class ConfusionMatrix:
         self.ignore = ignore
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
-    def update(self, pred, mask) -> None:
+    def update(self, pred: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray) -> None:
         """Count class indices `pred` against `mask`: tensors or arrays of one shape and any integer type."""
         pred, mask = (torch.as_tensor(x, device=self.counts.device) for x in (pred, mask))
         if pred.shape != mask.shape:

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from models.deeplab import Details, SeedBranch, upsample
-from models.diffusion import Cascade, ClosedForm
-from models.resnet import ResNetTrunk
+from models.networks.deeplab import Details, Network, SeedBranch, upsample
+from models.networks.diffusion import Cascade, ClosedForm
+from models.networks.resnet import ResNetTrunk
 
 WALKS = (1, 2, 3, 4, 5)
 
 
-class DifNet(nn.Module):
+class DifNet(Network):
     """Scores from one branch, diffused by a cascade of random walks along the similarities of the other.
 
     importance: the map M of the seed s = M x, or None for s = x.
@@ -43,8 +43,11 @@ class DifNet(nn.Module):
         seed = scores if importance is None else importance * scores  # (B, K, H', W'), s
         if not return_details:
             return upsample(self.walk.diffuse(seed, psi), image)
-        steps = list(self.walk.diffuse(seed, psi, return_steps=True))  # y¹ … yᵀ
+        steps = list(self.walk.steps(seed, psi))  # y¹ … yᵀ
         return Details(upsample(steps[-1], image), scores, importance, seed, steps, psi)
+
+    def trunks(self) -> list[ResNetTrunk]:
+        return [self.seed_branch.trunk, self.similarity_branch]
 
     def similarity(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The embeddings ψₜ (B, D, H', W') of every walk: softmax of each row of ψₜ ψₜᵀ is Pₜ."""

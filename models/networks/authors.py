@@ -7,10 +7,11 @@ Both directions move the same bits: tensors are renamed, and the 1×1 weight of 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from models.difnet import WALKS
+from models.networks.difnet import WALKS
 
 StateDict = dict[str, torch.Tensor]
 
@@ -30,12 +31,13 @@ SIM_DEEPLAB_PREFIXES = (
 RAW = {"alpha": "walk.mu_raw", "beta": "walk.beta_raw"}
 
 
-def convert_authors(state_dict: Mapping[str, torch.Tensor], walks: Sequence[int] = WALKS) -> StateDict:
+def convert_authors(state_dict: Mapping[str, Any], walks: Sequence[int] = WALKS) -> StateDict:
     """The authors' state dict (or their whole checkpoint) -> ours, for a DifNet or a Sim-Deeplab.
 
     walks: the walks of the network, for checkpoints of the ablation. Raises ValueError for keys that have no place.
     """
-    theirs = _without_module(state_dict.get("state_dict", state_dict))
+    nested = state_dict.get("state_dict")
+    theirs = _without_module(nested if isinstance(nested, dict) else state_dict)
     if not any(key.startswith("model_sed.") for key in theirs):
         return {_rename(key, SIM_DEEPLAB_PREFIXES): tensor for key, tensor in theirs.items()}
     ours: StateDict = {}
@@ -72,9 +74,9 @@ def to_authors(state_dict: Mapping[str, torch.Tensor], walks: Sequence[int] = WA
             for index, walk in enumerate(walks):
                 theirs[f"diffuse{walk - 1}.{names[key]}"] = tensor[index : index + 1].clone()
         elif key.startswith("walk.psi."):
-            index, _, rest = key.removeprefix("walk.psi.").partition(".")
+            at, _, rest = key.removeprefix("walk.psi.").partition(".")
             rest = _rename(rest, [("norm.", "bn."), ("", "conv.")])
-            theirs[f"diffuse{walks[int(index)] - 1}.{rest}"] = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
+            theirs[f"diffuse{walks[int(at)] - 1}.{rest}"] = tensor[:, :, None, None] if tensor.dim() == 2 else tensor
         else:
             theirs[_rename(key, inverse)] = tensor
     return theirs

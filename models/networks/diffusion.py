@@ -1,6 +1,7 @@
 """How seeds spread: the paper's cascade, and two counterparts: its dense formulation, and its closed form.
 
-All share one interface: `embeddings(features, grid)` measures similarity, `diffuse(seed, psi)` spreads the seed.
+All share one interface: `embeddings(features, grid)` measures similarity, `diffuse(seed, psi)` spreads the seed, and
+`steps(seed, psi)` shows how.
 """
 
 from collections.abc import Sequence
@@ -9,26 +10,33 @@ import torch
 from torch import nn
 
 from difnet_kernels import CascadedRandomWalk, PsiProjection, cascaded_random_walk
+from difnet_kernels.backends import reference
 
 
 class Cascade(CascadedRandomWalk):
     """The library's cascade (Eqs. 3-5), with its two halves callable one by one."""
 
-    def diffuse(
-        self, seed: torch.Tensor, psi: Sequence[torch.Tensor], return_steps: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """yᵀ (B, K, H', W'), or (y¹, …, yᵀ), from T embeddings (B, D, H', W')."""
-        return cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=return_steps)
+    def diffuse(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> torch.Tensor:
+        """yᵀ (B, K, H', W') from T embeddings (B, D, H', W')."""
+        state = cascaded_random_walk(seed, psi, self.mu, self.beta)
+        assert isinstance(state, torch.Tensor)  # not asked for all steps
+        return state
+
+    def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """(y¹, …, yᵀ)."""
+        states = cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=True)
+        assert isinstance(states, tuple)
+        return states
 
 
 class DenseCascade(Cascade):
     """The same cascade in plain torch, with N×N matrices: what it costs without kernels made for it."""
 
-    def diffuse(
-        self, seed: torch.Tensor, psi: Sequence[torch.Tensor], return_steps: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        steps = dense_steps(seed, psi, self.mu, self.beta)
-        return steps if return_steps else steps[-1]
+    def diffuse(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.steps(seed, psi)[-1]
+
+    def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return dense_steps(seed, psi, self.mu, self.beta)
 
 
 def dense_steps(
@@ -40,7 +48,7 @@ def dense_steps(
     for p, m, b in zip(psi, mu, beta, strict=True):
         nodes = p.flatten(2).mT  # [B, N, D]
         walked = torch.softmax(nodes @ nodes.mT, -1) @ state
-        state = b * (m * walked + (1 - m) * source) + (1 - b) * state
+        state = reference.epilogue(walked, state, source, m, b)
         steps.append(state.mT.reshape(seed.shape))
     return tuple(steps)
 
@@ -67,14 +75,11 @@ class ClosedForm(nn.Module):
     def embeddings(self, features: Sequence[torch.Tensor], grid: Sequence[int]) -> list[torch.Tensor]:
         return [self.psi[0](features[-1], grid)]
 
-    def diffuse(
-        self, seed: torch.Tensor, psi: Sequence[torch.Tensor], return_steps: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor]:
+    def diffuse(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> torch.Tensor:
         with torch.autocast(seed.device.type, enabled=False):  # there is no 16-bit solver
-            nodes = psi[0].flatten(2).float()  # [B, D, N]
-            transition = torch.softmax(nodes.transpose(1, 2) @ nodes, dim=-1)  # [B, N, N]
-            system = torch.eye(nodes.shape[2], device=nodes.device) - self.mu * transition
-            target = (1 - self.mu) * seed.flatten(2).transpose(1, 2).float()  # [B, N, K]
-            solution = torch.linalg.solve(system, target).transpose(1, 2)
-        state = solution.reshape(seed.shape).to(seed.dtype)
-        return (state,) if return_steps else state
+            nodes, source = (maps.flatten(2).mT.float() for maps in (psi[0], seed))  # [B, N, D], [B, N, K]
+            state = reference.closed_form(source, nodes, self.mu)
+        return state.mT.reshape(seed.shape).to(seed.dtype)
+
+    def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return (self.diffuse(seed, psi),)

@@ -23,13 +23,13 @@ class ASPP(nn.Module):
         super().__init__()
         if init not in ("normal", "authors"):
             raise ValueError(f"aspp_init must be 'normal' or 'authors'; got {init!r}.")
-        self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates
-        )
+        branches = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in rates]
         std = 0.01 if init == "normal" else math.sqrt(2.0 / (9 * num_classes))
-        for branch in self.branches:
+        for branch in branches:
+            assert branch.bias is not None
             nn.init.normal_(branch.weight, 0.0, std)
             nn.init.zeros_(branch.bias)
+        self.branches = nn.ModuleList(branches)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         scores = self.branches[0](features)
