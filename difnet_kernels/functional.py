@@ -55,9 +55,9 @@ def cascaded_random_walk(
     """
     check_field("seed", seed)
     embeddings = check_embeddings(psi, seed)
-    exact = accumulation_dtype(seed, embeddings)
-    mu = check_gates("mu", mu, len(embeddings), seed, exact)
-    beta = check_gates("beta", beta, len(embeddings), seed, exact)
+    accumulate = accumulation_dtype(seed, embeddings)
+    mu = check_gates("mu", mu, len(embeddings), seed, accumulate)
+    beta = check_gates("beta", beta, len(embeddings), seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
     states, _, _ = torch.ops.difnet_kernels.cascade_forward(
@@ -89,8 +89,8 @@ def random_walk(
     check_on_grid("psi", psi, seed)
     # the operator returns a state like its seed, so the walk's own field decides dtype and memory format here
     seed = seed.to(state.dtype)
-    exact = accumulation_dtype(seed, [psi])
-    mu, beta = check_gate("mu", mu, seed, exact), check_gate("beta", beta, seed, exact)
+    accumulate = accumulation_dtype(seed, [psi])
+    mu, beta = check_gate("mu", mu, seed, accumulate), check_gate("beta", beta, seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
     next_state, _, _ = torch.ops.difnet_kernels.cascade_forward(
@@ -128,12 +128,12 @@ def psi_projection(
     check_projection(features, weight, bias, grid)
     check_norm(norm, features, weight)
     backends.check_name(backend)
-    exact = accumulation_dtype(features, [weight])
+    accumulate = accumulation_dtype(features, [weight])
     ones = (1,) * (5 - features.dim())  # images and signals are volumes with leading axes of one
     peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward(
         features.view(*features.shape[:2], *ones, *features.shape[2:]),
-        weight.to(exact),
-        slope(norm, exact),
+        weight.to(accumulate),
+        slope(norm, accumulate),
         [*ones, *grid],
         of_the_batch(norm),
         backend or "",
@@ -142,7 +142,7 @@ def psi_projection(
         samples = features.shape[0] * math.prod(features.shape[2:])
         psi = normalise(peak, bias, norm, mean, variance, samples)
     elif bias is not None:
-        psi = peak + bias.to(exact).view(-1, 1, 1, 1)
+        psi = peak + bias.to(accumulate).view(-1, 1, 1, 1)
     else:
         psi = peak
     for _ in ones:
@@ -176,10 +176,10 @@ def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
     if coordinates:
         strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], device=nodes.device)
         nodes = (nodes * strides).sum(-1)
-    exact = accumulation_dtype(psi, [])
+    accumulate = accumulation_dtype(psi, [])
     # autocast would round the logits to 16 bits, and logits decide everything
     with torch.autocast(device_type=psi.device.type, enabled=False):
-        embeddings = flat(psi).to(exact)  # (B, D, N)
+        embeddings = flat(psi).to(accumulate)  # (B, D, N)
         chosen = embeddings.gather(2, nodes.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
         rows = (chosen.mT @ embeddings).softmax(-1)
     return rows.reshape(*nodes.shape, *grid)

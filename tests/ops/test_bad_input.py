@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_a_bad_call_is_refused_before_any_work(name: str, monkeypatch: pytest.Mo
     """No backend is reached: a bad call costs nothing and changes nothing."""
     reached = []
     for backend in BACKENDS.values():
-        monkeypatch.setattr(backend, "cascade_forward", lambda *a, **k: reached.append(1), raising=False)
+        monkeypatch.setitem(BACKENDS, backend.name, replace(backend, cascade_forward=lambda *a, **k: reached.append(1)))
     with pytest.raises((TypeError, ValueError)):
         BAD[name][0]()
     assert not reached
@@ -118,7 +119,7 @@ def test_a_bad_call_is_refused_before_any_work(name: str, monkeypatch: pytest.Mo
 
 def test_a_named_backend_that_cannot_run_raises_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """No silent fall back: the message gives the reason, and what would run instead."""
-    monkeypatch.setattr(BACKENDS["cpu"], "unusable", lambda: "its library is on strike")
+    monkeypatch.setitem(BACKENDS, "cpu", replace(BACKENDS["cpu"], unusable=lambda: "its library is on strike"))
     with pytest.raises(BackendUnavailable, match="cpu: its library is on strike") as caught:
         cascade(backend="cpu")
     assert "reference" in str(caught.value)
@@ -127,8 +128,10 @@ def test_a_named_backend_that_cannot_run_raises_with_its_reason(monkeypatch: pyt
 
 def test_when_nothing_can_run_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, backend in BACKENDS.items():
-        monkeypatch.setattr(backend, "refuses", lambda problem, name=name: f"{name} refuses {problem.nodes} nodes")
-        monkeypatch.setattr(backend, "unusable", lambda: None)
+        refusing = replace(
+            backend, unusable=lambda: None, refuses=lambda p, name=name: f"{name} refuses {p.nodes} nodes"
+        )
+        monkeypatch.setitem(BACKENDS, name, refusing)
     with pytest.raises(BackendUnavailable) as caught:
         cascade()
     assert all(f"{name}: {name} refuses 20 nodes" in str(caught.value) for name in BACKENDS)
