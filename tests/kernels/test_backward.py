@@ -53,8 +53,11 @@ def test_gradients_have_the_dtype_of_their_input(backend: str, seed_dtype: str, 
     )
     result = both(inputs, backend)
     assert [x.dtype for x in result.tensors()] == [
-        *[DTYPES[seed_dtype]] * 2, *[DTYPES[psi_dtype]] * 2, torch.float32, torch.float32
-    ]  # fmt: skip
+        *[DTYPES[seed_dtype]] * 2,
+        *[DTYPES[psi_dtype]] * 2,
+        torch.float32,
+        torch.float32,
+    ]
     assert_gradients(result, inputs, truth_of(inputs))
 
 
