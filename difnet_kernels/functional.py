@@ -52,6 +52,10 @@ def cascaded_random_walk(
     Differentiable once in all four. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
     Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
     none can run it.
+
+    >>> seed, psi = torch.randn(1, 21, 41, 41), [torch.randn(1, 64, 41, 41) for _ in range(5)]
+    >>> cascaded_random_walk(seed, psi, mu=[0.5] * 5, beta=[0.5] * 5).shape
+    torch.Size([1, 21, 41, 41])
     """
     check_field("seed", seed)
     embeddings = check_embeddings(psi, seed)
@@ -79,8 +83,12 @@ def random_walk(
     """One gated random walk (Eqs. 4-5; W1-W4): β (μ P state + (1 - μ) seed) + (1 - β) state, P = softmax_rows(ψ ψᵀ).
 
     state, seed: (B, K, *S); psi: (B, D, *S); mu, beta: scalars, a 0-d or (1,) tensor or a float in [0, 1].
-    Returns the next state with the shape, dtype and memory format of `state`. Differentiable once in all five;
-    precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+    Returns the next state with the shape, dtype and memory format of `state`, in the unit that state and seed share.
+    Differentiable once in all five; precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+
+    >>> scores, psi = torch.randn(1, 21, 1681), torch.randn(1, 64, 1681)  # a signal: one spatial axis
+    >>> random_walk(scores, psi, seed=scores, mu=0.9, beta=1.0).shape
+    torch.Size([1, 21, 1681])
     """
     check_field("seed", seed)
     check_on_grid("state", state, seed)
@@ -124,6 +132,10 @@ def psi_projection(
     nothing of D channels at the resolution of the features, forward or backward, and is deterministic, bit for bit.
     Raises TypeError or ValueError for arguments that do not fit, also (as torch) for one value per channel in training;
     BackendUnavailable if no backend can run it.
+
+    >>> features, weight = torch.randn(1, 256, 81, 81), torch.randn(64, 256)
+    >>> psi_projection(features, weight, None, torch.nn.BatchNorm2d(64), grid=(41, 41)).shape
+    torch.Size([1, 64, 41, 41])
     """
     check_projection(features, weight, bias, grid)
     check_norm(norm, features, weight)
@@ -157,6 +169,10 @@ def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
     Returns (B, M, *S) in fp32 (fp64 for fp64 psi); each row sums to one. Differentiable in psi. Memory O(B·M·N).
     Raises ValueError or TypeError for shapes or dtypes that do not fit, IndexError for nodes outside the grid (on a CPU;
     on a GPU the check would wait for the device, so torch's own device-side assertion reports it).
+
+    >>> rows = transition_rows(torch.randn(1, 64, 41, 41), torch.tensor([[[20, 20]]]))  # where the centre looks
+    >>> rows.shape, round(rows.sum().item(), 3)
+    (torch.Size([1, 1, 41, 41]), 1.0)
     """
     check_field("psi", psi)
     grid = psi.shape[2:]

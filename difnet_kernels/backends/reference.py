@@ -48,7 +48,7 @@ def closed_form(seed: Tensor, psi: Tensor, mu: float | Tensor) -> Tensor:
     """(W6) y = (I - mu P)^-1 (1 - mu) seed, the limit of Eq. 3, on node-major fields; mu < 1."""
     P, _ = transition(psi)
     identity = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return torch.linalg.solve(identity - mu * P, (1 - mu) * seed)
+    return torch.linalg.solve(identity - mu * P, (1 - mu) * seed)  # (W6)
 
 
 def walk_gradients(

@@ -152,6 +152,7 @@ def test_nearly_one_hot_rows_keep_their_gradient(backend: str, confidence: float
     P = torch.softmax(leaf.mT @ leaf, dim=-1)
     assert abs(P[0, 0, 0].item() - confidence) < 1e-9
     s = inputs.seed.mT
+    # written out, because a truth that called the reference would share its mistakes
     y = inputs.beta * (inputs.mu * P @ s + (1 - inputs.mu) * s) + (1 - inputs.beta) * s
     (true,) = torch.autograd.grad(y, leaf, inputs.grad.mT)
     if dtype == "fp64":
