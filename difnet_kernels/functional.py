@@ -52,12 +52,16 @@ def cascaded_random_walk(
     Differentiable once in all four. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
     Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
     none can run it.
+
+    >>> seed, psi = torch.randn(1, 21, 41, 41), [torch.randn(1, 64, 41, 41) for _ in range(5)]
+    >>> cascaded_random_walk(seed, psi, mu=[0.5] * 5, beta=[0.5] * 5).shape
+    torch.Size([1, 21, 41, 41])
     """
     check_field("seed", seed)
     embeddings = check_embeddings(psi, seed)
-    exact = accumulation_dtype(seed, embeddings)
-    mu = check_gates("mu", mu, len(embeddings), seed, exact)
-    beta = check_gates("beta", beta, len(embeddings), seed, exact)
+    accumulate = accumulation_dtype(seed, embeddings)
+    mu = check_gates("mu", mu, len(embeddings), seed, accumulate)
+    beta = check_gates("beta", beta, len(embeddings), seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
     states, _, _ = torch.ops.difnet_kernels.cascade_forward(
@@ -79,8 +83,12 @@ def random_walk(
     """One gated random walk (Eqs. 4-5; W1-W4): β (μ P state + (1 - μ) seed) + (1 - β) state, P = softmax_rows(ψ ψᵀ).
 
     state, seed: (B, K, *S); psi: (B, D, *S); mu, beta: scalars, a 0-d or (1,) tensor or a float in [0, 1].
-    Returns the next state with the shape, dtype and memory format of `state`. Differentiable once in all five;
-    precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+    Returns the next state with the shape, dtype and memory format of `state`, in the unit that state and seed share.
+    Differentiable once in all five; precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+
+    >>> scores, psi = torch.randn(1, 21, 1681), torch.randn(1, 64, 1681)  # a signal: one spatial axis
+    >>> random_walk(scores, psi, seed=scores, mu=0.9, beta=1.0).shape
+    torch.Size([1, 21, 1681])
     """
     check_field("seed", seed)
     check_on_grid("state", state, seed)
@@ -89,8 +97,8 @@ def random_walk(
     check_on_grid("psi", psi, seed)
     # the operator returns a state like its seed, so the walk's own field decides dtype and memory format here
     seed = seed.to(state.dtype)
-    exact = accumulation_dtype(seed, [psi])
-    mu, beta = check_gate("mu", mu, seed, exact), check_gate("beta", beta, seed, exact)
+    accumulate = accumulation_dtype(seed, [psi])
+    mu, beta = check_gate("mu", mu, seed, accumulate), check_gate("beta", beta, seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
     next_state, _, _ = torch.ops.difnet_kernels.cascade_forward(
@@ -124,16 +132,20 @@ def psi_projection(
     nothing of D channels at the resolution of the features, forward or backward, and is deterministic, bit for bit.
     Raises TypeError or ValueError for arguments that do not fit, also (as torch) for one value per channel in training;
     BackendUnavailable if no backend can run it.
+
+    >>> features, weight = torch.randn(1, 256, 81, 81), torch.randn(64, 256)
+    >>> psi_projection(features, weight, None, torch.nn.BatchNorm2d(64), grid=(41, 41)).shape
+    torch.Size([1, 64, 41, 41])
     """
     check_projection(features, weight, bias, grid)
     check_norm(norm, features, weight)
     backends.check_name(backend)
-    exact = accumulation_dtype(features, [weight])
+    accumulate = accumulation_dtype(features, [weight])
     ones = (1,) * (5 - features.dim())  # images and signals are volumes with leading axes of one
     peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward(
         features.view(*features.shape[:2], *ones, *features.shape[2:]),
-        weight.to(exact),
-        slope(norm, exact),
+        weight.to(accumulate),
+        slope(norm, accumulate),
         [*ones, *grid],
         of_the_batch(norm),
         backend or "",
@@ -142,7 +154,7 @@ def psi_projection(
         samples = features.shape[0] * math.prod(features.shape[2:])
         psi = normalise(peak, bias, norm, mean, variance, samples)
     elif bias is not None:
-        psi = peak + bias.to(exact).view(-1, 1, 1, 1)
+        psi = peak + bias.to(accumulate).view(-1, 1, 1, 1)
     else:
         psi = peak
     for _ in ones:
@@ -157,6 +169,10 @@ def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
     Returns (B, M, *S) in fp32 (fp64 for fp64 psi); each row sums to one. Differentiable in psi. Memory O(B·M·N).
     Raises ValueError or TypeError for shapes or dtypes that do not fit, IndexError for nodes outside the grid (on a CPU;
     on a GPU the check would wait for the device, so torch's own device-side assertion reports it).
+
+    >>> rows = transition_rows(torch.randn(1, 64, 41, 41), torch.tensor([[[20, 20]]]))  # where the centre looks
+    >>> rows.shape, round(rows.sum().item(), 3)
+    (torch.Size([1, 1, 41, 41]), 1.0)
     """
     check_field("psi", psi)
     grid = psi.shape[2:]
@@ -176,10 +192,10 @@ def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
     if coordinates:
         strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], device=nodes.device)
         nodes = (nodes * strides).sum(-1)
-    exact = accumulation_dtype(psi, [])
+    accumulate = accumulation_dtype(psi, [])
     # autocast would round the logits to 16 bits, and logits decide everything
     with torch.autocast(device_type=psi.device.type, enabled=False):
-        embeddings = flat(psi).to(exact)  # (B, D, N)
+        embeddings = flat(psi).to(accumulate)  # (B, D, N)
         chosen = embeddings.gather(2, nodes.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
         rows = (chosen.mT @ embeddings).softmax(-1)
     return rows.reshape(*nodes.shape, *grid)

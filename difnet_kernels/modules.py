@@ -14,7 +14,11 @@ class PsiProjection(nn.Module):
     """Ψ (§4; Ψ1): conv 1x1 with bias, batch normalisation, adaptive max pooling to the grid of the seed.
 
     forward(features (B, in_channels, *S), grid) -> (B, embed_dim, *grid), for one to three spatial axes; fused, as
-    `psi_projection`. `torch.nn.SyncBatchNorm.convert_sync_batchnorm` gives it the statistics of all processes.
+    `psi_projection`, whose gradients and errors it has. `torch.nn.SyncBatchNorm.convert_sync_batchnorm` gives it the
+    statistics of all processes.
+
+    >>> PsiProjection(256, 64)(torch.randn(1, 256, 81, 81), (41, 41)).shape
+    torch.Size([1, 64, 41, 41])
     """
 
     def __init__(self, in_channels: int, embed_dim: int = 64) -> None:
@@ -35,7 +39,12 @@ class ImportanceMap(nn.Module):
     """M = H(x) (§4): one weight in [0, 1] per node from the scores around it; the seed is M x (W5).
 
     BN-ReLU-conv 5x5, three times, K -> 8 -> 4 -> 1, no convolution bias, sigmoid last.
-    forward(scores (B, K, H, W)) -> (B, 1, H, W).
+    forward(scores (B, K, H, W)) -> (B, 1, H, W), differentiable as the layers it is made of.
+
+    >>> scores = torch.randn(1, 21, 41, 41)
+    >>> seed = ImportanceMap(21)(scores) * scores
+    >>> seed.shape
+    torch.Size([1, 21, 41, 41])
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -60,7 +69,12 @@ class CascadedRandomWalk(nn.Module):
 
     forward(seed (B, K, *S), features: T maps (B, C_t, *S_t)) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ).
     Parameters: Ψ, and one raw value per walk for μ and for β; `mu` and `beta` are the probabilities, sigmoid(-raw), in
-    fp32 also under autocast.
+    fp32 also under autocast. Gradients, precision and errors as in `cascaded_random_walk` and `psi_projection`.
+
+    >>> walk = CascadedRandomWalk(in_channels=(3, 256))
+    >>> scores, image, block = torch.randn(1, 21, 41, 41), torch.randn(1, 3, 321, 321), torch.randn(1, 256, 81, 81)
+    >>> walk(scores, [image, block]).shape
+    torch.Size([1, 21, 41, 41])
     """
 
     def __init__(

@@ -19,7 +19,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(slots=True)
 class Problem:
-    """Sizes, dtypes and device of one cascade, after validation."""
+    """Sizes, dtypes and device of one cascade, after validation, and whether its gradients are asked for, too."""
 
     batch: int
     classes: int
@@ -28,9 +28,10 @@ class Problem:
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
     precision: str
+    gradients: bool = True
 
     @staticmethod
-    def of(seed: Tensor, psi: Sequence[Tensor], precision: str) -> Problem:
+    def of(seed: Tensor, psi: Sequence[Tensor], precision: str, gradients: bool = True) -> Problem:
         return Problem(
             batch=seed.shape[0],
             classes=seed.shape[1],
@@ -39,12 +40,14 @@ class Problem:
             dtypes=(seed.dtype, *[p.dtype for p in psi]),
             device=seed.device,
             precision=precision,
+            gradients=gradients,
         )
 
 
 @dataclass(slots=True)
 class Projection:
-    """Sizes, dtypes and device of one Ψ, after validation; pixels and nodes are per image."""
+    """Sizes, dtypes and device of one Ψ, after validation, and whether its gradients are asked for, too; pixels and nodes
+    are per image."""
 
     batch: int
     channels: int
@@ -53,9 +56,10 @@ class Projection:
     nodes: int
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
+    gradients: bool = True
 
     @staticmethod
-    def of(features: Tensor, weight: Tensor, grid: Sequence[int]) -> Projection:
+    def of(features: Tensor, weight: Tensor, grid: Sequence[int], gradients: bool = True) -> Projection:
         return Projection(
             batch=features.shape[0],
             channels=features.shape[1],
@@ -64,6 +68,7 @@ class Projection:
             nodes=math.prod(grid),
             dtypes=(features.dtype, weight.dtype),
             device=features.device,
+            gradients=gradients,
         )
 
 

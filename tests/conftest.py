@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from difnet_kernels.backends import BACKENDS
+from difnet_kernels.backends import BACKENDS, cpu
 from tests.support.capability import device_of, takes
 from tests.support.cases import DTYPES
 
@@ -142,9 +142,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     skipped = _skipped(config)
     terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
     if "cpu" in counts.per_backend:
-        terminalreporter.write_line(
-            f"walk: the library uses the instructions of {BACKENDS['cpu'].instruction_set()} here"
-        )
+        terminalreporter.write_line(f"walk: the library uses the instructions of {cpu.instruction_set()} here")
     if absent:
         terminalreporter.write_line(f"walk: not usable here, so not tested: {'; '.join(absent)}")
     if len(skipped) != SKIPPED:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+import difnet_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -27,6 +30,18 @@ def test_make_commands_exist(document: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE))
     assert named - targets == set()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", [name for name in difnet_kernels.__all__ if callable(getattr(difnet_kernels, name))])
+def test_the_examples_of_the_docstrings_run(name: str) -> None:
+    """Each public function and module shows one call; an exception is shown by what raises it."""
+    public = getattr(difnet_kernels, name)
+    if isinstance(public, type) and issubclass(public, Exception):
+        return
+    (found,) = [test for test in doctest.DocTestFinder(recurse=False).find(public, name) if test.examples]
+    found.globs |= {"torch": torch, **vars(difnet_kernels)}
+    assert doctest.DocTestRunner().run(found).failed == 0
 
 
 @pytest.mark.smoke

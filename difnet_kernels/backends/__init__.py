@@ -1,22 +1,98 @@
-"""Which backend can run what, and why not: capability as data, read by the choice, the errors and the tests.
-
-A backend is a module with
-    unusable() -> str | None                    why it cannot run on this machine at all
-    refuses(problem) -> str | None              why it cannot run this cascade
-    cascade_forward, cascade_backward
-    refuses_projection(problem) -> str | None   why it cannot run this Ψ
-    projection_forward, projection_backward
-"""
+"""Which backend can run what, and why not: capability as data, read by the choice, the errors, `info` and the tests."""
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
+from torch import SymInt
+
+from difnet_kernels import cascade
 from difnet_kernels.backends import cpu, reference, triton
 from difnet_kernels.problem import Problem, Projection
 
+Run = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a backend brings, as functions that fill results which `ops` has allocated; what it does not bring is None.
+
+    unusable() -> str | None: why it cannot run on this machine at all.
+    refuses(Problem), refuses_projection(Projection) -> str | None: why it cannot run this cascade or this Ψ, on the device
+        that the problem names and in the directions that it asks for.
+    cascade_forward, cascade_backward: a whole cascade, its arguments as `cascade.forward` and `cascade.backward` have them
+        after the walk. A backend that brings single walks gets its cascade from those two.
+    projection_forward, projection_backward: Ψ, arguments as in reference.py.
+
+    What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other.
+    """
+
+    name: str
+    unusable: Callable[[], str | None]
+    refuses: Callable[[Problem], str | None]
+    refuses_projection: Callable[[Projection], str | None]
+    cascade_forward: Run | None = None
+    cascade_backward: Run | None = None
+    projection_forward: Run | None = None
+    projection_backward: Run | None = None
+
+    def why_not(self, problem: Problem | Projection) -> str | None:
+        """The reason that it cannot run `problem`, or None if it can."""
+        return self.unusable() or self._lacks(problem) or self._refuses(problem)
+
+    def _lacks(self, problem: Problem | Projection) -> str | None:
+        if isinstance(problem, Projection):
+            what, forward, backward = "Ψ", self.projection_forward, self.projection_backward
+        else:
+            what, forward, backward = "the cascade", self.cascade_forward, self.cascade_backward
+        if forward is None:
+            return f"it does not bring {what}"
+        if backward is None and problem.gradients:
+            return f"it brings {what} without gradients; call it under torch.no_grad()"
+        return None
+
+    def _refuses(self, problem: Problem | Projection) -> str | None:
+        return self.refuses_projection(problem) if isinstance(problem, Projection) else self.refuses(problem)
+
+
 # in order of preference; the dense reference is the last resort because it stores N x N
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="cpu",
+            unusable=cpu.unusable,
+            refuses=cpu.refuses,
+            refuses_projection=cpu.refuses,
+            cascade_forward=partial(cascade.forward, cpu.walk_forward),
+            cascade_backward=partial(cascade.backward, cpu.walk_backward),
+            projection_forward=cpu.projection_forward,
+            projection_backward=cpu.projection_backward,
+        ),
+        Backend(
+            name="triton",
+            unusable=triton.unusable,
+            refuses=triton.refuses,
+            refuses_projection=triton.refuses_projection,
+            cascade_forward=triton.cascade_forward,
+            cascade_backward=triton.cascade_backward,
+            projection_forward=triton.projection_forward,
+            projection_backward=triton.projection_backward,
+        ),
+        Backend(
+            name="reference",
+            unusable=reference.unusable,
+            refuses=reference.refuses,
+            refuses_projection=reference.refuses,
+            cascade_forward=partial(cascade.forward, reference.walk_forward),
+            cascade_backward=partial(cascade.backward, reference.walk_backward),
+            projection_forward=reference.projection_forward,
+            projection_backward=reference.projection_backward,
+        ),
+    )
+}
 
 
 class BackendUnavailable(RuntimeError):
@@ -25,9 +101,7 @@ class BackendUnavailable(RuntimeError):
 
 def why_not(name: str, problem: Problem | Projection) -> str | None:
     """The reason that backend `name` cannot run `problem`, or None if it can."""
-    backend = BACKENDS[name]
-    refuses = backend.refuses_projection if isinstance(problem, Projection) else backend.refuses
-    return backend.unusable() or refuses(problem)
+    return BACKENDS[name].why_not(problem)
 
 
 def check_name(name: str | None) -> None:
@@ -35,8 +109,12 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}; got {name!r}.")
 
 
-def choose(name: str, problem: Problem | Projection) -> ModuleType:
-    """The backend called `name`, or for "" the first that can run `problem`. A named one never falls back."""
+def choose(name: str, problem: Problem | Projection) -> Backend:
+    """The backend called `name`, or for "" the first that can run `problem`. A named one never falls back.
+
+    Pure: the same problem gives the same backend, so forward and backward of an unnamed call meet.
+    """
+    check_name(name or None)
     reasons = {}
     for candidate in [name] if name else BACKENDS:
         reason = why_not(candidate, problem)
@@ -47,3 +125,16 @@ def choose(name: str, problem: Problem | Projection) -> ModuleType:
     usable = [other for other in BACKENDS if why_not(other, problem) is None]
     advice = f" Usable here: {usable}." if usable else ""
     raise BackendUnavailable(f"no backend can run this problem ({told}).{advice} See `python -m difnet_kernels info`.")
+
+
+def resolve(name: str, problem: Problem | Projection) -> str:
+    """The name of the backend that ran forward, for backward to run the same: what forward leaves is private to it.
+
+    A name costs nothing on the device and stands in a compiled graph as a constant. While a graph for many sizes is traced
+    the choice would bind it to some of them; there the name stays open, and backward makes the choice that forward makes.
+    """
+    if isinstance(problem, Projection):
+        sizes = [problem.batch, problem.nodes, problem.channels, problem.pixels]
+    else:
+        sizes = [problem.batch, problem.nodes, problem.classes, *problem.embeds]
+    return name if any(isinstance(size, SymInt) for size in sizes) else choose(name, problem).name

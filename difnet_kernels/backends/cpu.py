@@ -1,8 +1,7 @@
-"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library, strings its walks into a cascade, and calls Ψ."""
+"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library and calls its walks and its Ψ."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,78 +45,43 @@ def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
 
 
-refuses_projection = refuses
-
-
 def instruction_set() -> str:
     """The one in use: the last of INSTRUCTION_SETS that the processor has and DIFNET_KERNELS_ISA allows."""
     return INSTRUCTION_SETS[torch.ops.difnet_kernels.instruction_set()]
 
 
-def cascade_forward(
-    state: Tensor | None,
+def walk_forward(
+    state: Tensor,
     seed: Tensor,
-    psi: Sequence[Tensor],
+    psi: Tensor,
     mu: Tensor,
     beta: Tensor,
-    precision: str,
-    *,
-    states: Tensor,
+    t: int,
+    next_state: Tensor,
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    last, steps = len(psi) - 1, states.shape[0]
-    current = seed if state is None else state  # (W5)
-    for t, p in enumerate(psi):
-        out = states[t - last - 1] if steps > last or t == last else None
-        # between walks the state keeps the accumulation dtype, whatever the caller's is
-        direct = out is not None and (t == last or out.dtype == walked.dtype)
-        following = out if out is not None and direct else torch.empty_like(walked[t]).mT
-        torch.ops.difnet_kernels.walk_forward.default(current, seed, p, mu, beta, t, following, walked[t], row_lse[t])
-        if out is not None and not direct:
-            out.copy_(following)
-        current = following
+    torch.ops.difnet_kernels.walk_forward.default(state, seed, psi, mu, beta, t, next_state, walked, row_lse)
 
 
-def cascade_backward(
-    grad_states: Tensor,
-    state: Tensor | None,
+def walk_backward(
+    grad_next: Tensor,
+    state: Tensor,
     seed: Tensor,
-    psi: Sequence[Tensor],
+    psi: Tensor,
     mu: Tensor,
     beta: Tensor,
+    t: int,
     walked: Tensor,
     row_lse: Tensor,
-    precision: str,
-    *,
-    grad_state: Tensor | None,
+    grad_state: Tensor,
     grad_seed: Tensor,
-    grad_psi: Sequence[Tensor],
+    grad_psi: Tensor,
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
-    walks, exact = len(psi), walked.dtype
-    y = [seed if state is None else state]
-    for t in range(walks - 1):
-        mixed = torch.lerp(seed.mT.to(exact), walked[t], mu[t])  # (W3)
-        y.append(torch.lerp(y[t].to(exact), mixed.mT, beta[t]))  # (W4)
-    grad = grad_states[-1]
-    total_seed = torch.zeros_like(walked[0])
-    for t in reversed(range(walks)):
-        before = torch.empty_like(total_seed)
-        torch.ops.difnet_kernels.walk_backward.default(
-            grad, y[t], seed, psi[t], mu, beta, t, walked[t], row_lse[t],
-            before, total_seed, grad_psi[t], grad_mu, grad_beta,
-        )  # fmt: skip
-        grad = before.mT
-        if t > 0 and grad_states.shape[0] == walks:
-            grad = grad + grad_states[t - 1]
-    if grad_state is None:
-        grad = grad + total_seed.mT  # (W5): the seed is also the first state
-    else:
-        grad_state.copy_(grad)
-        grad = total_seed.mT
-    grad_seed.copy_(grad)
+    saved, grads = (walked, row_lse), (grad_state, grad_seed, grad_psi, grad_mu, grad_beta)
+    torch.ops.difnet_kernels.walk_backward.default(grad_next, state, seed, psi, mu, beta, t, *saved, *grads)
 
 
 def projection_forward(
@@ -146,10 +110,9 @@ def projection_backward(
     grad_features: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
-    torch.ops.difnet_kernels.psi_backward.default(
-        _node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance, features, weight, _node_major(position),
-        None if z is None else _node_major(z), mean, grad_features, grad_weight,
-    )  # fmt: skip
+    upstream = (_node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance)
+    saved = (_node_major(position), None if z is None else _node_major(z), mean)
+    torch.ops.difnet_kernels.psi_backward.default(*upstream, features, weight, *saved, grad_features, grad_weight)
 
 
 def _node_major(pooled: Tensor) -> Tensor:

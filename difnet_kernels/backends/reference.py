@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +17,7 @@ def unusable() -> str | None:
     return None
 
 
-def refuses(problem: Problem) -> str | None:
-    return None
-
-
-def refuses_projection(problem: Projection) -> str | None:
+def refuses(problem: Problem | Projection) -> str | None:
     return None
 
 
@@ -36,23 +32,26 @@ def walk(state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor) -> 
     """One step on node-major fields (B, N, C): the next state, walked and row_lse. Differentiable by autograd."""
     P, row_lse = transition(psi)
     walked = P @ state  # (W2)
-    return epilogue(walked, state, seed, mu, beta), walked, row_lse
+    return step(walked, seed, state, mu, beta), walked, row_lse
 
 
-def epilogue(walked: Tensor, state: Tensor, seed: Tensor, mu: Tensor, beta: Tensor) -> Tensor:
-    """The next state, from what the other nodes sent: fields of one shape, in any layout."""
-    mixed = mu * walked + (1 - mu) * seed  # (W3)
-    return beta * mixed + (1 - beta) * state  # (W4)
+def step(walked: Tensor, seed: Tensor, state: Tensor, mu: Tensor, beta: Tensor) -> Tensor:
+    """The next state from what has walked; the gates broadcast."""
+    return beta * mix(walked, seed, mu) + (1 - beta) * state  # (W4)
+
+
+def mix(walked: Tensor, seed: Tensor, mu: Tensor) -> Tensor:
+    return mu * walked + (1 - mu) * seed  # (W3)
 
 
 def closed_form(seed: Tensor, psi: Tensor, mu: float | Tensor) -> Tensor:
     """(W6) y = (I - mu P)^-1 (1 - mu) seed, the limit of Eq. 3, on node-major fields; mu < 1."""
     P, _ = transition(psi)
     identity = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return torch.linalg.solve(identity - mu * P, (1 - mu) * seed)
+    return torch.linalg.solve(identity - mu * P, (1 - mu) * seed)  # (W6)
 
 
-def walk_backward(
+def walk_gradients(
     grad: Tensor, state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor, walked: Tensor, row_lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """B1-B7 on node-major fields: the gradients of state, seed, psi, mu and beta, with the symmetry Q = K spelled out."""
@@ -64,9 +63,8 @@ def walk_backward(
     grad_psi = T @ psi  # (B5)
     grad_state = (1 - beta) * grad + P.mT @ h  # (B1, B6)
     grad_seed = beta * (1 - mu) * grad  # (B1)
-    mixed = mu * walked + (1 - mu) * seed
     grad_mu = beta * ((walked - seed) * grad).sum()  # (B7)
-    grad_beta = ((mixed - state) * grad).sum()  # (B7)
+    grad_beta = ((mix(walked, seed, mu) - state) * grad).sum()  # (B7)
     return grad_state, grad_seed, grad_psi, grad_mu, grad_beta
 
 
@@ -79,7 +77,7 @@ def _in_full_precision(run: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def without_autocast(*args: Any, **results: Any) -> None:
-        device = next(x.device for x in results.values() if isinstance(x, Tensor))
+        device = next(x.device for x in (*args, *results.values()) if isinstance(x, Tensor))
         with torch.autocast(device_type=device.type, enabled=False):
             run(*args, **results)
 
@@ -87,66 +85,48 @@ def _in_full_precision(run: Callable[..., None]) -> Callable[..., None]:
 
 
 @_in_full_precision
-def cascade_forward(
-    state: Tensor | None,
+def walk_forward(
+    state: Tensor,
     seed: Tensor,
-    psi: Sequence[Tensor],
+    psi: Tensor,
     mu: Tensor,
     beta: Tensor,
-    precision: str,
-    *,
-    states: Tensor,
+    t: int,
+    next_state: Tensor,
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    dtype = walked.dtype
-    s = _node_major(seed, dtype)
-    y = s if state is None else _node_major(state, dtype)  # (W5)
-    for t, p in enumerate(psi):
-        y, walked[t], row_lse[t] = walk(y, s, _node_major(p, dtype), mu[t], beta[t])
-        if states.shape[0] == len(psi):
-            states[t] = y.mT
-    states[-1] = y.mT
+    """`walk` for cascade.py: fields (B, C, N) of any dtype, results into memory that is given."""
+    y, s, p = (_node_major(x, walked.dtype) for x in (state, seed, psi))
+    y, w, lse = walk(y, s, p, mu[t], beta[t])
+    next_state.copy_(y.mT)
+    walked.copy_(w)
+    row_lse.copy_(lse)
 
 
 @_in_full_precision
-def cascade_backward(
-    grad_states: Tensor,
-    state: Tensor | None,
+def walk_backward(
+    grad_next: Tensor,
+    state: Tensor,
     seed: Tensor,
-    psi: Sequence[Tensor],
+    psi: Tensor,
     mu: Tensor,
     beta: Tensor,
+    t: int,
     walked: Tensor,
     row_lse: Tensor,
-    precision: str,
-    *,
-    grad_state: Tensor | None,
+    grad_state: Tensor,
     grad_seed: Tensor,
-    grad_psi: Sequence[Tensor],
+    grad_psi: Tensor,
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
-    dtype, walks = walked.dtype, len(psi)
-    s = _node_major(seed, dtype)
-    y = [s if state is None else _node_major(state, dtype)]
-    for t in range(walks - 1):
-        y.append(beta[t] * (mu[t] * walked[t] + (1 - mu[t]) * s) + (1 - beta[t]) * y[t])
-    grad = _node_major(grad_states[-1], dtype)
-    total_seed = torch.zeros_like(s)
-    for t in reversed(range(walks)):
-        grad, step_seed, step_psi, grad_mu[t], grad_beta[t] = walk_backward(
-            grad, y[t], s, _node_major(psi[t], dtype), mu[t], beta[t], walked[t], row_lse[t]
-        )
-        total_seed += step_seed
-        grad_psi[t].copy_(step_psi.mT)
-        if t > 0 and grad_states.shape[0] == walks:
-            grad = grad + _node_major(grad_states[t - 1], dtype)
-    if grad_state is None:
-        total_seed = total_seed + grad  # (W5): the seed is also the first state
-    else:
-        grad_state.copy_(grad.mT)
-    grad_seed.copy_(total_seed.mT)
+    """`walk_gradients` for cascade.py; adds to grad_seed."""
+    grad, y, s, p = (_node_major(x, walked.dtype) for x in (grad_next, state, seed, psi))
+    of_state, of_seed, of_psi, grad_mu[t], grad_beta[t] = walk_gradients(grad, y, s, p, mu[t], beta[t], walked, row_lse)
+    grad_state.copy_(of_state)
+    grad_seed += of_seed
+    grad_psi.copy_(of_psi.mT)
 
 
 def _project(features: Tensor, weight: Tensor) -> Tensor:

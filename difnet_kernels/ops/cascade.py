@@ -28,10 +28,10 @@ def _empty_forward(seed: Tensor, psi: list[Tensor], all_steps: bool) -> tuple[Te
     """states like seed (stacked T times with all_steps), walked (T, B, N, K), row_lse (T, B, N)."""
     walks, batch, classes = len(psi), seed.shape[0], seed.shape[1]
     nodes = math.prod(seed.shape[2:])
-    exact = accumulation_dtype(seed, psi)
+    accumulate = accumulation_dtype(seed, psi)
     states = empty_field_like(seed, steps=walks if all_steps else None)
-    walked = seed.new_empty((walks, batch, nodes, classes), dtype=exact)
-    return states, walked, seed.new_empty((walks, batch, nodes), dtype=exact)
+    walked = seed.new_empty((walks, batch, nodes, classes), dtype=accumulate)
+    return states, walked, seed.new_empty((walks, batch, nodes), dtype=accumulate)
 
 
 def _empty_backward(
@@ -58,9 +58,11 @@ def _forward(
     backend: str,
     all_steps: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = backends.choose(backend, Problem.of(seed, psi, precision))
+    # a named backend may bring forward alone; autograd asks for the rest where it saves
+    run = backends.choose(backend, Problem.of(seed, psi, precision, gradients=not backend))
     states, walked, row_lse = _empty_forward(seed, psi, all_steps)
     if walked.numel() > 0:
+        assert run.cascade_forward is not None  # or `choose` would have refused
         run.cascade_forward(
             None if state is None else flat(state),
             flat(seed),
@@ -102,6 +104,7 @@ def _backward(
         grad_beta.zero_()
         return grads
     nodes = walked.shape[2]
+    assert run.cascade_backward is not None
     run.cascade_backward(
         grad_states.reshape(-1, seed.shape[0], seed.shape[1], nodes),
         None if state is None else flat(state),
@@ -133,7 +136,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, walked, row_lse = output
     ctx.set_materialize_grads(False)
     ctx.has_state, ctx.walks = state is not None, len(psi)
-    ctx.options = (precision, backend, all_steps)
+    ctx.options = (precision, backends.resolve(backend, Problem.of(seed, psi, precision)), all_steps)
     ctx.save_for_backward(*([state] if ctx.has_state else []), seed, mu, beta, walked, row_lse, *psi)
 
 

@@ -45,10 +45,11 @@ def _empty_forward(
 def _forward(
     features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int], statistics: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = backends.choose(backend, Projection.of(features, weight, grid))
+    run = backends.choose(backend, Projection.of(features, weight, grid, gradients=not backend))
     peak, position, mean, variance = _empty_forward(features, weight, grid, statistics)
     if peak.numel() == 0:  # no image
         return peak, position, mean.zero_(), variance.zero_()
+    assert run.projection_forward is not None  # or `choose` would have refused
     run.projection_forward(
         features,
         weight.contiguous(),
@@ -91,6 +92,7 @@ def _backward(
     if position.numel() == 0:
         return grad_features, grad_weight.zero_()
     if want_features or want_weight:
+        assert run.projection_backward is not None
         run.projection_backward(
             grad_peak,
             None if grad_mean is None else grad_mean.contiguous(),
@@ -114,10 +116,10 @@ def _backward_fake(  # type: ignore[no-untyped-def]
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    features, weight, _, _, statistics, backend = inputs
+    features, weight, _, grid, statistics, backend = inputs
     peak, position, mean, _ = output
     ctx.set_materialize_grads(False)
-    ctx.statistics, ctx.backend = statistics, backend
+    ctx.statistics, ctx.backend = statistics, backends.resolve(backend, Projection.of(features, weight, grid))
     # where every window is one pixel, peak is all of z and need not be computed again
     ctx.whole = statistics and peak.shape[2:] == features.shape[2:]
     ctx.mark_non_differentiable(position)
@@ -131,10 +133,11 @@ def _differentiate(ctx, grad_peak, grad_position, grad_mean, grad_variance):  # 
         grad_mean = grad_variance = None
     if grad_peak is None:
         grad_peak = weight.new_zeros(()).expand(position.shape)
+    saved = (position, z[0] if ctx.whole else None, mean)
+    wanted = (want_features, want_weight)
     grad_features, grad_weight = torch.ops.difnet_kernels.projection_backward(
-        grad_peak, grad_mean, grad_variance, features, weight, position, z[0] if ctx.whole else None, mean,
-        want_features, want_weight, ctx.backend,
-    )  # fmt: skip
+        grad_peak, grad_mean, grad_variance, features, weight, *saved, *wanted, ctx.backend
+    )
     return grad_features if want_features else None, grad_weight if want_weight else None, None, None, None, None
 
 

@@ -51,7 +51,7 @@ def sdpa(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tenso
             nodes = F.pad(nodes, (0, width - nodes.shape[-1]))
             values = F.pad(state, (0, width - classes))
             walked = F.scaled_dot_product_attention(nodes, nodes, values, scale=1.0)[..., :classes]
-            state = reference.epilogue(walked, state, source, m, b)
+            state = reference.step(walked, source, state, m, b)
     return state.squeeze(1).mT.reshape(seed.shape)
 
 

@@ -48,7 +48,7 @@ def dense_steps(
     for p, m, b in zip(psi, mu, beta, strict=True):
         nodes = p.flatten(2).mT  # [B, N, D]
         walked = torch.softmax(nodes @ nodes.mT, -1) @ state
-        state = reference.epilogue(walked, state, source, m, b)
+        state = reference.step(walked, source, state, m, b)
         steps.append(state.mT.reshape(seed.shape))
     return tuple(steps)
 

@@ -53,8 +53,11 @@ def test_gradients_have_the_dtype_of_their_input(backend: str, seed_dtype: str, 
     )
     result = both(inputs, backend)
     assert [x.dtype for x in result.tensors()] == [
-        *[DTYPES[seed_dtype]] * 2, *[DTYPES[psi_dtype]] * 2, torch.float32, torch.float32
-    ]  # fmt: skip
+        *[DTYPES[seed_dtype]] * 2,
+        *[DTYPES[psi_dtype]] * 2,
+        torch.float32,
+        torch.float32,
+    ]
     assert_gradients(result, inputs, truth_of(inputs))
 
 
@@ -149,6 +152,7 @@ def test_nearly_one_hot_rows_keep_their_gradient(backend: str, confidence: float
     P = torch.softmax(leaf.mT @ leaf, dim=-1)
     assert abs(P[0, 0, 0].item() - confidence) < 1e-9
     s = inputs.seed.mT
+    # written out, because a truth that called the reference would share its mistakes
     y = inputs.beta * (inputs.mu * P @ s + (1 - inputs.mu) * s) + (1 - inputs.beta) * s
     (true,) = torch.autograd.grad(y, leaf, inputs.grad.mT)
     if dtype == "fp64":

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from difnet_kernels import PsiProjection, psi_projection
 from tests.support.cases import normal
 from tests.support.projections import Shape, composed, features, module, run
-from tests.support.tolerances import PSI_PROJECTION, assert_within
+from tests.support.tolerances import PROJECTION, assert_within
 from tests.support.truth import assert_same
 
 SHAPE = Shape(3, 4, 5, (9, 7), (4, 3))
-BOUND = PSI_PROJECTION[torch.float32]
+BOUND = PROJECTION[torch.float32]
 
 
 def _both(norm: nn.BatchNorm2d, training: bool, backend: str | None = None, shift: float = 0.0) -> None:

@@ -94,6 +94,7 @@ def test_eval505_and_context60_in_one_row_block(backend: str) -> None:
         seed, psi = inputs.seed.double().flatten(2)[0], inputs.psi[0].double().flatten(2)[0]
         walked = torch.softmax(psi[:, rows].T @ psi, dim=-1) @ seed.T
         mu, beta = inputs.mu.double(), inputs.beta.double()
+        # written out, because a truth that called the reference would share its mistakes
         true = beta * (mu * walked.T + (1 - mu) * seed[:, rows]) + (1 - beta) * seed[:, rows]
         ours = forward(inputs, backend).flatten(2)[0][:, rows].double()
         bound = 2e-6 + 4 * 2.0**-24 * inputs.largest_logit

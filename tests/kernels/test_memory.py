@@ -185,10 +185,21 @@ def test_guard_bands_around_the_results_stay(backend: str, layout: str) -> None:
     )
     gradients = [guarded((2, 5, 65)), guarded((2, 6, 65)), guarded((2, 6, 65)), guarded((2,)), guarded((2,))]
     run.cascade_backward(
-        inputs.grad.unsqueeze(0), None, inputs.seed, inputs.psi, inputs.mu, inputs.beta, walked, row_lse, "high",
-        grad_state=None, grad_seed=gradients[0][1], grad_psi=[gradients[1][1], gradients[2][1]],
-        grad_mu=gradients[3][1], grad_beta=gradients[4][1],
-    )  # fmt: skip
+        inputs.grad.unsqueeze(0),
+        None,
+        inputs.seed,
+        inputs.psi,
+        inputs.mu,
+        inputs.beta,
+        walked,
+        row_lse,
+        "high",
+        grad_state=None,
+        grad_seed=gradients[0][1],
+        grad_psi=[gradients[1][1], gradients[2][1]],
+        grad_mu=gradients[3][1],
+        grad_beta=gradients[4][1],
+    )
     for memory, view in [*frames, *gradients]:
         assert bool((memory[:64] == 12345).all()) and bool((memory[-64:] == 12345).all())
         assert not (view == 12345).any()

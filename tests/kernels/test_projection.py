@@ -10,7 +10,7 @@ from difnet_kernels import PsiProjection, psi_projection
 from difnet_kernels.problem import accumulation_dtype
 from tests.support.cases import DTYPES, normal
 from tests.support.projections import NAMES, PAPER, SHAPES, Shape, composed, features, module, random_shape, run
-from tests.support.tolerances import GRADCHECK, PSI_PROJECTION, assert_within
+from tests.support.tolerances import GRADCHECK, PROJECTION, assert_within
 from tests.support.truth import assert_same
 
 SMALL = Shape(2, 6, 16, (13, 17), (5, 6))
@@ -24,7 +24,7 @@ def assert_composed(ours: PsiProjection, x: Tensor, shape: Shape, backend: str) 
     theirs = composed(ours, shape)
     mine = run(_on(ours, backend), x, shape.grid)
     true = run(theirs, x.double())
-    bound = PSI_PROJECTION[accumulation_dtype(x, [ours.weight])]
+    bound = PROJECTION[accumulation_dtype(x, [ours.weight])]
     # gradients of parameters are sums of B·N terms of about one that may cancel (in training, that of the bias to zero)
     sums = bound * (true[0].numel() / shape.embed) ** 0.5
     floors = dict.fromkeys(("weight", "bias", "gamma", "beta"), sums)

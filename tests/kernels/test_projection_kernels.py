@@ -16,7 +16,7 @@ from difnet_kernels.backends import BACKENDS
 from difnet_kernels.problem import accumulation_dtype
 from tests.support.cases import DTYPES, normal
 from tests.support.projections import Shape
-from tests.support.tolerances import HALF_ULP, PSI_PROJECTION, assert_within
+from tests.support.tolerances import HALF_ULP, PROJECTION, assert_within
 from tests.support.truth import assert_same
 
 Axes = tuple[int, int, int]
@@ -68,19 +68,27 @@ class Problem:
     grad_mean: Tensor | None
     grad_variance: Tensor | None
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.features, self.weight, self.slope
+
+    @property
+    def upstream(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.grad_peak, self.grad_mean, self.grad_variance
+
 
 def draw(case: Shape, dtype: str = "fp32", weight_dtype: str = "fp32", statistics: bool = True) -> Problem:
     """Numbered inputs of a case; slopes of both signs."""
     features = normal(1, case.batch, case.channels, *case.size).to(DTYPES[dtype])
-    exact = accumulation_dtype(features, [torch.empty(0, dtype=DTYPES[weight_dtype])])
+    accumulate = accumulation_dtype(features, [torch.empty(0, dtype=DTYPES[weight_dtype])])
     return Problem(
         features,
-        normal(2, case.embed, case.channels, dtype=exact),
-        normal(3, case.embed, dtype=exact),
+        normal(2, case.embed, case.channels, dtype=accumulate),
+        normal(3, case.embed, dtype=accumulate),
         case.grid,
-        normal(4, case.batch, case.embed, *case.grid, dtype=exact),
-        normal(5, case.embed, dtype=exact) if statistics else None,
-        normal(6, case.embed, dtype=exact) if statistics else None,
+        normal(4, case.batch, case.embed, *case.grid, dtype=accumulate),
+        normal(5, case.embed, dtype=accumulate) if statistics else None,
+        normal(6, case.embed, dtype=accumulate) if statistics else None,
     )
 
 
@@ -103,9 +111,8 @@ def forward(kernel: str, problem: Problem) -> Forward:
     mean, variance = problem.weight.new_full((2, embed), float("nan")) if statistics else (None, None)
     result = Forward(peak, torch.full_like(peak, -1, dtype=torch.int32), mean, variance)
     BACKENDS[kernel].projection_forward(
-        problem.features, problem.weight, problem.slope,
-        peak=peak, position=result.position, mean=mean, variance=variance,
-    )  # fmt: skip
+        *problem.inputs, peak=peak, position=result.position, mean=mean, variance=variance
+    )
     return result
 
 
@@ -115,10 +122,14 @@ def backward(kernel: str, problem: Problem, made: Forward, wanted: str = "featur
     grad_features = dense.fill_(float("nan")) if "features" in wanted else None
     grad_weight = torch.full_like(problem.weight, float("nan")) if "weight" in wanted else None
     BACKENDS[kernel].projection_backward(
-        problem.grad_peak, problem.grad_mean, problem.grad_variance,
-        problem.features, problem.weight, made.position, made.mean,
-        grad_features=grad_features, grad_weight=grad_weight,
-    )  # fmt: skip
+        *problem.upstream,
+        problem.features,
+        problem.weight,
+        made.position,
+        made.mean,
+        grad_features=grad_features,
+        grad_weight=grad_weight,
+    )
     return [x for x in (grad_features, grad_weight) if x is not None]
 
 
@@ -142,7 +153,7 @@ def assert_true(kernel: str, problem: Problem) -> None:
     """Values, winners and moments of z, and with the same winners both gradients."""
     made = forward(kernel, problem)
     z, features, weight = projected(problem)
-    bound = PSI_PROJECTION[problem.weight.dtype]
+    bound = PROJECTION[problem.weight.dtype]
     floor = bound * z.abs().max().item()
     chosen = at(z, made.position)
     assert_within("peak", made.peak, chosen, 0.0, floor=floor)
@@ -226,10 +237,8 @@ def test_strides_of_the_statistics_change_no_bit(kernel: str, layout: str) -> No
         problem.grad_mean, problem.grad_variance = (
             STATISTICS[layout](x) for x in (problem.grad_mean, problem.grad_variance)
         )
-        ours = torch.ops.difnet_kernels.projection_backward(
-            problem.grad_peak, problem.grad_mean, problem.grad_variance, problem.features, problem.weight,
-            made.position, None, made.mean, True, True, kernel,
-        )  # fmt: skip
+        given = (*problem.upstream, problem.features, problem.weight, made.position, None, made.mean)
+        ours = torch.ops.difnet_kernels.projection_backward(*given, True, True, kernel)
         problem.grad_mean, problem.grad_variance = (
             x.clone(memory_format=torch.contiguous_format) for x in (problem.grad_mean, problem.grad_variance)
         )
@@ -251,15 +260,17 @@ def test_outputs_have_strides_too(kernel: str, outer: str) -> None:
     wide = torch.full((*problem.features.shape, 3), -5.0)
     expected = forward(kernel, problem)
     run = BACKENDS[kernel]
-    run.projection_forward(
-        problem.features, problem.weight, problem.slope,
-        peak=peak, position=position, mean=moments[0], variance=moments[1],
-    )  # fmt: skip
+    run.projection_forward(*problem.inputs, peak=peak, position=position, mean=moments[0], variance=moments[1])
     assert_same([peak, position, *moments], expected.tensors())
     run.projection_backward(
-        problem.grad_peak, problem.grad_mean, problem.grad_variance, problem.features, problem.weight,
-        position, moments[0], grad_features=wide[..., 1], grad_weight=None,
-    )  # fmt: skip
+        *problem.upstream,
+        problem.features,
+        problem.weight,
+        position,
+        moments[0],
+        grad_features=wide[..., 1],
+        grad_weight=None,
+    )
     assert_same([wide[..., 1]], backward(kernel, problem, expected, "features"))
     around = [held[0][..., 0], held[1][..., 0], wide[..., 0], wide[..., 2]]
     assert all(bool((x == -5).all()) for x in around)
@@ -343,7 +354,7 @@ def test_a_large_mean_leaves_the_variance(kernel: str, case: Shape, dtype: str) 
     z = projected(problem)[0].detach() - offset.view(1, -1, 1, 1, 1)  # exact, so the truth keeps all its digits
     # fp64 has no wider type to merge tiles in, and rounds once for each
     assert_within("mean", made.mean, offset + z.mean((0, 2, 3, 4)), 8 * HALF_ULP[made.mean.dtype])
-    assert_within("variance", made.variance, z.var((0, 2, 3, 4), unbiased=False), PSI_PROJECTION[made.mean.dtype])
+    assert_within("variance", made.variance, z.var((0, 2, 3, 4), unbiased=False), PROJECTION[made.mean.dtype])
 
 
 @pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 150, 64, (1, 41, 41), (1, 41, 41))], ids=str)
@@ -385,4 +396,4 @@ def test_what_is_not_wanted_changes_nothing(kernel: str, poisoned: None, mean: b
     problem.grad_mean = zero if problem.grad_mean is None else problem.grad_mean
     problem.grad_variance = zero if problem.grad_variance is None else problem.grad_variance
     for name, ours, full in zip(("features", "weight"), both, backward(kernel, problem, made), strict=True):
-        assert_within(name, ours, full, PSI_PROJECTION[torch.float32])
+        assert_within(name, ours, full, PROJECTION[torch.float32])

@@ -91,7 +91,7 @@ def test_05_rotating_psi_changes_nothing(backend: str, case: Case, dtype: str) -
     for p, gradient in zip(inputs.psi, both(inputs, backend).grad_psi, strict=True):
         moment = torch.einsum("bdn,ben->de", gradient.double().flatten(2), p.double().flatten(2))
         size = torch.einsum("bdn,ben->de", gradient.double().flatten(2).abs(), p.double().flatten(2).abs())
-        noise = PSI_GRADIENT * at.walk * max(size.max().item(), case.batch * case.nodes * FLOOR[at.exact])
+        noise = PSI_GRADIENT * at.walk * max(size.max().item(), case.batch * case.nodes * FLOOR[at.accumulate])
         assert_within("moment", moment, moment.T, 0.0, floor=noise)
 
 

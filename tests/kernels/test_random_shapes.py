@@ -48,9 +48,9 @@ def _drawn(number: int, kinds: Sequence[torch.dtype]) -> tuple[str, Inputs]:
 
     seed = varied(inputs.seed)
     psi = [varied(p) for p in inputs.psi]
-    exact = torch.float64 if any(x.dtype == torch.float64 for x in (seed, *psi)) else torch.float32
+    accumulate = torch.float64 if any(x.dtype == torch.float64 for x in (seed, *psi)) else torch.float32
     grad = varied(inputs.grad).to(seed.dtype)
-    drawn = replace(inputs, seed=seed, psi=psi, grad=grad, mu=inputs.mu.to(exact), beta=inputs.beta.to(exact))
+    drawn = replace(inputs, seed=seed, psi=psi, grad=grad, mu=inputs.mu.to(accumulate), beta=inputs.beta.to(accumulate))
     return f"{case}, seed {seed.dtype}, psi {[p.dtype for p in psi]}", drawn
 
 

@@ -104,9 +104,16 @@ def test_the_public_surface() -> None:
     """What the package promises, nothing missing and nothing more."""
     assert sorted(difnet_kernels.__all__) == sorted(
         [
-            "BACKENDS", "BackendUnavailable", "CascadedRandomWalk", "ImportanceMap", "PsiProjection",
-            "cascaded_random_walk", "psi_projection", "random_walk", "transition_rows",
+            "BACKENDS",
+            "BackendUnavailable",
+            "CascadedRandomWalk",
+            "ImportanceMap",
+            "PsiProjection",
+            "cascaded_random_walk",
+            "psi_projection",
+            "random_walk",
+            "transition_rows",
         ]
-    )  # fmt: skip
+    )
     for name in difnet_kernels.__all__:
         assert getattr(difnet_kernels, name) is not None

@@ -94,9 +94,21 @@ def test_the_native_walks(native: str, layout: str) -> None:
     torch.library.opcheck(OPS.walk_forward.default, forward, test_utils=MUTABLE)
     OPS.walk_forward(*forward)
     backward = (
-        torch.randn_like(fields[0]), fields[0], fields[0], fields[1], made.mu, made.beta, 0, walked, row_lse,
-        new(3, 35, 4).zero_(), new(3, 35, 4).zero_(), torch.zeros_like(fields[1]), new(1).zero_(), new(1).zero_(),
-    )  # fmt: skip
+        torch.randn_like(fields[0]),
+        fields[0],
+        fields[0],
+        fields[1],
+        made.mu,
+        made.beta,
+        0,
+        walked,
+        row_lse,
+        new(3, 35, 4).zero_(),
+        new(3, 35, 4).zero_(),
+        torch.zeros_like(fields[1]),
+        new(1).zero_(),
+        new(1).zero_(),
+    )
     torch.library.opcheck(OPS.walk_backward.default, backward, test_utils=MUTABLE)
 
 
@@ -111,8 +123,8 @@ def test_nothing(backend: str, empty: str) -> None:
 def _projected(layout: str, dtype: str = "fp32") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:
     """Features (3, 6, 1, 5, 7), weight (4, 6) and slopes of both signs, for a grid of 3x4."""
     (_, features), _ = _inputs(layout, dtype, 1, grad=True)
-    exact = torch.promote_types(DTYPES[dtype], torch.float32)
-    weight = normal(5, 4, 6, dtype=exact).requires_grad_()
+    accumulate = torch.promote_types(DTYPES[dtype], torch.float32)
+    weight = normal(5, 4, 6, dtype=accumulate).requires_grad_()
     return features.detach().unsqueeze(2).requires_grad_(), weight, weight.detach()[:, 0].clone(), [1, 3, 4]
 
 

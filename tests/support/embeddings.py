@@ -110,6 +110,17 @@ def zero(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Te
 REGIMES: dict[str, Fill] = {
     fill.__name__: fill
     for fill in (
-        smooth, photo, one_hot, brightening, darkening, shuffled, equal, outlier, offset, clusters, opposed, zero,
+        smooth,
+        photo,
+        one_hot,
+        brightening,
+        darkening,
+        shuffled,
+        equal,
+        outlier,
+        offset,
+        clusters,
+        opposed,
+        zero,
     )
-}  # fmt: skip
+}

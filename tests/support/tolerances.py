@@ -18,7 +18,7 @@ ROUNDINGS_PER_LOGIT = 4
 # what is left at small logits: exp by polynomial, sums over N and the gates, 33 roundings in all
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}
 # one rounding of the result, and one of P or y where the products are 16-bit
-NARROW = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+SIXTEEN_BIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # "medium": logits from one fp16 or TF32 product
 MEDIUM_PER_LOGIT = 1e-4
 # d psi sums T_ij = P_ij(h·y - δ) + transpose: two weights, a difference and a product where a walk has one weight
@@ -37,7 +37,7 @@ TYPICAL = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torch
 # rows of P sum to one: the sum and the quotient, whatever the logits
 ROW_SUM = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # Ψ: a product over the channels, statistics over the pixels, and the two differences of batch normalisation backward
-PSI_PROJECTION = {torch.float64: 1e-12, torch.float32: 1e-5}
+PROJECTION = {torch.float64: 1e-12, torch.float32: 1e-5}
 # fp64 gradcheck: central differences at 1e-6 leave 1e-10 of truncation and 1e-10 of rounding
 GRADCHECK = {"eps": 1e-6, "atol": 1e-7, "rtol": 1e-5, "nondet_tol": 0.0}
 
@@ -52,36 +52,38 @@ class Setting:
     precision: str = "high"
 
     @property
-    def exact(self) -> torch.dtype:
+    def accumulate(self) -> torch.dtype:
         return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     @property
     def walk(self) -> float:
         """The logit-aware bound on max|e| / max|y|."""
-        logits = ROUNDINGS_PER_LOGIT * HALF_ULP[self.exact] * self.largest_logit
-        if self.precision == "medium" and self.exact == torch.float32:
+        logits = ROUNDINGS_PER_LOGIT * HALF_ULP[self.accumulate] * self.largest_logit
+        if self.precision == "medium" and self.accumulate == torch.float32:
             logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * self.largest_logit))
-        narrow = max((NARROW[dtype] for dtype in self.dtypes if dtype in NARROW), default=0.0)
-        return self.walks * (logits + FLOOR[self.exact] + narrow)
+        sixteen_bit = max((SIXTEEN_BIT[dtype] for dtype in self.dtypes if dtype in SIXTEEN_BIT), default=0.0)
+        return self.walks * (logits + FLOOR[self.accumulate] + sixteen_bit)
 
     @property
     def product(self) -> torch.dtype:
         """What h and y are multiplied in (B2, B4): matrix units take 16-bit scores as they are, and "medium" rounds."""
-        narrow = self.precision == "medium" or bool(self.dtypes & NARROW.keys())
-        return torch.float16 if narrow and self.exact == torch.float32 else self.exact
+        sixteen_bit = self.precision == "medium" or bool(self.dtypes & SIXTEEN_BIT.keys())
+        return torch.float16 if sixteen_bit and self.accumulate == torch.float32 else self.accumulate
 
     @property
     def typical(self) -> float:
         """The bound on RMS(e) / RMS(r)."""
-        narrow = max((TYPICAL[dtype] for dtype in self.dtypes if dtype in NARROW), default=TYPICAL[self.exact])
-        logits = HALF_ULP[self.exact] * self.largest_logit
-        if self.precision == "medium" and self.exact == torch.float32:
+        sixteen_bit = max(
+            (TYPICAL[dtype] for dtype in self.dtypes if dtype in SIXTEEN_BIT), default=TYPICAL[self.accumulate]
+        )
+        logits = HALF_ULP[self.accumulate] * self.largest_logit
+        if self.precision == "medium" and self.accumulate == torch.float32:
             logits = min(1.0, MEDIUM_PER_LOGIT * self.largest_logit)
-        return self.walks * max(narrow, logits)
+        return self.walks * max(sixteen_bit, logits)
 
     @property
     def gate(self) -> float:
-        return max(self.walks * max(GATE_GRADIENT[dtype] for dtype in self.dtypes | {self.exact}), 2 * self.walk)
+        return max(self.walks * max(GATE_GRADIENT[dtype] for dtype in self.dtypes | {self.accumulate}), 2 * self.walk)
 
 
 def assert_within(name: str, ours: Tensor, truth: Tensor, bound: float, *, floor: float = 0.0) -> None:

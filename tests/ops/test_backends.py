@@ -1,0 +1,117 @@
+"""The choice of a backend: per problem, direction and device; what forward leaves is read by its own backward alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from difnet_kernels import BACKENDS, BackendUnavailable, cascaded_random_walk, psi_projection
+from difnet_kernels.backends import Backend, choose, why_not
+from difnet_kernels.problem import Problem
+
+SEED, PSI, GATE = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5), torch.tensor([0.5])
+OPS = torch.ops.difnet_kernels
+REFERENCE = BACKENDS["reference"]
+
+
+def _twin(name: str, **changes: object) -> Backend:
+    """A backend that computes as the reference does, under another name."""
+    return replace(REFERENCE, name=name, **changes)  # type: ignore[arg-type]
+
+
+def _never(*arguments: object, **results: object) -> None:
+    raise AssertionError("another backend's backward was reached")
+
+
+@pytest.fixture
+def table() -> Iterator[dict[str, Backend]]:
+    """The table of backends, to be changed by a test; afterwards it is what it was, in its order."""
+    before = dict(BACKENDS)
+    yield BACKENDS
+    BACKENDS.clear()
+    BACKENDS.update(before)
+
+
+@pytest.fixture
+def half(table: dict[str, Backend]) -> None:
+    """The preferred backend brings forward alone."""
+    others = dict(table)
+    table.clear()
+    table.update({"half": _twin("half", cascade_backward=None, projection_backward=None), **others})
+
+
+def _walk(backend: str | None, psi: Tensor = PSI) -> Tensor:
+    y = cascaded_random_walk(SEED, [psi], GATE, GATE, backend=backend)
+    assert isinstance(y, Tensor)
+    return y
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("half")
+def test_a_backend_may_bring_forward_alone() -> None:
+    """Named, it runs where no gradient is asked for."""
+    assert torch.equal(_walk("half"), _walk("reference"))
+    with torch.no_grad():
+        assert torch.equal(_walk("half", PSI.clone().requires_grad_()), _walk("reference"))
+    weight = torch.randn(4, 3)
+    ours, theirs = (psi_projection(SEED, weight, None, None, (2, 2), backend=name) for name in ("half", "reference"))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("half")
+def test_gradients_of_a_backend_without_them_are_refused() -> None:
+    """With the reason, and with the names of those that have both directions."""
+    with pytest.raises(BackendUnavailable, match=r"half: it brings the cascade without gradients.*'reference'"):
+        _walk("half", PSI.clone().requires_grad_())
+    with pytest.raises(BackendUnavailable, match=r"half: it brings Ψ without gradients.*'reference'"):
+        psi_projection(SEED, torch.randn(4, 3).requires_grad_(), None, None, (2, 2), backend="half")
+
+
+@pytest.mark.usefixtures("half")
+def test_an_unnamed_call_with_gradients_passes_over_it() -> None:
+    problem = Problem.of(SEED, [PSI], "high")
+    assert choose("", problem).name != "half"
+    assert choose("", replace(problem, gradients=False)).name == "half"
+    psi = PSI.clone().requires_grad_()
+    _walk(None, psi).sum().backward()
+    assert psi.grad is not None
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+def test_backward_runs_the_backend_that_ran_forward(table: dict[str, Backend], named: bool, compiled: bool) -> None:
+    """Also when the choice would fall on another by then: its row_lse may be in other units."""
+    one, other = _twin("one"), _twin("other")
+    table.clear()
+    table.update(one=one)
+    psi = PSI.clone().requires_grad_()
+    walk = torch.compile(_walk, backend="aot_eager", fullgraph=True) if compiled else _walk
+    y = walk("one" if named else None, psi)
+    (before,) = torch.autograd.grad(y.sum(), psi, retain_graph=True)
+    table.clear()
+    table.update(other=replace(other, cascade_backward=_never), one=one)
+    (after,) = torch.autograd.grad(y.sum(), psi, retain_graph=True)
+    assert torch.equal(after, before)
+    table.update(other=other, one=replace(one, unusable=lambda: "its driver is gone"))
+    with pytest.raises(BackendUnavailable, match=r"one: its driver is gone.*'other'"):
+        torch.autograd.grad(y.sum(), psi)
+    torch.compiler.reset()
+
+
+def test_an_operator_refuses_a_name_that_nobody_has() -> None:
+    with pytest.raises(ValueError, match=r"backend must be None or one of .*'tpu'"):
+        OPS.cascade_forward(None, SEED, [PSI], GATE, GATE, "high", "tpu", False)
+
+
+def test_every_backend_is_a_record_of_what_it_brings() -> None:
+    for name, backend in BACKENDS.items():
+        assert backend.name == name
+        assert backend.cascade_forward is not None and backend.projection_forward is not None
+        reason = why_not(name, Problem.of(SEED, [PSI], "high"))
+        assert reason is None or reason == backend.unusable() or "cpu" in reason
