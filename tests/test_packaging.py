@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from difnet_kernels.backends import BACKENDS, cpu
+from difnet_kernels.backends import BACKENDS, native
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = (
@@ -153,7 +153,7 @@ def test_info_names_every_backend_and_whether_it_runs() -> None:
 @pytest.mark.smoke
 def test_the_library_needs_torch_and_the_system_alone() -> None:
     """No Python, no OpenMP, no path of the machine it was built on."""
-    dynamic = run("readelf", "-d", cpu.LIBRARY)
+    dynamic = run("readelf", "-d", native.LIBRARY)
     needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
     system = ("libc.", "libm.", "libstdc++.", "libgcc_s.", "ld-linux")
     assert {name for name in needed if not name.startswith(system)} == {"libtorch.so"}
@@ -163,7 +163,7 @@ def test_the_library_needs_torch_and_the_system_alone() -> None:
 @pytest.mark.smoke
 def test_the_library_uses_the_stable_abi_alone() -> None:
     """Every symbol from torch is one of its C functions; a C++ name would tie the library to one version of torch."""
-    symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", cpu.LIBRARY)
+    symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", native.LIBRARY)
     names = [line.split(maxsplit=1)[1] for line in symbols.splitlines()]
     from_torch = [name for name in names if any(word in name for word in ("torch", "c10", "at::", "Py"))]
     assert from_torch, "the library registers its operators through torch"
@@ -173,6 +173,6 @@ def test_the_library_uses_the_stable_abi_alone() -> None:
 @pytest.mark.smoke
 def test_the_library_exports_nothing() -> None:
     """It registers itself when it is loaded; an exported name could meet its twin in another library."""
-    symbols = run("nm", "--dynamic", "--defined-only", "--demangle", cpu.LIBRARY)
+    symbols = run("nm", "--dynamic", "--defined-only", "--demangle", native.LIBRARY)
     ours = [line for line in symbols.splitlines() if "difnet" in line]
     assert ours == []

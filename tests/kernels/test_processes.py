@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difnet_kernels.backends.cpu import INSTRUCTION_SETS, instruction_set
+from difnet_kernels.backends.native import instruction_set, instruction_sets
 from tests.support.cases import Case, make
 from tests.support.truth import assert_same, both, forward
 
@@ -154,19 +154,14 @@ def test_import_starts_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def _instruction_sets() -> list[str]:
-    """Those this processor has, up to the one that the library chooses by itself."""
-    return list(INSTRUCTION_SETS[: INSTRUCTION_SETS.index(instruction_set()) + 1])
-
-
 def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
     """The library picks its instructions when it is loaded, so each set that this processor has gets a process of its
-    own and the smoke subset of the truths. The summary names the last; others are tested elsewhere."""
-    sets = _instruction_sets()
-    assert "baseline" in sets
-    for name in sets[:-1]:  # the last is what all other tests use
+    own and the smoke subset of the truths. The summary names the one in use; others are tested elsewhere."""
+    sets = instruction_sets()
+    assert {"baseline", instruction_set()} <= set(sets)
+    for name in set(sets) - {instruction_set()}:  # which all other tests use
         environment = {**os.environ, "DIFNET_KERNELS_ISA": name}
-        probe = "from difnet_kernels.backends import cpu; print(cpu.instruction_set())"
+        probe = "from difnet_kernels.backends import native; print(native.instruction_set())"
         told = subprocess.run(
             [sys.executable, "-c", probe],
             cwd=ROOT,
@@ -177,7 +172,7 @@ def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
             timeout=60,
         )
         assert told.stdout.strip() == name
-        files = [f"tests/test_{truth}.py" for truth in ("forward", "backward", "extremes")]
+        files = [f"tests/kernels/test_{truth}.py" for truth in ("forward", "backward", "extremes")]
         command = [
             sys.executable,
             "-m",
