@@ -193,6 +193,37 @@ def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
         assert " passed" in done.stdout
 
 
+def _asked_for(name: str) -> tuple[str, str]:
+    """What a process says whose DIFNET_KERNELS_ISA is `name`: why the kernels cannot be used, and its warnings."""
+    probe = "from difnet_kernels.backends import native; print(native.unusable())"
+    environment = {**os.environ, "DIFNET_KERNELS_ISA": name}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout, done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused_with_the_known_ones(native: str) -> None:
+    reason, warned = _asked_for("avx3")
+    known = ", ".join(instruction_sets(runnable=False))
+    assert reason.strip() == f"DIFNET_KERNELS_ISA must be one of {known}; got avx3. Name one of these, or unset it."
+    assert reason.strip() in warned
+
+
+def test_an_instruction_set_that_cannot_run_here_is_refused(native: str) -> None:
+    """Asked for by name, it neither crashes nor gives way to another silently."""
+    for name in set(instruction_sets(runnable=False)) - set(instruction_sets()):
+        reason, warned = _asked_for(name)
+        assert reason.startswith(f"DIFNET_KERNELS_ISA={name} does not run on this processor, which runs ")
+        assert reason.strip() in warned
+
+
+def test_the_library_may_be_loaded_again(native: str) -> None:
+    """Notebooks reload modules; what is registered once must not be refused twice."""
+    probe = "import importlib\nfrom difnet_kernels.backends import native\nassert importlib.reload(native).unusable() is None"
+    subprocess.run([sys.executable, "-W", "error", "-c", probe], cwd=ROOT, check=True, timeout=60)
+
+
 def test_instruction_sets_agree_closely(native: str, tmp_path: Path) -> None:
     """They may round differently (a register holds other partial sums), but no more than fp32 allows."""
     inputs = make(CASE)

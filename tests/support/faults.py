@@ -78,7 +78,10 @@ FAULTS = (
         "moments are summed about zero", PROJECTION_FORWARD, "before > 0", "true",
         "projection_kernels.py::test_a_large_mean_leaves_the_variance",
     ),
-    Fault("a pixel misses its last window", PROJECTION_BACKWARD, "axis.pixels - 1", "0", "projection_kernels", "axis.windows + {}) /"),
+    Fault(
+        "a pixel misses its last window", PROJECTION_BACKWARD, "axis.pixels - 1", "0", "projection_kernels",
+        "axis.windows + {}) /",
+    ),
     Fault("the mean is not subtracted", PROJECTION_BACKWARD, "about[lane]", "Real(0)", "projection_kernels", "(to[lane] - {})"),
     Fault(
         "sums start from what memory holds", PROJECTION_BACKWARD, "!first", "true",
