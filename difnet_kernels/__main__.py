@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import difnet_kernels
-from difnet_kernels.backends import BACKENDS, cpu
+from difnet_kernels.backends import BACKENDS, native
 
 _PACKAGE = Path(__file__).parent
 
@@ -63,8 +63,9 @@ def _library() -> str:
     """What setup.py recorded when it built the library or could not."""
     report_file = _PACKAGE / "build_report.json"
     notes = "; ".join(json.loads(report_file.read_text())["notes"]) if report_file.exists() else ""
-    if cpu.LIBRARY.exists():
-        return f"{cpu.LIBRARY.name} ({notes or 'built by hand'})"
+    if native.LIBRARY.exists():
+        used = f"; uses {native.instruction_set()}" if native.unusable() is None else ""
+        return f"{native.LIBRARY.name} ({notes or 'built by hand'}){used}"
     return f"missing. {notes or 'The package was never installed: run `pip install .` in its folder.'}"
 
 

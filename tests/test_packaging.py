@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from difnet_kernels.backends import BACKENDS, cpu
+from difnet_kernels.backends import BACKENDS, native
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = (
@@ -112,6 +113,39 @@ def test_without_a_compiler_the_package_installs_and_says_so(hollow: Path) -> No
     assert "the compiled library is missing" in refusal
 
 
+def compiler_that(folder: Path, does: str) -> str:
+    """A compiler that is this machine's but for what the shell line `does` says first."""
+    real = shutil.which(os.environ.get("CXX", "c++"))
+    assert real is not None
+    wrapper = folder / "wrapped-c++"
+    wrapper.write_text(f'#!/bin/sh\n{does}\nexec {real} $MORE "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+def report_of(wheel: Path) -> str:
+    return zipfile.ZipFile(wheel).read("difnet_kernels/build_report.json").decode()
+
+
+def test_a_compiler_too_old_is_refused_with_the_minimum(hollow: Path, tmp_path: Path) -> None:
+    """And the installation goes on without kernels."""
+    old = compiler_that(tmp_path, 'MORE="-U__GNUC__ -D__GNUC__=9 -U__clang_major__ -D__clang_major__=9"')
+    wheel = wheel_of(hollow, CXX=old)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "the kernels need GCC 11, clang 13 or Apple clang 14, or later; this is" in report_of(wheel)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the sets of other processors have no flags")
+def test_a_flag_the_compiler_does_not_know_drops_its_set_alone(hollow: Path, tmp_path: Path) -> None:
+    no_bf16 = compiler_that(
+        tmp_path, 'case "$*" in *-mavx512bf16*) echo "error: what is -mavx512bf16?" >&2; exit 1;; esac'
+    )
+    told = report_of(wheel_of(hollow, CXX=no_bf16))
+    assert (
+        "instructions: baseline, avx2, avx512; left out: avx512bf16 (the compiler does not know -mavx512bf16)" in told
+    )
+
+
 def test_a_stale_library_is_not_packed(hollow: Path) -> None:
     """A build that fails after one that worked leaves nothing of the first behind."""
     wheel_of(hollow).unlink()
@@ -153,7 +187,7 @@ def test_info_names_every_backend_and_whether_it_runs() -> None:
 @pytest.mark.smoke
 def test_the_library_needs_torch_and_the_system_alone() -> None:
     """No Python, no OpenMP, no path of the machine it was built on."""
-    dynamic = run("readelf", "-d", cpu.LIBRARY)
+    dynamic = run("readelf", "-d", native.LIBRARY)
     needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
     system = ("libc.", "libm.", "libstdc++.", "libgcc_s.", "ld-linux")
     assert {name for name in needed if not name.startswith(system)} == {"libtorch.so"}
@@ -163,7 +197,7 @@ def test_the_library_needs_torch_and_the_system_alone() -> None:
 @pytest.mark.smoke
 def test_the_library_uses_the_stable_abi_alone() -> None:
     """Every symbol from torch is one of its C functions; a C++ name would tie the library to one version of torch."""
-    symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", cpu.LIBRARY)
+    symbols = run("nm", "--dynamic", "--undefined-only", "--demangle", native.LIBRARY)
     names = [line.split(maxsplit=1)[1] for line in symbols.splitlines()]
     from_torch = [name for name in names if any(word in name for word in ("torch", "c10", "at::", "Py"))]
     assert from_torch, "the library registers its operators through torch"
@@ -173,6 +207,6 @@ def test_the_library_uses_the_stable_abi_alone() -> None:
 @pytest.mark.smoke
 def test_the_library_exports_nothing() -> None:
     """It registers itself when it is loaded; an exported name could meet its twin in another library."""
-    symbols = run("nm", "--dynamic", "--defined-only", "--demangle", cpu.LIBRARY)
+    symbols = run("nm", "--dynamic", "--defined-only", "--demangle", native.LIBRARY)
     ours = [line for line in symbols.splitlines() if "difnet" in line]
     assert ours == []

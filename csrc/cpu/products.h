@@ -1,22 +1,20 @@
-// The two matrix products of a walk, sized to live in registers.
+// The two matrix products of a walk, sized to live in registers. This is the seam where a matrix engine enters: an
+// instruction set that has one brings its own Factors (products_bf16.h is an example), or its own `inner_products`,
+// `add_rows` and `add_columns` on the layouts of layouts.h.
 //
-// Lane block: kLanes consecutive nodes side by side in two registers; fields in lane blocks are stored [block][channel]
-// [lane], so one channel of a block is two loads and one channel of one node is a broadcast from the same array.
-//
-// Factor: what is multiplied, 32 or 64 bits wide. Real is one number; a Pair (pairs.h) is two, and then each layout below
-// holds the numbers of two neighbouring channels (lane blocks), or of two neighbouring nodes (panels, weights) in one place.
+//   inner products (W1)         S[j][i] = sum over channels c of psi_i[c] psi_j[c]: node panels times node panels
+//   sums of weighted rows (W2)  sums[i] += sum over nodes j of weights[i][j] field[j]: weights times channel panels
 #pragma once
 
-#include "simd.h"
-#include "walk.h"
+#include "cpu/layouts.h"
 
-namespace difnet::DIFNET_ISA {
+namespace difnet::cpu::DIFNET_ISA {
 
 template <typename Factor>
 struct Factors {
   using Number = Factor;
   using Sum = Factor;
-  static constexpr int kTogether = 1;  // numbers in a factor
+  static constexpr int kPerFactor = 1;
 
   // sum + x y
   template <typename V>
@@ -24,145 +22,99 @@ struct Factors {
     return sum + x * y;
   }
   // Factors of the numbers that stand in the same lane.
-  static DIFNET_MEMBER Vec<Factor> of_lanes(const Vec<Factor> (&numbers)[kTogether]) { return numbers[0]; }
-  // Factors of the numbers of neighbouring lanes, of a lane block in two registers.
+  static DIFNET_MEMBER Vec<Factor> of_lanes(const Vec<Factor> (&numbers)[kPerFactor]) { return numbers[0]; }
+  // Factors of the numbers of neighbouring lanes, of kNR numbers in two registers.
   static DIFNET_MEMBER void store_neighbours(Factor* to, const Vec<Factor> (&numbers)[2]) {
     store(to, numbers[0]);
     store(to + kWidth<Factor>, numbers[1]);
   }
 };
 
-template <typename Factor>
-inline constexpr int kTogether = Factors<Factor>::kTogether;
-
-template <typename Factor>
-using Sum = typename Factors<Factor>::Sum;
-
-// The numbers that factors consist of, in their order.
-template <typename Factor>
-DIFNET_INLINE auto* numbers(Factor* factors) {
-  return reinterpret_cast<typename Factors<Factor>::Number*>(factors);
-}
-template <typename Factor>
-DIFNET_INLINE const auto* numbers(const Factor* factors) {
-  return reinterpret_cast<const typename Factors<Factor>::Number*>(factors);
-}
-
+// The kMR x kNR numbers that a micro-kernel keeps in registers.
 template <typename Real>
-inline constexpr int kLanes = 2 * kWidth<Real>;
-
-// Columns of a strip: with two registers of lanes each, as many accumulators as the register file holds.
-inline constexpr int kStrip = kRegisters >= 32 ? 8 : 4;
-
-template <typename Real>
-struct Strip {
-  Vec<Real> at[kStrip][2];  // [column j][half of the lane block]
+struct MicroTile {
+  Vec<Real> at[kMR][2];  // [node j][half of the panel of nodes i]
 };
 
-// Which of the numbers of a tile in lane blocks is channel c of node n.
+// micro[j][i] += sum over c of panel[c][i] * nodes[c][j]: the inner products of a panel of nodes i with kMR
+// neighbouring nodes j. The sum runs over c in order, one multiply-add each, so forward and backward round alike.
 template <typename Factor>
-DIFNET_INLINE int64_t in_lanes(int64_t factors, int64_t n, int64_t c) {
-  constexpr int L = kLanes<Factor>, together = kTogether<Factor>;
-  return ((n / L * factors + c / together) * L + n % L) * together + c % together;
-}
-
-// strip[j][i] = start[j][i] + sum over c of rows[c][i] * columns[c][j]: the inner products of a lane block of nodes i with
-// kStrip neighbouring nodes j. The sum runs over c in order, one multiply-add each, so forward and backward round alike.
-template <typename Factor>
-DIFNET_INLINE void inner_products(const Factor* rows, const Factor* columns, int64_t factors,
-                                  Strip<Sum<Factor>>& strip) {
+DIFNET_INLINE void inner_products(const Factor* panel, const Factor* nodes, int64_t factors,
+                                  MicroTile<Sum<Factor>>& micro) {
   using F = Vec<Factor>;
-  using With = Factors<Factor>;
+  using Multiply = Factors<Factor>;
   for (int64_t c = 0; c < factors; ++c) {
-    const F low = load<F>(rows + c * kLanes<Factor>), high = load<F>(rows + c * kLanes<Factor> + kWidth<Factor>);
+    const F low = load<F>(panel + c * kNR<Factor>), high = load<F>(panel + c * kNR<Factor> + kWidth<Factor>);
 #pragma GCC unroll 8
-    for (int j = 0; j < kStrip; ++j) {
-      const F column = broadcast<F>(columns[c * kLanes<Factor> + j]);
-      strip.at[j][0] = With::multiply_add(strip.at[j][0], low, column);
-      strip.at[j][1] = With::multiply_add(strip.at[j][1], high, column);
+    for (int j = 0; j < kMR; ++j) {
+      const F node = broadcast<F>(nodes[c * kNR<Factor> + j]);
+      micro.at[j][0] = Multiply::multiply_add(micro.at[j][0], low, node);
+      micro.at[j][1] = Multiply::multiply_add(micro.at[j][1], high, node);
     }
   }
 }
 
-// Channels are computed in multiples of this: half a register where registers are wide enough to halve.
-template <typename Real>
-inline constexpr int kChannelUnit = kWidth<Real> >= 8 ? kWidth<Real> / 2 : kWidth<Real>;
-
-// Fields and sums that `accumulate` works on are stored in panels of kPanel channels, [panel][node][kPanel]: a panel of a
-// tile is one stream of memory that stays in the first-level cache.
-template <typename Real>
-inline constexpr int kPanel = 2 * kWidth<Real>;
-
-// The same in panels.
-template <typename Factor>
-DIFNET_INLINE int64_t in_rows(int64_t n, int64_t c) {
-  constexpr int together = kTogether<Factor>;
-  const int64_t row = c / kPanel<Factor> * (kTile / together) + n / together;
-  return (row * kPanel<Factor> + c % kPanel<Factor>)*together + n % together;
-}
-
-// The part of a panel that carries channels: `Full` registers and, if Half, half a register more.
+// The registers of a panel that carry channels: `Full` and, if Half, half of one more.
 template <int Full, bool Half>
-struct Part {};
+struct Columns {};
 
-// body(part, offset of the panel) for the panels that cover `columns` channels, a multiple of kChannelUnit.
+// body(registers, offset of the panel) for the panels that cover `columns` channels, a multiple of kChannelUnit.
 template <typename Real, typename Body>
 DIFNET_INLINE void for_each_panel(int64_t columns, Body body) {
   constexpr int W = kWidth<Real>, unit = kChannelUnit<Real>;
   constexpr bool halves = unit < W;
-  for (int64_t offset = 0; columns > 0; columns -= kPanel<Real>, offset += kTile * kPanel<Real>) {
+  for (int64_t offset = 0; columns > 0; columns -= kNR<Real>, offset += kTile * kNR<Real>) {
     if (columns > W + (halves ? unit : 0))
-      body(Part<2, false>(), offset);
+      body(Columns<2, false>(), offset);
     else if (columns > W)
-      body(Part<1, halves>(), offset);
+      body(Columns<1, halves>(), offset);
     else if (columns > unit || !halves)
-      body(Part<1, false>(), offset);
+      body(Columns<1, false>(), offset);
     else
-      body(Part<0, halves>(), offset);
+      body(Columns<0, halves>(), offset);
   }
 }
 
-// A term of `accumulate`: kStrip inner indices, their weights and their rows of the field.
+// Operands of `weighted_sums`: kMR inner indices, their weights and their rows of the field.
 template <typename Factor>
-struct Term {
+struct Operands {
   const Factor *weights, *field;
 };
 
-// out[kStrip nodes][part] += the sum of the terms, element (row, inner) of whose weights is at
+// out[kMR nodes][columns] += the sum over the operands, element (row, inner) of whose weights is at
 // weights[row * RowStride + inner * InnerStride]. The strides are compile-time constants because as variables they cost
 // the inner loop its registers.
 template <int RowStride, int InnerStride, int Full, bool Half, typename Factor, typename Real = Sum<Factor>>
-DIFNET_INLINE void accumulate(Part<Full, Half>, Real* out, const Term<Factor>* terms, int count, int64_t weight_offset,
-                              int64_t field_offset) {
+DIFNET_INLINE void weighted_sums(Columns<Full, Half>, Real* out, const Operands<Factor>* operands, int count,
+                                 int64_t weight_offset, int64_t field_offset) {
   constexpr int half_bytes = Half ? kRegisterBytes / 2 : kRegisterBytes;
   using V = Vec<Real>;
   using H = Vec<Real, half_bytes>;
   using VF = Vec<Factor>;
   using HF = Vec<Factor, half_bytes>;
-  using With = Factors<Factor>;
-  constexpr int W = kWidth<Real>, stride = kPanel<Real>;
-  V sum[kStrip][Full > 0 ? Full : 1] =
-      {};  // a tile's own sum first: N terms one by one would round sqrt(64) times worse
-  H half[kStrip] = {};
-  for (const Term<Factor>* term = terms; term < terms + count; ++term) {
-    const Factor *weight = term->weights + weight_offset, *row = term->field + field_offset;
-    for (int c = 0; c < kStrip; c += kTogether<Factor>, row += stride, weight += InnerStride) {
+  using Multiply = Factors<Factor>;
+  constexpr int W = kWidth<Real>, stride = kNR<Real>;
+  V sum[kMR][Full > 0 ? Full : 1] = {};  // a tile's own sum first: N terms one by one would round sqrt(64) times worse
+  H half[kMR] = {};
+  for (const Operands<Factor>* each = operands; each < operands + count; ++each) {
+    const Factor *weight = each->weights + weight_offset, *row = each->field + field_offset;
+    for (int c = 0; c < kMR; c += kPerFactor<Factor>, row += stride, weight += InnerStride) {
       VF channel[Full > 0 ? Full : 1];
       HF last;
 #pragma GCC unroll 4
       for (int v = 0; v < Full; ++v) channel[v] = load<VF>(row + v * W);
       if constexpr (Half) last = load<HF>(row + Full * W);
 #pragma GCC unroll 8
-      for (int r = 0; r < kStrip; ++r) {
+      for (int r = 0; r < kMR; ++r) {
         const VF w = broadcast<VF>(weight[r * RowStride]);
 #pragma GCC unroll 4
-        for (int v = 0; v < Full; ++v) sum[r][v] = With::multiply_add(sum[r][v], w, channel[v]);
-        if constexpr (Half) half[r] = With::multiply_add(half[r], first_half<Factor>(w), last);
+        for (int v = 0; v < Full; ++v) sum[r][v] = Multiply::multiply_add(sum[r][v], w, channel[v]);
+        if constexpr (Half) half[r] = Multiply::multiply_add(half[r], first_half<Factor>(w), last);
       }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kStrip; ++r) {
+  for (int r = 0; r < kMR; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Full; ++v) {
       Real* to = out + r * stride + v * W;
@@ -172,73 +124,72 @@ DIFNET_INLINE void accumulate(Part<Full, Half>, Real* out, const Term<Factor>* t
   }
 }
 
-// The weights of a slot, [j][i], as factors: of neighbouring nodes j, and of neighbouring nodes i.
+// A micro-tile of weights, [j][i], as factors: of neighbouring nodes j, to be summed over j, or of neighbouring nodes
+// i.
 template <typename Factor>
-DIFNET_INLINE void row_factors(const Sum<Factor>* slot, Factor* to) {
-  constexpr int L = kLanes<Factor>, W = kWidth<Factor>, together = kTogether<Factor>;
-  for (int at = 0; at < kStrip * L; at += together * L, to += L)
+DIFNET_INLINE void pair_rows(const Sum<Factor>* micro, Factor* to) {
+  constexpr int L = kNR<Factor>, W = kWidth<Factor>, per_factor = kPerFactor<Factor>;
+  for (int at = 0; at < kMR * L; at += per_factor * L, to += L)
     for (int half = 0; half < L; half += W) {
-      Vec<Sum<Factor>> numbers[together];
-      for (int n = 0; n < together; ++n) numbers[n] = load<Vec<Sum<Factor>>>(slot + at + n * L + half);
+      Vec<Sum<Factor>> numbers[per_factor];
+      for (int n = 0; n < per_factor; ++n) numbers[n] = load<Vec<Sum<Factor>>>(micro + at + n * L + half);
       store(to + half, Factors<Factor>::of_lanes(numbers));
     }
 }
 template <typename Factor>
-DIFNET_INLINE void column_factors(const Sum<Factor>* slot, Factor* to) {
+DIFNET_INLINE void pair_columns(const Sum<Factor>* micro, Factor* to) {
   using V = Vec<Sum<Factor>>;
-  constexpr int L = kLanes<Factor>;
-  for (int c = 0; c < kStrip; ++c, slot += L, to += L / kTogether<Factor>) {
-    const V numbers[2] = {load<V>(slot), load<V>(slot + L / 2)};
+  constexpr int L = kNR<Factor>;
+  for (int c = 0; c < kMR; ++c, micro += L, to += L / kPerFactor<Factor>) {
+    const V numbers[2] = {load<V>(micro), load<V>(micro + L / 2)};
     Factors<Factor>::store_neighbours(to, numbers);
   }
 }
 
-// Weights of a tile of nodes i against a tile of nodes j, in slots [lane block of i][strip of j]; a slot is [j][i], its
-// factors hold neighbouring j to be summed into rows and neighbouring i to be summed into columns. A slot without weight is
-// left out of every sum. Panels are the outer loop: one panel of a field stays in the first-level cache while all weights
-// pass by.
+// Weights of a tile of nodes i against a tile of nodes j, as micro-tiles [panel of nodes i][kMR nodes j], each [j][i].
+// One that is not in the mask is left out of every sum. Channel panels are the outer loop: one panel of a field stays
+// in the first-level cache while all weights pass by.
 template <typename Factor>
-struct Slots {
+struct WeightTile {
   using Real = Sum<Factor>;
-  static constexpr int together = kTogether<Factor>;
-  static constexpr int L = kLanes<Factor>, kBlocks = kTile / L, kStrips = kTile / kStrip, kSize = kStrip * L / together;
-  static constexpr int64_t slot(int64_t block, int64_t strip) { return (block * kStrips + strip) * kSize; }
+  static constexpr int per_factor = kPerFactor<Factor>;
+  static constexpr int L = kNR<Factor>, kPanelsI = kTile / L, kPanelsJ = kTile / kMR, kSize = kMR * L / per_factor;
+  static constexpr int64_t micro_tile(int64_t i, int64_t j) { return (i * kPanelsJ + j) * kSize; }
 
-  bool live[kBlocks][kStrips];
+  bool mask[kPanelsI][kPanelsJ];
 
   // sums[i] += sum over j of weights[i][j] field[j]
   DIFNET_MEMBER void add_rows(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
-    Term<Factor> terms[kBlocks][kStrips];
-    int count[kBlocks] = {};
-    for (int block = 0; block < kBlocks; ++block)
-      for (int strip = 0; strip < kStrips; ++strip)
-        if (live[block][strip])
-          terms[block][count[block]++] = {weights + slot(block, strip),
-                                          field + strip * (kStrip / together) * kPanel<Factor>};
-    for_each_panel<Real>(columns, [&](auto part, int64_t panel) __attribute__((always_inline)) {
-      for (int block = 0; block < kBlocks; ++block)
-        for (int row = 0; row < L && count[block] > 0; row += kStrip)
-          accumulate<1, L>(part, sums + panel + (block * L + row) * kPanel<Real>, terms[block], count[block], row,
-                           panel / together);
+    Operands<Factor> operands[kPanelsI][kPanelsJ];
+    int count[kPanelsI] = {};
+    for (int i = 0; i < kPanelsI; ++i)
+      for (int j = 0; j < kPanelsJ; ++j)
+        if (mask[i][j])
+          operands[i][count[i]++] = {weights + micro_tile(i, j), field + j * (kMR / per_factor) * kNR<Factor>};
+    for_each_panel<Real>(columns, [&](auto registers, int64_t panel) __attribute__((always_inline)) {
+      for (int i = 0; i < kPanelsI; ++i)
+        for (int row = 0; row < L && count[i] > 0; row += kMR)
+          weighted_sums<1, L>(registers, sums + panel + (i * L + row) * kNR<Real>, operands[i], count[i], row,
+                              panel / per_factor);
     });
   }
 
   // sums[j] += sum over i of weights[i][j] field[i]
   DIFNET_MEMBER void add_columns(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
-    Term<Factor> terms[kStrips][kTile / kStrip];
-    int count[kStrips] = {};
-    for (int strip = 0; strip < kStrips; ++strip)
-      for (int block = 0; block < kBlocks; ++block)
-        for (int i = 0; i < L && live[block][strip]; i += kStrip)
-          terms[strip][count[strip]++] = {weights + slot(block, strip) + i / together,
-                                          field + (block * L + i) / together * kPanel<Factor>};
-    for_each_panel<Real>(columns, [&](auto part, int64_t panel) __attribute__((always_inline)) {
-      for (int strip = 0; strip < kStrips; ++strip)
-        if (count[strip] > 0)
-          accumulate<L / together, 1>(part, sums + panel + strip * kStrip * kPanel<Real>, terms[strip], count[strip], 0,
-                                      panel / together);
+    Operands<Factor> operands[kPanelsJ][kTile / kMR];
+    int count[kPanelsJ] = {};
+    for (int j = 0; j < kPanelsJ; ++j)
+      for (int i = 0; i < kPanelsI; ++i)
+        for (int row = 0; row < L && mask[i][j]; row += kMR)
+          operands[j][count[j]++] = {weights + micro_tile(i, j) + row / per_factor,
+                                     field + (i * L + row) / per_factor * kNR<Factor>};
+    for_each_panel<Real>(columns, [&](auto registers, int64_t panel) __attribute__((always_inline)) {
+      for (int j = 0; j < kPanelsJ; ++j)
+        if (count[j] > 0)
+          weighted_sums<L / per_factor, 1>(registers, sums + panel + j * kMR * kNR<Real>, operands[j], count[j], 0,
+                                           panel / per_factor);
     });
   }
 };
 
-}  // namespace difnet::DIFNET_ISA
+}  // namespace difnet::cpu::DIFNET_ISA

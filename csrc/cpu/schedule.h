@@ -1,9 +1,10 @@
-// Who meets whom, when: every unordered pair of tiles once, as a round-robin tournament.
+// Schedule of tile pairs: every unordered pair of tiles once, as a round-robin tournament.
 //
 // In a round no two pairs share a tile, so pairs of a round run at the same time without locks, and a tile meets its
-// partners in one fixed order whatever the number of threads: sums are the same bits. Steps are handed out as tickets in
-// tournament order; a step waits until its tiles have finished their round before, not until everybody has. The oldest
-// unfinished step never waits (its predecessors have older tickets), so any number of threads makes progress, one too.
+// partners in one fixed order whatever the number of threads: sums are the same bits. Steps are handed out as tickets
+// in tournament order; a step waits until its tiles have finished their round before, not until everybody has. The
+// oldest unfinished step never waits (its predecessors have older tickets), so any number of threads makes progress,
+// one too.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,9 +14,9 @@
 #include <memory>
 #include <thread>
 
-#include "walk.h"
+#include "cpu/walk/walk.h"
 
-namespace difnet {
+namespace difnet::cpu {
 
 class Tournament {
  public:
@@ -31,7 +32,7 @@ class Tournament {
 
   // walks[image] is the walk of each image; steps as in walk.h.
   template <typename Walk>
-  void play(const Walk* walks, const Steps<Walk>& steps) {
+  void play(const Walk* walks, const WalkSteps<Walk>& steps) {
     const int64_t useful = std::min<int64_t>(torch::stable::get_num_threads(), images_ * pairs_);
     torch::stable::parallel_for(0, useful, 1, [&](int64_t, int64_t) {
       for (int64_t ticket; (ticket = next_.fetch_add(1, std::memory_order_relaxed)) < images_ * steps_;)
@@ -41,9 +42,9 @@ class Tournament {
 
  private:
   template <typename Walk>
-  void step(const Walk* walks, const Steps<Walk>& steps, int64_t image, int64_t number) {
+  void step(const Walk* walks, const WalkSteps<Walk>& steps, int64_t image, int64_t number) {
     if (number < players_) {
-      if (number < tiles_) steps.open(walks[image], number);
+      if (number < tiles_) steps.prologue(walks[image], number);
       finish(image, number, 1);
       return;
     }
@@ -53,14 +54,14 @@ class Tournament {
       const auto [a, b] = pair(round, number % pairs_);
       wait(image, a, 1 + round);
       wait(image, b, 1 + round);
-      if (a < tiles_ && b < tiles_) steps.pair(walks[image], a, b);
+      if (a < tiles_ && b < tiles_) steps.tiles(walks[image], a, b);
       finish(image, a, 2 + round);
       finish(image, b, 2 + round);
       return;
     }
     const int64_t tile = number - (players_ - 1) * pairs_;
     wait(image, tile, players_);
-    if (tile < tiles_) steps.close(walks[image], tile);
+    if (tile < tiles_) steps.epilogue(walks[image], tile);
   }
 
   // The circle method: the last player stays, the others turn one place each round. The smaller tile comes first, so
@@ -86,4 +87,4 @@ class Tournament {
   std::atomic<int64_t> next_{0};
 };
 
-}  // namespace difnet
+}  // namespace difnet::cpu

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-#include "walk.h"
+#include "cpu/tile.h"
 
-namespace difnet::DIFNET_ISA {
+namespace difnet::cpu::DIFNET_ISA {
 
 #if defined(__AVX512F__)
 inline constexpr int kRegisterBytes = 64, kRegisters = 32;
@@ -41,9 +41,9 @@ DIFNET_VECTOR(double, uint64_t, 16)
 #undef DIFNET_VECTOR
 
 template <int Bytes>
-struct VectorOf<Pair, Bytes> {
+struct VectorOf<Bf16Pair, Bytes> {
   typedef uint32_t Type __attribute__((vector_size(Bytes)));
-  typedef uint32_t Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(Pair)), may_alias));
+  typedef uint32_t Unaligned __attribute__((vector_size(Bytes), aligned(sizeof(Bf16Pair)), may_alias));
 };
 
 template <typename Real, int Bytes = kRegisterBytes>
@@ -67,7 +67,7 @@ DIFNET_INLINE V broadcast(Real x) {
   return x - V{};  // the compiler's spelling of a broadcast; x - 0 keeps the sign of zero and every NaN
 }
 template <typename V>
-DIFNET_INLINE V broadcast(Pair x) {
+DIFNET_INLINE V broadcast(Bf16Pair x) {
   using F = typename VectorOf<float, sizeof(V)>::Type;
   return V(broadcast<F>(__builtin_bit_cast(float, x)));  // loaded as a float: integers make a detour
 }
@@ -151,4 +151,4 @@ DIFNET_INLINE Vec<double> exponential(Vec<double> x) {
   return V(Bits(p) + (Bits(shifted) << 52));
 }
 
-}  // namespace difnet::DIFNET_ISA
+}  // namespace difnet::cpu::DIFNET_ISA

@@ -9,7 +9,7 @@
 // Weak: a torch without CUDA does not have this symbol, and the loader then leaves a null here instead of failing.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
-namespace difnet {
+namespace difnet::cuda {
 
 inline bool torch_has_cuda() { return &aoti_torch_get_current_cuda_stream != nullptr; }
 
@@ -22,4 +22,4 @@ inline void* current_stream(int32_t device_index) {
   return stream;
 }
 
-}  // namespace difnet
+}  // namespace difnet::cuda

@@ -1,53 +1,18 @@
-"""C++ kernels for the CPU (csrc/cpu): this file loads the compiled library and calls its walks and its Ψ."""
+"""C++ kernels for the CPU (csrc/cpu): the calls of the library's walks and of its Ψ."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from difnet_kernels.backends.native import instruction_set, unusable
 from difnet_kernels.problem import Problem, Projection
 
-# each with those before it, as csrc/cpu/driver.h lists them
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")
-LIBRARY = Path(__file__).parent.parent / "libdifnet_kernels.so"
-
-
-def _load() -> str | None:
-    """Load the compiled library; the reason if that fails."""
-    if not LIBRARY.exists():
-        return "the compiled library is missing: no C++ compiler was found at installation; install one and reinstall"
-    try:
-        torch.ops.load_library(LIBRARY)
-    except OSError as error:
-        return f"the compiled library does not load under torch {torch.__version__}: {error}"
-    return None
-
-
-_MISSING = _load()
-
-
-def _fake(*args: object) -> None:
-    """The results are written into arguments."""
-
-
-if _MISSING is None:
-    for _name in ("walk_forward", "walk_backward", "psi_forward", "psi_backward"):
-        torch.library.register_fake(f"difnet_kernels::{_name}", _fake)
-
-
-def unusable() -> str | None:
-    return _MISSING
+__all__ = ["instruction_set", "unusable"]
 
 
 def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
-
-
-def instruction_set() -> str:
-    """The one in use: the last of INSTRUCTION_SETS that the processor has and DIFNET_KERNELS_ISA allows."""
-    return INSTRUCTION_SETS[torch.ops.difnet_kernels.instruction_set()]
 
 
 def walk_forward(
@@ -94,7 +59,7 @@ def projection_forward(
     mean: Tensor | None,
     variance: Tensor | None,
 ) -> None:
-    torch.ops.difnet_kernels.psi_forward.default(features, weight, slope, peak, position, mean, variance)
+    torch.ops.difnet_kernels.project_pool_forward.default(features, weight, slope, peak, position, mean, variance)
 
 
 def projection_backward(
@@ -112,7 +77,7 @@ def projection_backward(
 ) -> None:
     upstream = (_node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance)
     saved = (_node_major(position), None if z is None else _node_major(z), mean)
-    torch.ops.difnet_kernels.psi_backward.default(*upstream, features, weight, *saved, grad_features, grad_weight)
+    torch.ops.difnet_kernels.project_pool_backward.default(*upstream, features, weight, *saved, grad_features, grad_weight)
 
 
 def _node_major(pooled: Tensor) -> Tensor:

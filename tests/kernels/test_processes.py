@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difnet_kernels.backends.cpu import INSTRUCTION_SETS, instruction_set
+from difnet_kernels.backends.native import instruction_set, instruction_sets
 from tests.support.cases import Case, make
 from tests.support.truth import assert_same, both, forward
 
@@ -154,19 +154,14 @@ def test_import_starts_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def _instruction_sets() -> list[str]:
-    """Those this processor has, up to the one that the library chooses by itself."""
-    return list(INSTRUCTION_SETS[: INSTRUCTION_SETS.index(instruction_set()) + 1])
-
-
 def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
     """The library picks its instructions when it is loaded, so each set that this processor has gets a process of its
-    own and the smoke subset of the truths. The summary names the last; others are tested elsewhere."""
-    sets = _instruction_sets()
-    assert "baseline" in sets
-    for name in sets[:-1]:  # the last is what all other tests use
+    own and the smoke subset of the truths. The summary names the one in use; others are tested elsewhere."""
+    sets = instruction_sets()
+    assert {"baseline", instruction_set()} <= set(sets)
+    for name in set(sets) - {instruction_set()}:  # which all other tests use
         environment = {**os.environ, "DIFNET_KERNELS_ISA": name}
-        probe = "from difnet_kernels.backends import cpu; print(cpu.instruction_set())"
+        probe = "from difnet_kernels.backends import native; print(native.instruction_set())"
         told = subprocess.run(
             [sys.executable, "-c", probe],
             cwd=ROOT,
@@ -177,7 +172,7 @@ def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
             timeout=60,
         )
         assert told.stdout.strip() == name
-        files = [f"tests/test_{truth}.py" for truth in ("forward", "backward", "extremes")]
+        files = [f"tests/kernels/test_{truth}.py" for truth in ("forward", "backward", "extremes")]
         command = [
             sys.executable,
             "-m",
@@ -196,6 +191,37 @@ def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
         )
         assert done.returncode == 0, f"{name}: {done.stdout[-3000:]}"
         assert " passed" in done.stdout
+
+
+def _asked_for(name: str) -> tuple[str, str]:
+    """What a process says whose DIFNET_KERNELS_ISA is `name`: why the kernels cannot be used, and its warnings."""
+    probe = "from difnet_kernels.backends import native; print(native.unusable())"
+    environment = {**os.environ, "DIFNET_KERNELS_ISA": name}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout, done.stderr
+
+
+def test_an_unknown_instruction_set_is_refused_with_the_known_ones(native: str) -> None:
+    reason, warned = _asked_for("avx3")
+    known = ", ".join(instruction_sets(runnable=False))
+    assert reason.strip() == f"DIFNET_KERNELS_ISA must be one of {known}; got avx3. Name one of these, or unset it."
+    assert reason.strip() in warned
+
+
+def test_an_instruction_set_that_cannot_run_here_is_refused(native: str) -> None:
+    """Asked for by name, it neither crashes nor gives way to another silently."""
+    for name in set(instruction_sets(runnable=False)) - set(instruction_sets()):
+        reason, warned = _asked_for(name)
+        assert reason.startswith(f"DIFNET_KERNELS_ISA={name} does not run on this processor, which runs ")
+        assert reason.strip() in warned
+
+
+def test_the_library_may_be_loaded_again(native: str) -> None:
+    """Notebooks reload modules; what is registered once must not be refused twice."""
+    probe = "import importlib\nfrom difnet_kernels.backends import native\nassert importlib.reload(native).unusable() is None"
+    subprocess.run([sys.executable, "-W", "error", "-c", probe], cwd=ROOT, check=True, timeout=60)
 
 
 def test_instruction_sets_agree_closely(native: str, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import difnet_kernels
-from difnet_kernels.backends import BACKENDS
+from difnet_kernels.backends import BACKENDS, native
 from tests.support.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
-NATIVE = {"walk_forward", "walk_backward", "psi_forward", "psi_backward", "instruction_set"}
+NATIVE = {*native.KERNELS, "instruction_set", "instruction_sets"}
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
 MUTABLE = ("test_schema", "test_faketensor")
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FORWARD, BACKWARD = "cpu/walk_forward_tile.h", "cpu/walk_backward_tile.h"
-PSI_FORWARD, PSI_BACKWARD = "cpu/psi_forward_tile.h", "cpu/psi_backward_tile.h"
+FORWARD, BACKWARD = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h"
+PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ FAULTS = (
     Fault("only rows raise their maximum", FORWARD, "to > walk.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
     Fault("weights are skipped too soon", FORWARD, "-kNegligible<Real>", "-Real(3)", "forward", "(most) > {})) {{"),
     Fault("skipped tiles hide NaN", FORWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
-    Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  "),
+    Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  // (W3)\n    rows"),
     Fault("delta is missing", BACKWARD, "grads[at] * w", "Real(0)", "backward"),
-    Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * L) + {})"),
+    Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * NR) + {})"),
     Fault("P_ij and P_ji are swapped", BACKWARD, "over.P_ji", "over.P_ij", "backward"),
     Fault("padding pulls at the diagonal", BACKWARD, "c >= nodes", "false", "backward", "if ({}) continue;"),
     Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
@@ -53,39 +53,42 @@ FAULTS = (
         "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
     ),
     Fault("d mu misses beta", BACKWARD, "double(beta)", "1.0", "backward", "{} * grad_mu"),
-    Fault("strides are ignored in full tiles", "cpu/fields.h", "field.node_stride == 1", "true", "layouts"),
+    Fault("strides are ignored in full tiles", "cpu/convert.h", "field.node_stride == 1", "true", "layouts"),
     Fault(
-        "offsets of images are 32-bit", "cpu/driver.cpp",
+        "offsets of images are 32-bit", "tensors.h",
         "image * tensor.stride(0) * int64_t(tensor.element_size())",
         "int32_t(uint32_t(image * tensor.stride(0) * int64_t(tensor.element_size())))",
         "sizes.py::test_strides_beyond_int32",
     ),
     Fault(
-        "the last of equal pixels wins", PSI_FORWARD, "young > old", "young >= old",
+        "the last of equal pixels wins", PROJECTION_FORWARD, "young > old", "young >= old",
         "projection_kernels.py::test_the_first_of_equal_pixels_wins",
     ),
-    Fault("a negative slope seeks the maximum", PSI_FORWARD, "-w", "w", "projection_kernels", "? {} : w;"),
+    Fault("a negative slope seeks the maximum", PROJECTION_FORWARD, "-w", "w", "projection_kernels", "? {} : w;"),
     Fault(
-        "NaN never wins", PSI_FORWARD, "young != young", "V{} != V{}",
+        "NaN never wins", PROJECTION_FORWARD, "young != young", "V{} != V{}",
         "projection_kernels.py::test_nan_wins_its_windows_and_no_other",
     ),
-    Fault("shared rows count twice in the moments", PSI_FORWARD, "run.y >= own.to[1]", "false", "projection_kernels"),
+    Fault("shared rows count twice in the moments", PROJECTION_FORWARD, "run.y >= own.to[1]", "false", "projection_kernels"),
     Fault(
-        "shared columns count twice in the moments", PSI_FORWARD, "own.to[2] - run.x < run.length", "false",
+        "shared columns count twice in the moments", PROJECTION_FORWARD, "own.to[2] - run.x < run.length", "false",
         "projection_kernels",
     ),
     Fault(
-        "moments are summed about zero", PSI_FORWARD, "before > 0", "true",
+        "moments are summed about zero", PROJECTION_FORWARD, "before > 0", "true",
         "projection_kernels.py::test_a_large_mean_leaves_the_variance",
     ),
-    Fault("a pixel misses its last window", PSI_BACKWARD, "axis.pixels - 1", "0", "projection_kernels", "axis.windows + {}) /"),
-    Fault("the mean is not subtracted", PSI_BACKWARD, "about[lane]", "Real(0)", "projection_kernels", "(to[lane] - {})"),
     Fault(
-        "sums start from what memory holds", PSI_BACKWARD, "!first", "true",
+        "a pixel misses its last window", PROJECTION_BACKWARD, "axis.pixels - 1", "0", "projection_kernels",
+        "axis.windows + {}) /",
+    ),
+    Fault("the mean is not subtracted", PROJECTION_BACKWARD, "about[lane]", "Real(0)", "projection_kernels", "(to[lane] - {})"),
+    Fault(
+        "sums start from what memory holds", PROJECTION_BACKWARD, "!first", "true",
         "projection_kernels.py::test_what_is_not_wanted_changes_nothing", "P, P>(features + c * kTile, grad, count, {}, out",
     ),
     Fault(
-        "rows are joined across gaps", "cpu/psi_tile.h", "volume.stride[1] != row", "false",
+        "rows are joined across gaps", "cpu/projection/tile.h", "volume.stride[1] != row", "false",
         "projection_kernels.py::test_strides_change_no_bit",
     ),
 )  # fmt: skip

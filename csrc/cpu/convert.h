@@ -1,17 +1,17 @@
 // Between the fields of the outside (any dtype, any strides) and tiles of Real.
 #pragma once
 
-#include "products.h"
-#include "walk.h"
+#include "cpu/layouts.h"
+#include "field.h"
 
-namespace difnet::DIFNET_ISA {
+namespace difnet::cpu::DIFNET_ISA {
 
 struct Half {
   uint16_t bits;
 };
 
-// Conversions by integer arithmetic and without branches: the compiler makes vectors of them, and calls no function where
-// the instruction set has no half precision.
+// Conversions by integer arithmetic and without branches: the compiler makes vectors of them, and calls no function
+// where the instruction set has no half precision.
 DIFNET_INLINE float half_to_float(Half half) {
   const uint32_t sign = uint32_t(half.bits & 0x8000u) << 16, magnitude = half.bits & 0x7fffu;
   const float finite = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;  // also right for subnormals
@@ -40,7 +40,7 @@ DIFNET_INLINE Real widen(double x) {
   return Real(x);
 }
 template <typename Real>
-DIFNET_INLINE Real widen(BFloat16 x) {
+DIFNET_INLINE Real widen(Bf16 x) {
   return Real(__builtin_bit_cast(float, uint32_t(x.bits) << 16));
 }
 template <typename Real>
@@ -52,7 +52,7 @@ DIFNET_INLINE void narrow(double x, float& to) { to = float(x); }
 DIFNET_INLINE void narrow(double x, double& to) { to = x; }
 DIFNET_INLINE void narrow(float x, float& to) { to = x; }
 DIFNET_INLINE void narrow(float x, double& to) { to = x; }
-DIFNET_INLINE void narrow(float x, BFloat16& to) {
+DIFNET_INLINE void narrow(float x, Bf16& to) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
   to.bits = nan ? uint16_t(0x7fc0) : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -70,7 +70,7 @@ DIFNET_INLINE void with_type(DType dtype, Body body) {
     case DType::kFloat: return body(static_cast<float*>(nullptr));
     case DType::kDouble: return body(static_cast<double*>(nullptr));
     case DType::kHalf: return body(static_cast<Half*>(nullptr));
-    case DType::kBFloat16: return body(static_cast<BFloat16*>(nullptr));
+    case DType::kBf16: return body(static_cast<Bf16*>(nullptr));
   }
 }
 
@@ -105,24 +105,25 @@ DIFNET_INLINE void for_each_number(const Field& field, int64_t channels, int64_t
 
 // A tile of a field into rows with room for `stored` channels, padding nodes and padding channels zero.
 template <typename Factor>
-void read_rows(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* rows, int64_t stored) {
-  for (int64_t x = 0; x < kTile / kTogether<Factor> * stored; ++x) rows[x] = Factor{};
-  for_each_number<Sum<Factor>>(field, channels, tile, nodes,
-                               [&](int64_t c, int n, auto x) { narrow(x, numbers(rows)[in_rows<Factor>(n, c)]); });
+void pack_channel_panels(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* rows, int64_t stored) {
+  for (int64_t x = 0; x < kTile / kPerFactor<Factor> * stored; ++x) rows[x] = Factor{};
+  for_each_number<Sum<Factor>>(field, channels, tile, nodes, [&](int64_t c, int n, auto x) {
+    narrow(x, numbers(rows)[in_channel_panels<Factor>(n, c)]);
+  });
 }
 
-// The same into lane blocks [kTile / kLanes][factor][kLanes].
+// The same into lane blocks [kTile / kNR][factor][kNR].
 template <typename Factor>
-void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* lanes) {
-  constexpr int L = kLanes<Factor>, together = kTogether<Factor>;
-  const int64_t factors = (channels + together - 1) / together;
-  if (nodes < kTile || factors * together > channels)
+void pack_node_panels(const Field& field, int64_t channels, int64_t tile, int nodes, Factor* lanes) {
+  constexpr int L = kNR<Factor>, per_factor = kPerFactor<Factor>;
+  const int64_t factors = (channels + per_factor - 1) / per_factor;
+  if (nodes < kTile || factors * per_factor > channels)
     for (int64_t x = 0; x < kTile * factors; ++x) lanes[x] = Factor{};
   with_type(field.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
     const auto read = [&](int64_t c, int n, int64_t node_stride) __attribute__((always_inline)) {
       narrow(widen<Sum<Factor>>(from[c * field.channel_stride + n * node_stride]),
-             numbers(lanes)[in_lanes<Factor>(factors, n, c)]);
+             numbers(lanes)[in_node_panels<Factor>(factors, n, c)]);
     };
     if (field.node_stride == 1 && nodes == kTile) {  // straight copies, which the compiler turns into vectors
       for (int first = 0; first < kTile; first += L)
@@ -136,19 +137,19 @@ void read_lanes(const Field& field, int64_t channels, int64_t tile, int nodes, F
 
 // Lane blocks already in memory, as rows.
 template <typename Real, typename Factor>
-void lanes_to_rows(const Real* lanes, int64_t channels, Factor* rows, int64_t stored) {
-  for (int64_t x = 0; x < kTile / kTogether<Factor> * stored; ++x) rows[x] = Factor{};
+void repack_as_channel_panels(const Real* lanes, int64_t channels, Factor* rows, int64_t stored) {
+  for (int64_t x = 0; x < kTile / kPerFactor<Factor> * stored; ++x) rows[x] = Factor{};
   for (int n = 0; n < kTile; ++n)
     for (int64_t c = 0; c < channels; ++c)
-      narrow(lanes[in_lanes<Real>(channels, n, c)], numbers(rows)[in_rows<Factor>(n, c)]);
+      narrow(lanes[in_node_panels<Real>(channels, n, c)], numbers(rows)[in_channel_panels<Factor>(n, c)]);
 }
 
 template <typename Real>
-void write_rows(const Real* rows, int64_t channels, int64_t tile, int nodes, const Field& field) {
+void unpack_channel_panels(const Real* rows, int64_t channels, int64_t tile, int nodes, const Field& field) {
   with_type(field.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(field.data) + tile * kTile * field.node_stride;
     for_each_element(field, channels, nodes, [&](int64_t c, int n) {
-      narrow(rows[in_rows<Real>(n, c)], to[c * field.channel_stride + n * field.node_stride]);
+      narrow(rows[in_channel_panels<Real>(n, c)], to[c * field.channel_stride + n * field.node_stride]);
     });
   });
 }
@@ -164,4 +165,4 @@ DIFNET_INLINE bool all_finite(const Real* x, int64_t count) {
   return sum_lanes(sum) == 0;
 }
 
-}  // namespace difnet::DIFNET_ISA
+}  // namespace difnet::cpu::DIFNET_ISA

@@ -1,13 +1,14 @@
-// Ψ of a batch as the CPU kernels see it: pointers, sizes, strides. Shared by the drivers (compiled once) and the kernels
+// Ψ of a batch as the kernels see it: pointers, sizes, strides. Shared by the drivers (compiled once) and the kernels
 // (compiled once per instruction set), so nothing here may contain code.
 //
 // z = W f is computed a tile of kTile pixels at a time, in tiles [panel][pixel][channel of the panel] that stay in the
 // first-level cache, and never stored at the resolution of the features. Features are read kTile channels at a time.
 #pragma once
 
-#include "walk.h"
+#include "cpu/tile.h"
+#include "field.h"
 
-namespace difnet {
+namespace difnet::cpu {
 
 // An image (C, Z, H, W) of any dtype and strides (in elements).
 struct Volume {
@@ -27,7 +28,7 @@ struct PooledStrides {
   int64_t image, channel, axis[3];
 };
 
-struct PsiSizes {
+struct ProjectionSizes {
   int64_t channels, embed;
   int64_t panels;  // that hold the embed channels
   int64_t blocks;  // of kTile that hold the feature channels
@@ -45,8 +46,8 @@ struct Moments {
 };
 
 template <typename Real>
-struct PsiForward {
-  PsiSizes size;
+struct ProjectionForward {
+  ProjectionSizes size;
   const Volume* features;  // per image
   const Real* weight;
   Real* peak;
@@ -60,15 +61,15 @@ struct PsiForward {
 
 // The memory of one worker. A best is a value and, in the bits of the other Real, the index of its pixel.
 template <typename Real>
-struct PsiScratch {
+struct ProjectionForwardScratch {
   Real *features, *z;
   Real *row_best, *row_index;    // [panel][window of the band along x][channel of the panel]
   Real *band_best, *band_index;  // the same for each row of windows of the band
 };
 
 template <typename Real>
-struct PsiBackward {
-  PsiSizes size;
+struct ProjectionBackward {
+  ProjectionSizes size;
   const Volume *features, *grad_features;  // per image; grad_features null if it is not wanted
   const Real *weight, *grad_peak;          // grad_peak and position are [B][Z'][H'][W'][D]
   const int32_t* position;
@@ -84,23 +85,31 @@ struct PsiBackward {
 };
 
 template <typename Real>
-struct PsiBackwardScratch {
+struct ProjectionBackwardScratch {
   Real *features, *grad_z, *grad_z_by_channel, *grad_features;
 };
 
 // `prepare` and `finish` are called for every block of feature channels, before and after all bands or tiles.
 template <typename Real>
-struct PsiForwardSteps {
-  void (*prepare)(const PsiForward<Real>&, int64_t block);
-  void (*pool)(const PsiForward<Real>&, const Band&, const PsiScratch<Real>&, Moments*);
+struct ProjectionForwardSteps {
+  void (*prepare)(const ProjectionForward<Real>&, int64_t block);
+  void (*pool)(const ProjectionForward<Real>&, const Band&, const ProjectionForwardScratch<Real>&, Moments*);
 };
 
 template <typename Real>
-struct PsiBackwardSteps {
-  void (*prepare)(const PsiBackward<Real>&, int64_t block);
-  void (*tile)(const PsiBackward<Real>&, int64_t image, int64_t tile, int64_t part, bool first_of_part,
-               const PsiBackwardScratch<Real>&);
-  void (*finish)(const PsiBackward<Real>&, int64_t block);
+struct ProjectionBackwardSteps {
+  void (*prepare)(const ProjectionBackward<Real>&, int64_t block);
+  void (*tile)(const ProjectionBackward<Real>&, int64_t image, int64_t tile, int64_t part, bool first_of_part,
+               const ProjectionBackwardScratch<Real>&);
+  void (*finish)(const ProjectionBackward<Real>&, int64_t block);
 };
 
-}  // namespace difnet
+// What an instruction set brings.
+template <typename Real>
+struct ProjectionKernels {
+  int panel;
+  ProjectionForwardSteps<Real> forward;
+  ProjectionBackwardSteps<Real> backward;
+};
+
+}  // namespace difnet::cpu

@@ -1,12 +1,12 @@
-// Ψ1 over a band of windows: rows of z, pooled along x, then merged into every row of windows that holds them. Both halves
-// keep the first of equal values in scan order, so the whole does.
+// Ψ1 over a band of windows: rows of z, pooled along x, then merged into every row of windows that holds them. Both
+// halves keep the first of equal values in scan order, so the whole does.
 //
 // z is computed as sign(slope) z, which is exact, so a maximum is sought in every channel.
 #pragma once
 
-#include "psi_tile.h"
+#include "cpu/projection/tile.h"
 
-namespace difnet::DIFNET_ISA {
+namespace difnet::cpu::DIFNET_ISA {
 
 // The best pixels of one panel of one window so far: values, and indices in the bits of Real.
 template <typename Real>
@@ -40,8 +40,8 @@ DIFNET_INLINE Best<Real> only_pixel(const Real* z, int64_t index) {
   return {{load<V>(z), load<V>(z + kWidth<Real>)}, {indices, indices}};
 }
 
-// Lets `fresh`, which comes later in scan order, win. Plain: there is no NaN, and every channel seeks a maximum. Else a NaN
-// wins, the last one as in torch, and channels whose sign is 0 keep what they have.
+// Lets `fresh`, which comes later in scan order, win. Plain: there is no NaN, and every channel seeks a maximum. Else a
+// NaN wins, the last one as in torch, and channels whose sign is 0 keep what they have.
 template <bool Plain, typename Real>
 DIFNET_INLINE void challenge(Best<Real>& best, const Best<Real>& fresh, const Real* sign) {
   using V = Vec<Real>;
@@ -61,16 +61,16 @@ DIFNET_INLINE void challenge(Best<Real>& best, const Best<Real>& fresh, const Re
 
 // Pools a run along x: windows that begin in it start anew, one that began before goes on from the row's best.
 template <bool Plain, typename Real>
-DIFNET_INLINE void pool_run(const PsiForward<Real>& psi, const Band& band, const Run& run,
-                            const PsiScratch<Real>& work) {
-  constexpr int P = kPanel<Real>;
-  const Axis& axis = psi.size.axis[2];
+DIFNET_INLINE void pool_run(const ProjectionForward<Real>& task, const Band& band, const Run& run,
+                            const ProjectionForwardScratch<Real>& work) {
+  constexpr int P = kNR<Real>;
+  const Axis& axis = task.size.axis[2];
   const int64_t windows = band.to[2] - band.from[2], end = run.x + run.length;
-  const int64_t row = (run.z * psi.size.axis[1].pixels + run.y) * axis.pixels;
+  const int64_t row = (run.z * task.size.axis[1].pixels + run.y) * axis.pixels;
   const int64_t first = run.x * axis.windows / axis.pixels;
-  for (int64_t panel = 0; panel < psi.size.panels; ++panel) {
+  for (int64_t panel = 0; panel < task.size.panels; ++panel) {
     const Real* z = work.z + (panel * kTile + run.at - run.x) * P;  // of pixel x at z + x * P
-    const Real* sign = psi.sign + panel * P;
+    const Real* sign = task.sign + panel * P;
     Real* values = work.row_best + (panel * windows - band.from[2]) * P;
     Real* indices = work.row_index + (panel * windows - band.from[2]) * P;
     for (int64_t i = first > band.from[2] ? first : band.from[2]; i < band.to[2] && axis.start[i] < end; ++i) {
@@ -92,37 +92,37 @@ DIFNET_INLINE void pool_run(const PsiForward<Real>& psi, const Band& band, const
 
 // Merges the pooled row (z, y) into the rows of windows that hold it.
 template <bool Plain, typename Real>
-DIFNET_INLINE void merge_row(const PsiForward<Real>& psi, const Band& band, const Run& run,
-                             const PsiScratch<Real>& work) {
-  constexpr int P = kPanel<Real>;
-  const Axis& axis = psi.size.axis[1];
-  const int64_t windows = band.to[2] - band.from[2], stored = psi.size.panels * windows * P;
+DIFNET_INLINE void merge_row(const ProjectionForward<Real>& task, const Band& band, const Run& run,
+                             const ProjectionForwardScratch<Real>& work) {
+  constexpr int P = kNR<Real>;
+  const Axis& axis = task.size.axis[1];
+  const int64_t windows = band.to[2] - band.from[2], stored = task.size.panels * windows * P;
   const int64_t first = run.y * axis.windows / axis.pixels;
   for (int64_t i = first > band.from[1] ? first : band.from[1]; i < band.to[1] && axis.start[i] <= run.y; ++i) {
     Real* values = work.band_best + (i - band.from[1]) * stored;
     Real* indices = work.band_index + (i - band.from[1]) * stored;
-    const bool fresh = run.z == psi.size.axis[0].start[band.from[0]] && run.y == axis.start[i];
-    for (int64_t panel = 0, at = 0; panel < psi.size.panels; ++panel)
+    const bool fresh = run.z == task.size.axis[0].start[band.from[0]] && run.y == axis.start[i];
+    for (int64_t panel = 0, at = 0; panel < task.size.panels; ++panel)
       for (int64_t x = 0; x < windows; ++x, at += P) {
         const Best<Real> row = load_best(work.row_best + at, work.row_index + at);
         Best<Real> best = fresh ? row : load_best(values + at, indices + at);
-        if (!fresh) challenge<Plain>(best, row, psi.sign + panel * P);
+        if (!fresh) challenge<Plain>(best, row, task.sign + panel * P);
         store_best(best, values + at, indices + at);
       }
   }
 }
 
-// Adds the pixels of a run that belong to the band (a pixel belongs to the last window that begins at or before it) to the
-// moments of z, about the mean so far: what cancels is then no larger than the variance.
+// Adds the pixels of a run that belong to the band (a pixel belongs to the last window that begins at or before it) to
+// the moments of z, about the mean so far: what cancels is then no larger than the variance.
 template <typename Real>
-DIFNET_INLINE void add_moments(const PsiForward<Real>& psi, const Box& own, const Run& run, const Real* z,
+DIFNET_INLINE void add_moments(const ProjectionForward<Real>& task, const Box& own, const Run& run, const Real* z,
                                Moments& moments) {
   using V = Vec<Real>;
-  constexpr int P = kPanel<Real>, W = kWidth<Real>;
+  constexpr int P = kNR<Real>, W = kWidth<Real>;
   if (run.z >= own.to[0] || run.y >= own.to[1] || run.x >= own.to[2]) return;
   const int64_t length = own.to[2] - run.x < run.length ? own.to[2] - run.x : run.length;
   const double before = moments.count, count = double(length), weight = count / (before + count);
-  for (int64_t panel = 0; panel < psi.size.panels; ++panel) {
+  for (int64_t panel = 0; panel < task.size.panels; ++panel) {
     const Real* pixel = z + (panel * kTile + run.at) * P;
     double *mean = moments.mean + panel * P, *deviation = moments.deviation + panel * P;
     alignas(64) Real about[P], sum[P], squares[P];
@@ -150,9 +150,9 @@ DIFNET_INLINE void add_moments(const PsiForward<Real>& psi, const Box& own, cons
 
 // 0 z is NaN where z is NaN or infinite, and NaN survives every sum.
 template <typename Real>
-DIFNET_INLINE bool tile_is_finite(const PsiSizes& size, const Real* z, int64_t count) {
+DIFNET_INLINE bool tile_is_finite(const ProjectionSizes& size, const Real* z, int64_t count) {
   using V = Vec<Real>;
-  constexpr int P = kPanel<Real>, W = kWidth<Real>;
+  constexpr int P = kNR<Real>, W = kWidth<Real>;
   constexpr int kAtOnce = 4;  // pixels: one sum would wait for itself
   V sum[kAtOnce][2] = {};
   const auto add = [&](int at, const Real* x) __attribute__((always_inline)) {
@@ -172,9 +172,9 @@ DIFNET_INLINE bool tile_is_finite(const PsiSizes& size, const Real* z, int64_t c
 }
 
 template <typename Real>
-void psi_forward_prepare(const PsiForward<Real>& psi, int64_t block) {
-  read_weight_panels(psi.size, psi.weight, block, psi.signed_weight,
-                     [&](Real w, int64_t d) { return psi.sign[d] < 0 ? -w : w; });
+void projection_forward_prepare(const ProjectionForward<Real>& task, int64_t block) {
+  read_weight_panels(task.size, task.weight, block, task.signed_weight,
+                     [&](Real w, int64_t d) { return task.sign[d] < 0 ? -w : w; });
 }
 
 // Value and position of `lanes` channels of one window, `stride` apart.
@@ -191,56 +191,58 @@ DIFNET_INLINE void write_window(const Real* value, const Real* index, const Real
 }
 
 template <typename Real>
-DIFNET_INLINE void write_band(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Real>& work) {
-  constexpr int P = kPanel<Real>;
-  const PooledStrides& to = psi.pooled;
+DIFNET_INLINE void write_band(const ProjectionForward<Real>& task, const Band& band,
+                              const ProjectionForwardScratch<Real>& work) {
+  constexpr int P = kNR<Real>;
+  const PooledStrides& to = task.pooled;
   const Real *value = work.band_best, *index = work.band_index;
   for (int64_t y = band.from[1]; y < band.to[1]; ++y)
-    for (int64_t panel = 0; panel < psi.size.panels; ++panel)
+    for (int64_t panel = 0; panel < task.size.panels; ++panel)
       for (int64_t x = band.from[2]; x < band.to[2]; ++x, value += P, index += P) {
         const int64_t at = band.image * to.image + band.from[0] * to.axis[0] + y * to.axis[1] + x * to.axis[2] +
                            panel * P * to.channel;
-        const Real* sign = psi.sign + panel * P;
-        const int64_t lanes = panel_channels(psi.size, panel, P);
+        const Real* sign = task.sign + panel * P;
+        const int64_t lanes = panel_channels(task.size, panel, P);
         if (to.channel == 1 && lanes == P)  // as the operator allocates it: constants the compiler can make vectors of
-          write_window(value, index, sign, P, 1, psi.peak + at, psi.position + at);
+          write_window(value, index, sign, P, 1, task.peak + at, task.position + at);
         else
-          write_window(value, index, sign, lanes, to.channel, psi.peak + at, psi.position + at);
+          write_window(value, index, sign, lanes, to.channel, task.peak + at, task.position + at);
       }
 }
 
 template <typename Real>
-void psi_pool(const PsiForward<Real>& psi, const Band& band, const PsiScratch<Real>& work, Moments* moments) {
-  const PsiSizes& size = psi.size;
-  const Volume& volume = psi.features[band.image];
+void projection_forward_pool(const ProjectionForward<Real>& task, const Band& band,
+                             const ProjectionForwardScratch<Real>& work, Moments* moments) {
+  const ProjectionSizes& size = task.size;
+  const Volume& volume = task.features[band.image];
   Box box, own;
   for (int a = 0; a < 3; ++a) {
     box.from[a] = own.from[a] = size.axis[a].start[band.from[a]];
     box.to[a] = size.axis[a].end[band.to[a] - 1];
     own.to[a] = size.axis[a].start[band.to[a]];
   }
-  bool plain = !psi.any_flat;
+  bool plain = !task.any_flat;
   for (int64_t first = 0; first < box.pixels(); first += kTile) {
     const int64_t left = box.pixels() - first, count = left < kTile ? left : kTile;
     for (int64_t block = 0; block < size.blocks; ++block) {
       read_features(volume, size, block, box, first, count, work.features);
-      project_block(size, volume, psi.signed_weight, block, work.features, count, work.z,
-                    ahead_of(volume, size, box, first, count, block));
+      project_block(size, volume, task.signed_weight, block, work.features, count, work.z,
+                    prefetch_after(volume, size, box, first, count, block));
     }
     plain = plain && tile_is_finite(size, work.z, count);
     for_each_run(box, first, count, [&](const Run& run) {
-      if (moments != nullptr) add_moments(psi, own, run, work.z, *moments);
+      if (moments != nullptr) add_moments(task, own, run, work.z, *moments);
       const bool row_ends = run.x + run.length == box.to[2];
       if (plain) {
-        pool_run<true>(psi, band, run, work);
-        if (row_ends) merge_row<true>(psi, band, run, work);
+        pool_run<true>(task, band, run, work);
+        if (row_ends) merge_row<true>(task, band, run, work);
       } else {
-        pool_run<false>(psi, band, run, work);
-        if (row_ends) merge_row<false>(psi, band, run, work);
+        pool_run<false>(task, band, run, work);
+        if (row_ends) merge_row<false>(task, band, run, work);
       }
     });
   }
-  write_band(psi, band, work);
+  write_band(task, band, work);
 }
 
-}  // namespace difnet::DIFNET_ISA
+}  // namespace difnet::cpu::DIFNET_ISA

@@ -1,17 +1,45 @@
-// What both directions of Ψ need around their kernels: images as volumes, and the windows of adaptive pooling.
+// What both directions of Ψ need around their kernels: which kernels run, images as volumes, and the windows of
+// adaptive pooling.
 #pragma once
 
 #include <array>
+#include <vector>
 
-#include "driver.h"
+#include "cpu/isa.h"
+#include "cpu/projection/projection.h"
+#include "cpu/workspace.h"
 
-namespace difnet {
+namespace difnet::cpu {
+
+#define DIFNET_PROJECTION(NAME)                             \
+  namespace NAME {                                          \
+  extern const ProjectionKernels<float> kProjectionFloat;   \
+  extern const ProjectionKernels<double> kProjectionDouble; \
+  }
+#include "isa_built.def"
+
+// Those of the instruction sets in use (isa.def).
+template <typename Real>
+const ProjectionKernels<Real>& projection_kernels() {
+  static const ProjectionKernels<Real>* const chosen = [] {
+    const ProjectionKernels<Real>* tables[int(Isa::kCount)] = {};
+    if constexpr (sizeof(Real) == 4) {
+#define DIFNET_PROJECTION(NAME) tables[int(Isa::k_##NAME)] = &NAME::kProjectionFloat;
+#include "isa_built.def"
+    } else {
+#define DIFNET_PROJECTION(NAME) tables[int(Isa::k_##NAME)] = &NAME::kProjectionDouble;
+#include "isa_built.def"
+    }
+    return in_use(tables);
+  }();
+  return *chosen;
+}
 
 // The images of a (B, C, Z, H, W) tensor.
 inline std::vector<Volume> volumes(const Tensor& tensor) {
   std::vector<Volume> images;
   for (int64_t b = 0; b < tensor.size(0); ++b)
-    images.push_back({static_cast<char*>(tensor.data_ptr()) + b * tensor.stride(0) * int64_t(tensor.element_size()),
+    images.push_back({image_data(tensor, b),
                       tensor.stride(1),
                       {tensor.stride(2), tensor.stride(3), tensor.stride(4)},
                       dtype(tensor)});
@@ -35,7 +63,7 @@ class Windows {
   std::vector<int64_t> start_[3], end_[3];
 };
 
-inline PsiSizes psi_sizes(const Tensor& weight, const Windows& windows, int64_t panel) {
+inline ProjectionSizes projection_sizes(const Tensor& weight, const Windows& windows, int64_t panel) {
   const int64_t C = weight.size(1), D = weight.size(0);
   return {C, D, (D + panel - 1) / panel, (C + kTile - 1) / kTile, {windows.axis(0), windows.axis(1), windows.axis(2)}};
 }
@@ -45,4 +73,4 @@ Real* pointer(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<Real*>(tensor->data_ptr()) : nullptr;
 }
 
-}  // namespace difnet
+}  // namespace difnet::cpu

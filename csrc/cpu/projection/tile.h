@@ -1,10 +1,11 @@
 // What both directions of Ψ do with a tile of pixels: read its features, and multiply.
 #pragma once
 
-#include "fields.h"
-#include "psi.h"
+#include "cpu/convert.h"
+#include "cpu/products.h"
+#include "cpu/projection/projection.h"
 
-namespace difnet::DIFNET_ISA {
+namespace difnet::cpu::DIFNET_ISA {
 
 // Pixels [from, to) along each axis, in scan order; tiles of kTile of them may begin and end inside a row.
 struct Box {
@@ -30,8 +31,8 @@ DIFNET_INLINE void for_each_run(const Box& box, int64_t first, int64_t count, Bo
   }
 }
 
-// Whether neighbouring elements of a volume are channels (channels_last) or pixels: tiles of it keep that order, so that
-// reading and writing them are straight copies.
+// Whether neighbouring elements of a volume are channels (channels_last) or pixels: tiles of it keep that order, so
+// that reading and writing them are straight copies.
 DIFNET_INLINE bool channels_innermost(const Volume& volume) { return volume.channel_stride < volume.stride[2]; }
 
 // The box as runs that are as long as its memory allows: rows that follow each other without a gap are one row.
@@ -44,8 +45,8 @@ DIFNET_INLINE Box in_memory(const Volume& volume, const Box& box) {
   return {{z, y, x}, {z + 1, y + 1, x + box.pixels()}};
 }
 
-// element(in the volume, in the tile) for a tile of pixels and `channels` channels from `channel` on: [pixel][channel] if
-// channels are innermost, else [channel][pixel].
+// element(in the volume, in the tile) for a tile of pixels and `channels` channels from `channel` on: [pixel][channel]
+// if channels are innermost, else [channel][pixel].
 template <typename Pointer, typename Element>
 DIFNET_INLINE void for_each_element(const Volume& volume, Pointer data, int64_t channel, int64_t channels,
                                     const Box& box, int64_t first, int64_t count, Element element) {
@@ -65,19 +66,19 @@ DIFNET_INLINE void for_each_element(const Volume& volume, Pointer data, int64_t 
   });
 }
 
-DIFNET_INLINE int64_t block_channels(const PsiSizes& size, int64_t block) {
+DIFNET_INLINE int64_t block_channels(const ProjectionSizes& size, int64_t block) {
   const int64_t left = size.channels - block * kTile;
   return left < kTile ? left : kTile;
 }
 
-DIFNET_INLINE int64_t panel_channels(const PsiSizes& size, int64_t panel, int64_t in_panel) {
+DIFNET_INLINE int64_t panel_channels(const ProjectionSizes& size, int64_t panel, int64_t in_panel) {
   const int64_t left = size.embed - panel * in_panel;
   return left < in_panel ? left : in_panel;
 }
 
 // The features of `count` pixels of a tile and of one block of channels.
 template <typename Real>
-void read_features(const Volume& volume, const PsiSizes& size, int64_t block, const Box& box, int64_t first,
+void read_features(const Volume& volume, const ProjectionSizes& size, int64_t block, const Box& box, int64_t first,
                    int64_t count, Real* tile) {
   with_type(volume.dtype, [&](auto* type) {
     const auto* data = static_cast<decltype(type)>(volume.data);
@@ -87,8 +88,8 @@ void read_features(const Volume& volume, const PsiSizes& size, int64_t block, co
 }
 
 template <typename Real>
-void write_features(const Real* tile, const PsiSizes& size, int64_t block, const Box& box, int64_t first, int64_t count,
-                    const Volume& volume) {
+void write_features(const Real* tile, const ProjectionSizes& size, int64_t block, const Box& box, int64_t first,
+                    int64_t count, const Volume& volume) {
   with_type(volume.dtype, [&](auto* type) {
     auto* data = static_cast<decltype(type)>(volume.data);
     for_each_element(volume, data, block * kTile, block_channels(size, block), box, first, count,
@@ -96,34 +97,34 @@ void write_features(const Real* tile, const PsiSizes& size, int64_t block, const
   });
 }
 
-// out[r] (+)= sum over `inner` of weights[r][inner] field[inner] for kStrip rows r of one panel. The strides are
+// out[r] (+)= sum over `inner` of weights[r][inner] field[inner] for kMR rows r of one panel. The strides are
 // compile-time constants because as variables they cost the inner loop its registers.
 template <int RowStride, int InnerStride, int FieldStride, int OutStride, typename Real>
 DIFNET_INLINE void multiply(const Real* weights, const Real* field, int64_t inner, bool add, Real* out) {
   using V = Vec<Real>;
   constexpr int W = kWidth<Real>;
-  V sum[kStrip][2] = {};
+  V sum[kMR][2] = {};
   for (int64_t k = 0; k < inner; ++k) {
     const V low = load<V>(field + k * FieldStride), high = load<V>(field + k * FieldStride + W);
 #pragma GCC unroll 8
-    for (int r = 0; r < kStrip; ++r) {
+    for (int r = 0; r < kMR; ++r) {
       const V weight = broadcast<V>(weights[r * RowStride + k * InnerStride]);
       sum[r][0] += weight * low;
       sum[r][1] += weight * high;
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kStrip; ++r) {
+  for (int r = 0; r < kMR; ++r) {
     Real* to = out + r * OutStride;
     store(to, add ? load<V>(to) + sum[r][0] : sum[r][0]);
     store(to + W, add ? load<V>(to + W) + sum[r][1] : sum[r][1]);
   }
 }
 
-// Memory that is read next, asked for a few rows at a time while this block is multiplied: rows of a channels_last map are a
-// page or so apart, which the processor does not foresee. Maps from main memory: 13 % less time at 512 and 2048 channels
-// on Zen 5. Where pixels are innermost it costs 5 % and gains nothing, so nothing is asked there.
-struct Ahead {
+// Memory that is read next, asked for a few rows at a time while this block is multiplied: rows of a channels_last map
+// are a page or so apart, which the processor does not foresee. Maps from main memory: 13 % less time at 512 and 2048
+// channels on Zen 5. Where pixels are innermost it costs 5 % and gains nothing, so nothing is asked there.
+struct Prefetch {
   const char* row;
   int64_t stride, bytes, rows;
   DIFNET_MEMBER void ask(int64_t count) {
@@ -133,8 +134,8 @@ struct Ahead {
 };
 
 // The block after this one, of this tile or of the next, if the pixels of the box follow each other in memory.
-DIFNET_INLINE Ahead ahead_of(const Volume& volume, const PsiSizes& size, const Box& box, int64_t first, int64_t count,
-                             int64_t block) {
+DIFNET_INLINE Prefetch prefetch_after(const Volume& volume, const ProjectionSizes& size, const Box& box, int64_t first,
+                                      int64_t count, int64_t block) {
   const Box memory = in_memory(volume, box);
   if (volume.channel_stride != 1 || memory.pixels() != memory.width()) return {nullptr, 0, 0, 0};
   if (++block == size.blocks) {
@@ -151,15 +152,15 @@ DIFNET_INLINE Ahead ahead_of(const Volume& volume, const PsiSizes& size, const B
 
 // (Ψ1) z = W f of a tile, from the features of one block; the sum over a block comes before the sum over blocks.
 template <typename Real>
-DIFNET_INLINE void project_block(const PsiSizes& size, const Volume& volume, const Real* weight_panels, int64_t block,
-                                 const Real* features, int64_t count, Real* z, Ahead ahead) {
-  constexpr int P = kPanel<Real>;
+DIFNET_INLINE void project_block(const ProjectionSizes& size, const Volume& volume, const Real* weight_panels,
+                                 int64_t block, const Real* features, int64_t count, Real* z, Prefetch ahead) {
+  constexpr int P = kNR<Real>;
   const int64_t depth = block_channels(size, block);
   for (int64_t panel = 0; panel < size.panels; ++panel) {
     const Real* weight = weight_panels + (panel * size.channels + block * kTile) * P;
     Real* out = z + panel * kTile * P;
-    for (int64_t n = 0; n < count; n += kStrip) {
-      ahead.ask(kStrip / 2);
+    for (int64_t n = 0; n < count; n += kMR) {
+      ahead.ask(kMR / 2);
       if (channels_innermost(volume))
         multiply<kTile, 1, P, P>(features + n * kTile, weight, depth, block > 0, out + n * P);
       else
@@ -168,12 +169,12 @@ DIFNET_INLINE void project_block(const PsiSizes& size, const Volume& volume, con
   }
 }
 
-// One block of feature channels of W (D, C) as panels [panel][feature channel][channel of the panel], padding zero, each
-// number through `change`.
+// One block of feature channels of W (D, C) as panels [panel][feature channel][channel of the panel], padding zero,
+// each number through `change`.
 template <typename Real, typename Change>
-DIFNET_INLINE void read_weight_panels(const PsiSizes& size, const Real* weight, int64_t block, Real* panels,
+DIFNET_INLINE void read_weight_panels(const ProjectionSizes& size, const Real* weight, int64_t block, Real* panels,
                                       Change change) {
-  constexpr int P = kPanel<Real>;
+  constexpr int P = kNR<Real>;
   const int64_t C = size.channels, depth = block_channels(size, block);
   for (int64_t panel = 0; panel < size.panels; ++panel) {
     Real* to = panels + (panel * C + block * kTile) * P;
@@ -185,4 +186,4 @@ DIFNET_INLINE void read_weight_panels(const PsiSizes& size, const Real* weight, 
   }
 }
 
-}  // namespace difnet::DIFNET_ISA
+}  // namespace difnet::cpu::DIFNET_ISA

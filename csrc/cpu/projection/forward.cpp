@@ -1,14 +1,15 @@
-// Ψ forward: bands of windows are pooled in parallel; moments of the bands are merged in their order, whoever made them.
+// Ψ forward: bands of windows are pooled in parallel; moments of the bands are merged in their order, whoever made
+// them.
 
-#include "psi_forward.h"
+#include "cpu/projection/forward.h"
 
-#include "psi_driver.h"
+#include "cpu/projection/windows.h"
 
-namespace difnet {
+namespace difnet::cpu {
 
-// Bands: enough of them for many threads, few enough that rows shared by two bands, which both compute, weigh little. They
-// depend on the sizes alone, so the bits do not depend on the number of threads.
-static std::vector<Band> bands_of(int64_t images, const PsiSizes& size) {
+// Bands: enough of them for many threads, few enough that rows shared by two bands, which both compute, weigh little.
+// They depend on the sizes alone, so the bits do not depend on the number of threads.
+static std::vector<Band> bands_of(int64_t images, const ProjectionSizes& size) {
   constexpr int64_t kRows = 12, kColumns = 512;
   const auto parts = [](const Axis& axis, int64_t length) {
     return (std::max(axis.pixels, axis.windows) + length - 1) / length;
@@ -47,13 +48,13 @@ static void merge(const std::vector<Moments>& bands, const Real* sign, int64_t c
 template <typename Real>
 static void run(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& slope, const Tensor& peak,
                 const Tensor& position, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance) {
-  const Kernels<Real>& with = kernels<Real>();
+  const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
   const Windows windows({features.size(2), features.size(3), features.size(4)},
                         {peak.size(2), peak.size(3), peak.size(4)});
-  const PsiSizes size = psi_sizes(weight, windows, with.panel);
+  const ProjectionSizes size = projection_sizes(weight, windows, kernels.panel);
   const std::vector<Volume> images = volumes(features);
   const std::vector<Band> bands = bands_of(features.size(0), size);
-  const int64_t stored = size.panels * with.panel;
+  const int64_t stored = size.panels * kernels.panel;
   int64_t columns = 0, rows = 0;
   for (const Band& band : bands) {
     columns = std::max(columns, band.to[2] - band.from[2]);
@@ -68,20 +69,20 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
   const int64_t band_best = work.reserve(threads * rows * columns * stored);
   const int64_t band_index = work.reserve(threads * rows * columns * stored);
   work.allocate(weight);
-  PsiForward<Real> psi{size,
-                       images.data(),
-                       static_cast<const Real*>(weight.const_data_ptr()),
-                       static_cast<Real*>(peak.mutable_data_ptr()),
-                       static_cast<int32_t*>(position.mutable_data_ptr()),
-                       {peak.stride(0), peak.stride(1), {peak.stride(2), peak.stride(3), peak.stride(4)}},
-                       work.at(signed_weight),
-                       work.at(sign),
-                       false};
+  ProjectionForward<Real> task{size,
+                               images.data(),
+                               static_cast<const Real*>(weight.const_data_ptr()),
+                               static_cast<Real*>(peak.mutable_data_ptr()),
+                               static_cast<int32_t*>(position.mutable_data_ptr()),
+                               {peak.stride(0), peak.stride(1), {peak.stride(2), peak.stride(3), peak.stride(4)}},
+                               work.at(signed_weight),
+                               work.at(sign),
+                               false};
   const Real* slopes = pointer<const Real>(slope);
   for (int64_t d = 0; d < stored; ++d) {
     const Real s = slopes != nullptr && d < size.embed ? slopes[d] : Real(1);
-    psi.sign[d] = s < 0 ? Real(-1) : s == 0 ? Real(0) : Real(1);
-    psi.any_flat = psi.any_flat || s == 0;
+    task.sign[d] = s < 0 ? Real(-1) : s == 0 ? Real(0) : Real(1);
+    task.any_flat = task.any_flat || s == 0;
   }
   std::vector<Moments> moments;
   std::vector<double> sums;
@@ -90,23 +91,23 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
     for (size_t b = 0; b < bands.size(); ++b)
       moments.push_back({0, sums.data() + 2 * b * stored, sums.data() + (2 * b + 1) * stored});
   }
-  share_out(size.blocks, [&](int64_t, int64_t block) { with.psi_forward.prepare(psi, block); });
+  share_out(size.blocks, [&](int64_t, int64_t block) { kernels.forward.prepare(task, block); });
   share_out(int64_t(bands.size()), [&](int64_t worker, int64_t b) {
-    const PsiScratch<Real> scratch{work.at(tile + worker * kTile * kTile),
-                                   work.at(z + worker * kTile * stored),
-                                   work.at(row_best + worker * columns * stored),
-                                   work.at(row_index + worker * columns * stored),
-                                   work.at(band_best + worker * rows * columns * stored),
-                                   work.at(band_index + worker * rows * columns * stored)};
-    with.psi_forward.pool(psi, bands[b], scratch, moments.empty() ? nullptr : &moments[b]);
+    const ProjectionForwardScratch<Real> scratch{work.at(tile + worker * kTile * kTile),
+                                                 work.at(z + worker * kTile * stored),
+                                                 work.at(row_best + worker * columns * stored),
+                                                 work.at(row_index + worker * columns * stored),
+                                                 work.at(band_best + worker * rows * columns * stored),
+                                                 work.at(band_index + worker * rows * columns * stored)};
+    kernels.forward.pool(task, bands[b], scratch, moments.empty() ? nullptr : &moments[b]);
   });
-  if (mean.has_value()) merge(moments, psi.sign, size.embed, pointer<Real>(mean), pointer<Real>(variance));
+  if (mean.has_value()) merge(moments, task.sign, size.embed, pointer<Real>(mean), pointer<Real>(variance));
 }
 
-void psi_forward(Tensor features, Tensor weight, std::optional<Tensor> slope, Tensor peak, Tensor position,
-                 std::optional<Tensor> mean, std::optional<Tensor> variance) {
-  const auto psi = weight.scalar_type() == ScalarType::Double ? run<double> : run<float>;
-  psi(features, weight, slope, peak, position, mean, variance);
+void projection_forward(Tensor features, Tensor weight, std::optional<Tensor> slope, Tensor peak, Tensor position,
+                        std::optional<Tensor> mean, std::optional<Tensor> variance) {
+  const auto task = weight.scalar_type() == ScalarType::Double ? run<double> : run<float>;
+  task(features, weight, slope, peak, position, mean, variance);
 }
 
-}  // namespace difnet
+}  // namespace difnet::cpu

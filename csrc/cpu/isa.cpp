@@ -1,0 +1,89 @@
+#include "cpu/isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace difnet::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+// f16c has no name in __builtin_cpu_supports before GCC 11 and clang 15; every processor with AVX2 has it
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+[[maybe_unused]] bool has_avx512bf16() { return __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+constexpr const char* kNames[] = {
+#define DIFNET_ISA(NAME, EXTENDS, RUNS, PREFERRED) #NAME,
+#include "isa_built.def"
+};
+
+constexpr Isa kExtends[] = {
+#define DIFNET_ISA(NAME, EXTENDS, RUNS, PREFERRED) Isa::k_##EXTENDS,
+#include "isa_built.def"
+};
+
+uint32_t runnable() {
+  uint32_t sets = 0;
+#define DIFNET_ISA(NAME, EXTENDS, RUNS, PREFERRED) \
+  if (RUNS) sets |= 1u << int(Isa::k_##NAME);
+#include "isa_built.def"
+  return sets;
+}
+
+uint32_t preferred() {
+  uint32_t sets = 0;
+#define DIFNET_ISA(NAME, EXTENDS, RUNS, PREFERRED) \
+  if (PREFERRED) sets |= 1u << int(Isa::k_##NAME);
+#include "isa_built.def"
+  return sets;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
+uint32_t choose() {
+  const char* asked = std::getenv("DIFNET_KERNELS_ISA");
+  if (asked == nullptr || *asked == '\0') return runnable() & preferred();
+  for (int isa = 0; isa < int(Isa::kCount); ++isa) {
+    if (std::string(asked) != kNames[isa]) continue;
+    if ((runnable() >> isa & 1) == 0)
+      throw std::runtime_error("DIFNET_KERNELS_ISA=" + std::string(asked) +
+                               " does not run on this processor, which runs " + joined(isa_names(true)) +
+                               "; name one of these, or unset it.");
+    uint32_t sets = 1u << isa;
+    for (int base = int(kExtends[isa]); (sets >> base & 1) == 0; base = int(kExtends[base])) sets |= 1u << base;
+    return sets;
+  }
+  throw std::runtime_error("DIFNET_KERNELS_ISA must be one of " + joined(isa_names(false)) + "; got " + asked +
+                           ". Name one of these, or unset it.");
+}
+
+}  // namespace
+
+uint32_t isas_in_use() {
+  static const uint32_t sets = choose();
+  return sets;
+}
+
+std::string isa_name() {
+  int last = int(Isa::kCount) - 1;
+  while ((isas_in_use() >> last & 1) == 0) --last;
+  return kNames[last];
+}
+
+std::vector<std::string> isa_names(bool only_runnable) {
+  std::vector<std::string> names;
+  for (int isa = 0; isa < int(Isa::kCount); ++isa)
+    if (!only_runnable || (runnable() >> isa & 1) != 0) names.push_back(kNames[isa]);
+  return names;
+}
+
+}  // namespace difnet::cpu

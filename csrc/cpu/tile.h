@@ -1,0 +1,20 @@
+// The unit of work, and the types that kernels and drivers share. No code: see walk/walk.h.
+#pragma once
+
+#include <stdint.h>
+
+namespace difnet::cpu {
+
+// Nodes (or pixels) of a tile: the unit of work, of scheduling and of padding.
+inline constexpr int kTile = 64;
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+// Two numbers side by side, whose products are summed in one step: of neighbouring channels, or of neighbouring nodes.
+struct alignas(4) Bf16Pair {
+  Bf16 first, second;
+};
+
+}  // namespace difnet::cpu

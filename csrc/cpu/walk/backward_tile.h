@@ -1,0 +1,262 @@
+// B1-B7 on tiles in one pass: a micro-tile of logits gives P_ij and P_ji (B3), hence T (B4), which is symmetric and
+// serves the rows of both tiles (B5, B6). Every row is written by one step at a time: no atomics, one order, the same
+// bits each run.
+//
+// The diagonal of T is not computed where it stands. T_ii = 2 P_ii (h_i y_i - delta_i), and delta_i -> h_i y_i when P
+// is nearly one-hot, so the difference of the two would be rounding. But the terms of a row sum to zero, because
+// delta_i is the mean of h_i y_j under P_i, so the diagonal one is minus the sum of the others, which do not cancel
+// (`off_diagonal`).
+#pragma once
+
+#include "cpu/walk/forward_tile.h"
+
+namespace difnet::cpu::DIFNET_ISA {
+
+template <typename Real>
+struct BackwardWeights : WeightTile<Real> {
+  alignas(64) Real P_ij[kTile * kTile];
+  alignas(64) Real P_ji[kTile * kTile];
+  alignas(64) Real T[kTile * kTile];
+};
+
+// The same weights as factors: to be summed over j into the rows of tile a, over i into those of tile b.
+template <typename Factor>
+struct BackwardWeightFactors : WeightTile<Factor> {
+  alignas(64) Factor P_ji[kTile * kTile / kPerFactor<Factor>];
+  alignas(64) Factor P_ij[kTile * kTile / kPerFactor<Factor>];
+  alignas(64) Factor T_rows[kTile * kTile / kPerFactor<Factor>];
+  alignas(64) Factor T_columns[kTile * kTile / kPerFactor<Factor>];
+
+  template <typename Real>
+  DIFNET_MEMBER explicit BackwardWeightFactors(const BackwardWeights<Real>& from) {
+    for (int panel = 0; panel < this->kPanelsI; ++panel)
+      for (int micro = 0; micro < this->kPanelsJ; ++micro) {
+        this->mask[panel][micro] = from.mask[panel][micro];
+        if (!this->mask[panel][micro]) continue;
+        const int64_t at = from.micro_tile(panel, micro), to = this->micro_tile(panel, micro);
+        pair_rows(from.P_ji + at, P_ji + to);
+        pair_columns(from.P_ij + at, P_ij + to);
+        pair_rows(from.T + at, T_rows + to);
+        pair_columns(from.T + at, T_columns + to);
+      }
+  }
+};
+
+// (B3) P_ij and P_ji of panel `panel` of tile a (nodes i) against tile b (nodes j), and which micro-tiles matter.
+template <typename Real, typename Factor>
+DIFNET_INLINE void transition(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel,
+                              BackwardWeights<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int NR = kNR<Real>, W = kWidth<Real>;
+  const int64_t D = walk.size.embed_factors, i = a * kTile + panel * NR;
+  const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
+  const bool may_skip = walk.finite[a] && walk.finite[b];
+  const V lse_low = load<V>(walk.row_lse_padded + i), lse_high = load<V>(walk.row_lse_padded + i + W);
+  for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
+    const int64_t j = b * kTile + micro * kMR;
+    tile.mask[panel][micro] = panel * NR < nodes_a && micro * kMR < nodes_b;
+    if (!tile.mask[panel][micro]) continue;
+    MicroTile<Real> S = {};
+    inner_products(walk.psi_node_panels + i * D, walk.psi_node_panels + (j - j % NR) * D + j % NR, D, S);  // (W1)
+    V most = S.at[0][0] - lse_low;
+#pragma GCC unroll 8
+    for (int c = 0; c < kMR; ++c) {
+      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
+      most = larger(most, S.at[c][0] - lse_low);
+      most = larger(most, S.at[c][1] - lse_high);
+      most = larger(most, S.at[c][0] - lse_column);
+      most = larger(most, S.at[c][1] - lse_column);
+    }
+    if (may_skip && !(largest_lane(most) > -kNegligible<Real>)) {
+      tile.mask[panel][micro] = false;
+      continue;
+    }
+    Real* P_ij = tile.P_ij + tile.micro_tile(panel, micro);
+    Real* P_ji = tile.P_ji + tile.micro_tile(panel, micro);
+#pragma GCC unroll 8
+    for (int c = 0; c < kMR; ++c) {
+      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
+      store(P_ij + c * NR, exponential(S.at[c][0] - lse_low));
+      store(P_ij + c * NR + W, exponential(S.at[c][1] - lse_high));
+      store(P_ji + c * NR, exponential(S.at[c][0] - lse_column));
+      store(P_ji + c * NR + W, exponential(S.at[c][1] - lse_column));
+    }
+  }
+}
+
+// (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into the off_diagonal of the nodes i
+template <typename Real, typename Factor>
+DIFNET_INLINE void add_row_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
+                                 BackwardWeights<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int NR = kNR<Real>, W = kWidth<Real>;
+  const int64_t K = walk.size.classes, i = a * kTile + panel * NR, j = b * kTile + micro * kMR;
+  const int nodes = tile_nodes(walk.size.nodes, b) - micro * kMR;
+  const Real* P_ij = tile.P_ij + tile.micro_tile(panel, micro);
+  Real* T = tile.T + tile.micro_tile(panel, micro);
+  const V delta_low = load<V>(walk.delta + i), delta_high = load<V>(walk.delta + i + W);
+  MicroTile<Real> change;
+#pragma GCC unroll 8
+  for (int c = 0; c < kMR; ++c) {
+    change.at[c][0] = -delta_low;
+    change.at[c][1] = -delta_high;
+  }
+  inner_products(walk.h_node_panels + i * K, walk.state_node_panels + (j - j % NR) * K + j % NR, K, change);
+  V pull_low = load<V>(walk.off_diagonal + i), pull_high = load<V>(walk.off_diagonal + i + W);
+#pragma GCC unroll 8
+  for (int c = 0; c < kMR; ++c) {
+    const V low = load<V>(P_ij + c * NR) * change.at[c][0], high = load<V>(P_ij + c * NR + W) * change.at[c][1];
+    store(T + c * NR, low);
+    store(T + c * NR + W, high);
+    if (c >= nodes) continue;  // padding looks nowhere, but its logits are 0, not -inf
+    pull_low += low;
+    pull_high += high;
+  }
+  store(walk.off_diagonal + i, pull_low);
+  store(walk.off_diagonal + i + W, pull_high);
+}
+
+// (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into the off_diagonal of the nodes j
+template <typename Real, typename Factor>
+DIFNET_INLINE void add_column_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
+                                    BackwardWeights<Real>& tile) {
+  using V = Vec<Real>;
+  constexpr int NR = kNR<Real>, W = kWidth<Real>;
+  const int64_t K = walk.size.classes, i = a * kTile + panel * NR, j = b * kTile + micro * kMR;
+  const Real* P_ji = tile.P_ji + tile.micro_tile(panel, micro);
+  Real* T = tile.T + tile.micro_tile(panel, micro);
+  MicroTile<Real> change;
+#pragma GCC unroll 8
+  for (int c = 0; c < kMR; ++c) change.at[c][0] = change.at[c][1] = broadcast<V>(-walk.delta[j + c]);
+  inner_products(walk.state_node_panels + i * K, walk.h_node_panels + (j - j % NR) * K + j % NR, K, change);
+#pragma GCC unroll 8
+  for (int c = 0; c < kMR; ++c) {
+    const V low = load<V>(P_ji + c * NR) * change.at[c][0], high = load<V>(P_ji + c * NR + W) * change.at[c][1];
+    store(T + c * NR, load<V>(T + c * NR) + low);
+    store(T + c * NR + W, load<V>(T + c * NR + W) + high);
+    if (a != b) walk.off_diagonal[j + c] += sum_lanes(low + high);
+  }
+}
+
+// P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits. One product at a time passes
+// over the strips, so that its operands stay in the first-level cache.
+template <typename Real, typename Factor>
+DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile) {
+  for (int panel = 0; panel < tile.kPanelsI; ++panel) {
+    transition(walk, a, b, panel, tile);
+    for (int micro = 0; micro < tile.kPanelsJ; ++micro)
+      if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile);
+    for (int micro = 0; micro < tile.kPanelsJ; ++micro)
+      if (tile.mask[panel][micro]) add_column_terms(walk, a, b, panel, micro, tile);
+  }
+}
+
+// Takes the diagonal out of T and of `off_diagonal`; `close` puts it add_column_terms as minus the off_diagonal.
+template <typename Real, typename Factor>
+DIFNET_INLINE void drop_diagonal(const WalkBackward<Real, Factor>& walk, int64_t tile, BackwardWeights<Real>& weights) {
+  constexpr int NR = kNR<Real>;
+  for (int n = 0; n < kTile; ++n) {
+    if (!weights.mask[n / NR][n / kMR]) continue;
+    Real& T_nn = weights.T[weights.micro_tile(n / NR, n / kMR) + n % kMR * NR + n % NR];
+    walk.off_diagonal[tile * kTile + n] -= T_nn / 2;
+    T_nn = 0;
+  }
+}
+
+// (B5, B6) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
+template <typename Real, typename Factor>
+DIFNET_INLINE void walk_tiles(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b) {
+  const int64_t psi = kTile * walk.size.embed_stored, h = kTile * walk.size.state_stored;
+  const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
+  constexpr int per_factor = kPerFactor<Factor>;
+  const Factor *psi_a = walk.psi_channel_panels + a * psi / per_factor,
+               *psi_b = walk.psi_channel_panels + b * psi / per_factor;
+  const Factor *h_a = walk.h_channel_panels + a * h / per_factor, *h_b = walk.h_channel_panels + b * h / per_factor;
+  BackwardWeights<Real> tile;
+  weigh(walk, a, b, tile);
+  if (a == b) drop_diagonal(walk, a, tile);
+  const auto sum = [&](const auto& over, const Factor* T_rows, const Factor* T_columns) __attribute__((always_inline)) {
+    over.add_rows(T_rows, psi_b, psi_columns, walk.psi_sums + a * psi);  // (B5)
+    over.add_rows(over.P_ji, h_b, h_columns, walk.state_sums + a * h);   // (B6)
+    if (a == b) return;
+    over.add_columns(T_columns, psi_a, psi_columns, walk.psi_sums + b * psi);  // (B5)
+    over.add_columns(over.P_ij, h_a, h_columns, walk.state_sums + b * h);      // (B6)
+  };
+  if constexpr (per_factor == 1) {
+    sum(tile, tile.T, tile.T);
+  } else {
+    const BackwardWeightFactors<Factor> factors(tile);
+    sum(factors, factors.T_rows, factors.T_columns);
+  }
+}
+
+template <typename Real, typename Factor>
+void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile) {
+  const int nodes = tile_nodes(walk.size.nodes, tile);
+  const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
+  const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
+  const Real mu = walk.mu, beta = walk.beta;
+  constexpr int per_factor = kPerFactor<Factor>;
+  Factor *psi_channel_panels = walk.psi_channel_panels + first * embed / per_factor,
+         *h_channel_panels = walk.h_channel_panels + first * stored / per_factor;
+  Real *states = walk.state_node_panels + first * K,
+       *grads = walk.h_node_panels + first * K;  // of which h is made in place
+  pack_node_panels(walk.psi, D, tile, nodes, walk.psi_node_panels + first * walk.size.embed_factors);
+  pack_channel_panels(walk.psi, D, tile, nodes, psi_channel_panels, embed);
+  pack_node_panels(walk.state, K, tile, nodes, states);
+  pack_node_panels(walk.grad_next, K, tile, nodes, grads);
+  for (int n = 0; n < kTile; ++n) {
+    walk.delta[first + n] = walk.off_diagonal[first + n] = 0;
+    walk.row_lse_padded[first + n] = n < nodes ? walk.row_lse[first + n] : 0;
+  }
+  double grad_mu = 0, grad_beta = 0;
+  with_type(walk.seed.dtype, [&](auto* type) {
+    const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
+    for (int n = 0; n < nodes; ++n)
+      for (int64_t c = 0; c < K; ++c) {  // in this order whatever the strides: the sums have one value
+        const int64_t at = in_node_panels<Real>(K, n, c);
+        const Real grad = grads[at], y = states[at], w = walk.walked[(first + n) * K + c];
+        const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
+        const Real mixed = mu * w + (1 - mu) * s;                       // (W3)
+        grad_mu += double((w - s) * grad);                              // (B7)
+        grad_beta += double((mixed - y) * grad);                        // (B7)
+        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;  // (B1)
+        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;       // (B1)
+        grads[at] = beta * mu * grad;                                   // (B1)
+        walk.delta[first + n] += grads[at] * w;                         // (B2)
+      }
+  });
+  walk.grad_gates[2 * tile] = double(beta) * grad_mu;
+  walk.grad_gates[2 * tile + 1] = grad_beta;
+  repack_as_channel_panels(grads, K, h_channel_panels, stored);
+  walk.finite[tile] = all_finite(psi_channel_panels, kTile * embed / per_factor) && all_finite(states, kTile * K) &&
+                      all_finite(grads, kTile * K) && all_finite(walk.delta + first, kTile) &&
+                      all_finite(walk.row_lse_padded + first, kTile);
+  for (int64_t x = 0; x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
+  for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;
+  walk_tiles(walk, tile, tile);
+}
+
+template <typename Real, typename Factor>
+void walk_backward_tiles(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b) {
+  walk_tiles(walk, a, b);
+}
+
+template <typename Real, typename Factor>
+void walk_backward_epilogue(const WalkBackward<Real, Factor>& walk, int64_t tile) {
+  const int nodes = tile_nodes(walk.size.nodes, tile);
+  const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
+  const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
+  const Real* states = walk.state_sums + first * stored;
+  const auto* psi = numbers(walk.psi_channel_panels + first * embed / kPerFactor<Factor>);
+  Real* grads = walk.psi_sums + first * embed;
+  for (int64_t n = 0; n < nodes; ++n) {
+    for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_channel_panels<Real>(n, c)];
+    for (int64_t c = 0; c < D; ++c)
+      grads[in_channel_panels<Real>(n, c)] -=
+          2 * walk.off_diagonal[first + n] * widen<Real>(psi[in_channel_panels<Factor>(n, c)]);
+  }
+  unpack_channel_panels(grads, D, tile, nodes, walk.grad_psi);
+}
+
+}  // namespace difnet::cpu::DIFNET_ISA

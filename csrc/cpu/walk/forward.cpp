@@ -1,0 +1,48 @@
+// The forward walk of a batch (W1-W4): workspace, then a tournament of tiles.
+
+#include "cpu/walk/forward.h"
+
+#include <memory>
+#include <vector>
+
+#include "cpu/schedule.h"
+#include "cpu/walk/kernels.h"
+#include "cpu/workspace.h"
+
+namespace difnet::cpu {
+
+template <typename Real, typename Factor>
+static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, const Tensor& seed, const Tensor& psi,
+                const Tensor& mu, const Tensor& beta, int64_t t, const Tensor& next_state, const Tensor& walked,
+                const Tensor& row_lse) {
+  const WalkSizes size = walk_sizes(state, psi, kernels);
+  const int64_t images = state.size(0), N = size.nodes, K = size.classes;
+  const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
+  Workspace<Real> work;
+  const int64_t psi_node_panels = work.reserve(images * padded * size.embed_factors);
+  const int64_t states = padded / kernels.per_factor * size.state_stored,
+                state_channel_panels = work.reserve(images * states);
+  const int64_t sums = work.reserve(images * padded * size.state_stored);
+  const int64_t shift = work.reserve(images * padded);
+  work.allocate(walked);
+  const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
+  std::vector<WalkForward<Real, Factor>> walks;
+  for (int64_t b = 0; b < images; ++b)
+    walks.push_back(
+        {size, field(state, b), field(seed, b), field(psi, b), field(next_state, b),
+         static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+         static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N, static_cast<const Real*>(mu.const_data_ptr())[t],
+         static_cast<const Real*>(beta.const_data_ptr())[t],
+         work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
+         work.template at<Factor>(state_channel_panels + b * states), work.at(sums + b * padded * size.state_stored),
+         work.at(shift + b * padded), finite.get() + b * tiles});
+  Tournament(images, tiles).play(walks.data(), kernels.forward);
+}
+
+void walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t, Tensor next_state,
+                  Tensor walked, Tensor row_lse) {
+  with_walks(walked, seed, psi,
+             [&](const auto& kernels) { run(kernels, state, seed, psi, mu, beta, t, next_state, walked, row_lse); });
+}
+
+}  // namespace difnet::cpu
