@@ -77,7 +77,9 @@ def projection_backward(
 ) -> None:
     upstream = (_node_major(grad_peak.to(weight.dtype)), grad_mean, grad_variance)
     saved = (_node_major(position), None if z is None else _node_major(z), mean)
-    torch.ops.difnet_kernels.project_pool_backward.default(*upstream, features, weight, *saved, grad_features, grad_weight)
+    torch.ops.difnet_kernels.project_pool_backward.default(
+        *upstream, features, weight, *saved, grad_features, grad_weight
+    )
 
 
 def _node_major(pooled: Tensor) -> Tensor:
