@@ -84,7 +84,7 @@ LATER = (
     _stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60, "networks"),
     _stage("everyone", "the cases beside everyone, torch.compile and FlexAttention too", 200, "cases"),
     _stage("everyone_replayed", "the same by graph replay", 150, "cases", "--question", "replay"),
-    _stage("sweep", "other tile sizes, for launch_rows.py", 45, "sweep"),
+    _stage("sweep", "other tile sizes, for walk/rows.py", 45, "sweep"),
     _stage("tests", "the whole test suite, as far as the time goes", 400, "suite_tests"),
     _stage("experiments", "networks compared on generated images", 580, "networks", "--experiments"),
 )

@@ -25,6 +25,10 @@ from tests.support.cases import DTYPES
 
 # read when cuBLAS starts: without it the truth of a test on a GPU may not run where `poisoned` asks for determinism
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from tests.triton import interpreter
+
+    interpreter.install()
 HERE = Path(__file__).parent
 WALKS = (HERE / "kernels", HERE / "ops")  # their skips are pinned
 SKIPPED = 0  # a test that begins to skip turns the run red, also when all others pass

@@ -16,7 +16,7 @@ from benchmarks.cost import CLOCK, FLOP, ISSUE, PROCESSORS, h200
 from benchmarks.psi import GRIDS, LEVELS
 from benchmarks.tasks import DTYPES
 from difnet_kernels.backends import triton as backend
-from difnet_kernels.backends.triton.schedule_projection import widest
+from difnet_kernels.backends.triton.projection.host import widest
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
 FROM_L2 = 64
@@ -33,7 +33,7 @@ def compiled(channels: int, side: int, grid: int, dtype: torch.dtype) -> Binary:
             features, torch.empty(EMBED, channels), torch.empty(EMBED), peak=peak, position=position, mean=None,
             variance=None,
         )  # fmt: skip
-    return next(binary for binary in found if binary.kernel == "psi_forward_kernel")
+    return next(binary for binary in found if binary.kernel == "projection_forward_kernel")
 
 
 def predict(channels: int, side: int, grid: int, dtype: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Other tile sizes for the walks of the paper, timed offline: what a new row of launch_rows.py is taken from.
+"""Other tile sizes for the walks of the paper, timed offline: what a new row of walk/rows.py is taken from.
 
 Nothing here runs in use: the library never times anything on its users' buffers.
 """
@@ -14,27 +14,27 @@ from benchmarks.correctness import Truth
 from benchmarks.gpu.ours import SETTINGS, calls, judged
 from benchmarks.gpu.stage import Report, first_line, microseconds, must_pass, named, parser
 from benchmarks.inputs import Inputs
-from difnet_kernels.backends.triton import launch_rows
-from difnet_kernels.backends.triton.launch_rows import Case, Launch
+from difnet_kernels.backends.triton.rows import Case, Launch
+from difnet_kernels.backends.triton.walk import rows
 
 FORWARD = (
     Launch(128, 64, 4, 2), Launch(128, 64, 4, 3), Launch(128, 128, 8, 2), Launch(128, 64, 8, 3), Launch(64, 64, 4, 3),
     Launch(64, 128, 4, 2), Launch(256, 64, 8, 2),
 )  # fmt: skip
 BACKWARD = (
-    Launch(64, 64, 4, 2), Launch(64, 64, 4, 2, fused=False), Launch(64, 64, 4, 3), Launch(64, 32, 4, 2),
+    Launch(64, 64, 4, 2), Launch(64, 64, 4, 2, in_registers=False), Launch(64, 64, 4, 3), Launch(64, 32, 4, 2),
     Launch(64, 32, 4, 3), Launch(128, 64, 8, 2),
 )  # fmt: skip
 
 
 def tried(asked: tuple[Inputs, Truth], precision: str, kind: str, tiles: Launch) -> dict[str, object]:
     """The time of a right result with these tiles for the kernels of this kind; raises if it is wrong."""
-    chosen = launch_rows.select
+    chosen = rows.select
 
     def pick(case: Case) -> Launch:
-        return tiles if case.kind == kind else chosen(case)
+        return tiles if case.kernel == kind else chosen(case)
 
-    with mock.patch.object(launch_rows, "select", pick):
+    with mock.patch.object(rows, "select", pick):
         call = calls(asked[0], precision)["forward" if kind == "forward" else "forward+backward"]
         must_pass(judged(*asked, call(), precision))
         return {"microseconds": microseconds(call, rounds=10, inner=2)["median"]}

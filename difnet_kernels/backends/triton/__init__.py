@@ -65,24 +65,24 @@ def refuses_projection(problem: Projection) -> str | None:
 
 
 def cascade_forward(*args: Any, **kwargs: Any) -> None:
-    from .schedule_forward import cascade_forward as run  # Triton is imported by the first call, not with the package
+    from .walk.host import cascade_forward as run  # Triton is imported by the first call, not with the package
 
     run(*args, **kwargs)
 
 
 def cascade_backward(*args: Any, **kwargs: Any) -> None:
-    from .schedule_backward import cascade_backward as run
+    from .walk.host import cascade_backward as run
 
     run(*args, **kwargs)
 
 
 def projection_forward(*args: Any, **kwargs: Any) -> None:
-    from .schedule_projection import projection_forward as run
+    from .projection.host import projection_forward as run
 
     run(*args, **kwargs)
 
 
 def projection_backward(*args: Any, z: Any = None, **kwargs: Any) -> None:
-    from .schedule_projection import projection_backward as run  # which makes z again in registers, given or not
+    from .projection.host import projection_backward as run  # which makes z again in registers, given or not
 
     run(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Small pieces shared by the kernels: powers of two, fp16 halves, class columns, addresses of a field, W3-W4."""
+"""Small pieces shared by the kernels: powers of two, hi and lo, class columns, addresses of a field, W3-W4."""
 
 import triton
 import triton.language as tl
@@ -25,21 +25,36 @@ def power_of_two_below(x):
 
 
 @triton.jit
-def high_half(x, like: tl.constexpr):
-    return x.to(like)
+def low_of(x, hi):
+    """What rounding to `hi` lost, in the same 16-bit type: hi + lo carries 22 bits of x."""
+    return (x - hi.to(tl.float32)).to(hi.dtype)
 
 
 @triton.jit
-def low_half(x, high):
-    """What rounding to `high` lost, in the same 16-bit type: high + low carries 22 bits of x."""
-    return (x - high.to(tl.float32)).to(high.dtype)
+def split_hi_lo(x, like: tl.constexpr, PRODUCTS: tl.constexpr):
+    """(hi, lo) of x in the 16-bit type `like`; lo is hi where one product is enough."""
+    hi = x.to(like)
+    lo = low_of(x, hi) if PRODUCTS == 3 else hi
+    return hi, lo
 
 
 @triton.jit
-def blend(walked, seed, state, mu, beta):
-    """(W3, W4) y⁺ = β (μ w + (1-μ) s) + (1-β) y, in the order that every kernel repeats bit for bit."""
-    restarted = mu * walked + (1.0 - mu) * seed
-    return beta * restarted + (1.0 - beta) * state
+def load_hi_lo(hi_ptr, lo_ptr, at, PRODUCTS: tl.constexpr):
+    hi = tl.load(hi_ptr + at)
+    lo = tl.load(lo_ptr + at) if PRODUCTS == 3 else hi
+    return hi, lo
+
+
+@triton.jit
+def mix(walked, seed, mu):
+    """r of math.md: mixed = μ w + (1-μ) s."""
+    return mu * walked + (1.0 - mu) * seed  # (W3)
+
+
+@triton.jit
+def blend(mixed, state, beta):
+    """y⁺ = β r + (1-β) y."""
+    return beta * mixed + (1.0 - beta) * state  # (W4)
 
 
 @triton.jit
@@ -61,3 +76,10 @@ def field_at(ptr, image, stride_b, channel, stride_c, n, stride_n, AXIS: tl.cons
     if AXIS != CHANNELS:
         columns *= stride_c
     return ptr + image * stride_b + rows + columns
+
+
+@triton.jit
+def field_tile(ptr, image, stride_b, channel, stride_c, n, stride_n, inside, AXIS: tl.constexpr):
+    """[R, C] of a field (B, C, N) of any strides, fp32, zero outside."""
+    at = field_at(ptr, image, stride_b, channel, stride_c, n, stride_n, AXIS)
+    return tl.load(at, mask=inside, other=0.0).to(tl.float32)

@@ -137,7 +137,9 @@ def _read(binary: Binary) -> Binary:
 @contextmanager
 def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run."""
-    from difnet_kernels.backends.triton import plan, schedule_backward, schedule_forward, schedule_projection
+    from difnet_kernels.backends.triton import launch
+    from difnet_kernels.backends.triton.projection import host as projection
+    from difnet_kernels.backends.triton.walk import host as walk
 
     binaries: dict[str, Binary] = {}
 
@@ -145,23 +147,30 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         made = run(self, *args, grid=grid, warmup=True, **kwargs)
         key = made.hash
         if key not in binaries:
-            constants = {name: value for name, value in kwargs.items() if name.isupper() or name in ("I", "J")}
-            binaries[key] = Binary(self.fn.__name__, arch, constants, made.asm["cubin"], made.metadata.shared,
-                                   made.metadata.num_warps, made.metadata.num_stages, grid[0],
-                                   made.asm["ttgir"])  # fmt: skip
+            names = launch.constants_of(self.fn)
+            binaries[key] = Binary(
+                self.fn.__name__,
+                arch,
+                {name: value for name, value in kwargs.items() if name in names},
+                made.asm["cubin"],
+                made.metadata.shared,
+                made.metadata.num_warps,
+                made.metadata.num_stages,
+                grid[0],
+                made.asm["ttgir"],
+            )
         return made
 
     run = triton.JITFunction.run
-    card = plan.Card(arch, processors)
+    card = launch.Card(arch, processors)
     previous = driver._active
     driver.set_active(CompileOnlyDriver(arch))
     found: list[Binary] = []
     try:
         with (
             mock.patch.object(triton.JITFunction, "run", compile_instead),
-            mock.patch.object(schedule_forward, "card_of", lambda device: card),
-            mock.patch.object(schedule_backward, "card_of", lambda device: card),
-            mock.patch.object(schedule_projection, "card_of", lambda device: card),
+            mock.patch.object(walk, "card_of", lambda device: card),
+            mock.patch.object(projection, "card_of", lambda device: card),
         ):
             yield found
     finally:

@@ -18,8 +18,8 @@ from benchmarks.gpu_suite import Stage
 from benchmarks.inputs import Inputs
 from benchmarks.results import FOLDER
 from benchmarks.tasks import DTYPES
-from difnet_kernels.backends.triton import launch_rows
-from difnet_kernels.backends.triton.launch_rows import Case
+from difnet_kernels.backends.triton.rows import Case
+from difnet_kernels.backends.triton.walk import rows
 
 
 @pytest.mark.parametrize("stage", gpu_suite.STAGES, ids=lambda stage: stage.name)
@@ -34,6 +34,9 @@ def test_a_stage_takes_its_arguments(
         importlib.import_module(module).main()
     told = capsys.readouterr().out
     assert all(option in told for option in options if option.startswith("--")), told
+
+
+SIZES = dict(DP=64, KP=32, products=1, nodes=4096)
 
 
 def keys(name: str) -> set[str]:
@@ -60,17 +63,17 @@ def test_tiles_of_a_wrong_result_get_no_time(monkeypatch: pytest.MonkeyPatch) ->
 
     def calls(inputs: Inputs, precision: str) -> dict[str, Callable[[], list[torch.Tensor]]]:
         def call() -> list[torch.Tensor]:
-            seen.extend(launch_rows.select(Case(kind, 90, 64, 32, 1, 1, 4096)) for kind in ("forward", "backward"))
+            seen.extend(rows.select(Case(kind, 90, SIZES)) for kind in ("forward", "backward"))
             return [inputs.seed]
 
         return {"forward": call}
 
-    chosen = launch_rows.select
+    chosen = rows.select
     monkeypatch.setattr(sweep, "calls", calls)
     monkeypatch.setattr(sweep, "microseconds", lambda call, **_: {"median": 1.0})
     with pytest.raises(RuntimeError, match="not timed: output is wrong"):
         sweep.tried(asked, "high", "forward", tiles)
-    assert seen[0] == tiles and seen[1] == chosen(Case("backward", 90, 64, 32, 1, 1, 4096))
-    assert launch_rows.select is chosen
+    assert seen[0] == tiles and seen[1] == chosen(Case("backward", 90, SIZES))
+    assert rows.select is chosen
     asked[0].seed.copy_(asked[1].state.mT.reshape(asked[0].seed.shape))
     assert sweep.tried(asked, "high", "forward", tiles) == {"microseconds": 1.0}

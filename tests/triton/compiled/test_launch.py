@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.errors import TritonError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from difnet_kernels.backends import triton as triton_backend
-from difnet_kernels.backends.triton import plan
+from difnet_kernels.backends.triton import launch
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
 
@@ -31,7 +31,7 @@ def forward(mu: Tensor, nodes: int = 70) -> list[Binary]:
 def test_the_first_launch_of_a_binary_is_told_at_debug_level(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(plan, "_told", set())
+    monkeypatch.setattr(launch, "_told", set())
     with caplog.at_level(logging.INFO, "difnet_kernels"):
         binaries = forward(torch.empty(1))
     assert not caplog.records
@@ -52,7 +52,7 @@ def refused_kernel(x_ptr, N, WIDTH: tl.constexpr):
 
 def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
     with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"(?s)refused did not run.*too wide") as raised:
-        plan.launch("refused", refused_kernel, 7, torch.empty(3), 3, WIDTH=2, warps=8, stages=3)
+        launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2), warps=8, stages=3)
     for said in ("8 warps, 3 stages, {'WIDTH': 2}", "7 programs, x_ptr: torch.float32, N=3", "backend='cpu'"):
         assert said in str(raised.value), raised.value
 
@@ -63,18 +63,21 @@ def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
         OutOfResources(240_000, 232_448, "shared memory"),
         PTXASError("`ptxas` failed with error code 1"),
         RuntimeError("Triton Error [CUDA]: invalid argument"),
+        subprocess.CalledProcessError(1, ["gcc", "main.c", "-o", "cuda_utils.so"]),
+        FileNotFoundError(2, "No such file or directory", "ptxas"),
+        ImportError("cuda_utils.so: undefined symbol"),
     ),
-    ids=("shared_memory", "assembler", "driver"),
+    ids=("shared_memory", "assembler", "driver", "c_compiler", "no_assembler", "launcher"),
 )
 def test_a_launch_that_the_card_refuses_names_launch_row_and_case(
-    monkeypatch: pytest.MonkeyPatch, error: TritonError | RuntimeError
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise error
 
     monkeypatch.setattr(triton.JITFunction, "run", refuse)
     with pytest.raises(RuntimeError, match=r"(?s)Launch row: 4 warps.*N=3") as raised:
-        plan.launch("refused", refused_kernel, 7, torch.empty(3), 3, WIDTH=2)
+        launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2))
     assert str(error) in str(raised.value) and raised.value.__cause__ is error
 
 
@@ -82,7 +85,7 @@ def test_gates_from_within_a_tensor_and_other_sizes_do_not_compile_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was launched once can be captured in a CUDA graph; a binary that had to be loaded there could not."""
-    monkeypatch.setattr(plan, "_told", set())
+    monkeypatch.setattr(launch, "_told", set())
     gates = torch.empty(3)
     with caplog.at_level(logging.DEBUG, "difnet_kernels"):
         forward(gates[:1])

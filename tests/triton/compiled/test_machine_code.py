@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from difnet_kernels.backends import triton as triton_backend
-from difnet_kernels.backends.triton.launch_rows import ROWS
+from difnet_kernels.backends.triton.walk.rows import ROWS
 from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, VERSION, Binary, compiled_for
 
 # the launch rows were chosen with Triton 3.9

@@ -18,7 +18,7 @@ FP32, BF16 = torch.float32, torch.bfloat16
 KEPT = 32
 # a thread of sm_100 holds a channel's whole row of windows, and their statistics
 KEPT_BY_WIDE_ROWS = 296
-STREAMS = ("psi_forward_kernel", "psi_pixel_gradient_kernel", "psi_weight_gradient_kernel")
+STREAMS = ("projection_forward_kernel", "projection_pixel_gradient_kernel", "projection_weight_gradient_kernel")
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ each_build = pytest.mark.parametrize("build", BUILDS, ids=str)
 def test_nothing_is_spilled(build: Build) -> None:
     assert len(built(build)) >= 3
     for binary in [] if untuned(build) else built(build):
-        wide = build.arch == 100 and build.embed > 128 and binary.kernel == "psi_forward_kernel"
+        wide = build.arch == 100 and build.embed > 128 and binary.kernel == "projection_forward_kernel"
         assert binary.stack <= (KEPT_BY_WIDE_ROWS if wide else KEPT), f"{binary}: {binary.stack} bytes of stack"
         # the compiler of Triton 3.9 reads one value of this kernel again in every turn
-        narrow = build.arch == 100 and binary.kernel == "psi_narrow_backward_kernel"
+        narrow = build.arch == 100 and binary.kernel == "projection_narrow_backward_kernel"
         assert binary.loop_count("LDL", "STL") <= int(narrow), str(binary)
 
 
@@ -105,13 +105,13 @@ def test_products_run_where_they_should(build: Build) -> None:
     for binary in built(build):
         if build.channels <= 4:
             assert binary.count(*MATRIX) == 0, str(binary)
-            if binary.kernel in ("psi_forward_kernel", "psi_narrow_backward_kernel"):
+            if binary.kernel in ("projection_forward_kernel", "projection_narrow_backward_kernel"):
                 assert binary.count("FFMA") > 0, str(binary)
-        elif binary.kernel in (*STREAMS, "psi_feature_gradient_kernel"):
-            if binary.kernel == "psi_pixel_gradient_kernel" and not build.training:
+        elif binary.kernel in (*STREAMS, "projection_feature_gradient_kernel"):
+            if binary.kernel == "projection_pixel_gradient_kernel" and not build.training:
                 continue  # nothing to project: z enters through the statistics alone
             # a warp group and tensor memory take 64 rows: channels of ψ, or of the features in their gradient
-            rows = binary.constants["CC" if binary.kernel == "psi_feature_gradient_kernel" else "DP"]
+            rows = binary.constants["CC" if binary.kernel == "projection_feature_gradient_kernel" else "DP"]
             wanted = {90: "HGMMA", 100: "UTCHMMA"}.get(build.arch, "HMMA") if rows >= 64 else "HMMA"
             assert binary.loop_count(wanted) > 0, f"{binary}: {dict(binary.instructions)}"
 
@@ -138,11 +138,11 @@ def test_neighbouring_threads_lie_along_the_contiguous_axis(dtype: torch.dtype) 
     """Pixels of features in planes, channels of the pooled fields; a warp that took the other axis would touch a line of
     memory with every thread."""
     planes = {binary.kernel: binary for binary in built(Build(90, 256, dtype, False, dtype is FP32))}
-    forward, pixels = planes["psi_forward_kernel"], planes["psi_forward_kernel"].constants["J"]
+    forward, pixels = planes["projection_forward_kernel"], planes["projection_forward_kernel"].constants["J"]
     lanes = forward.lanes((64, pixels)) | {(b, a) for a, b in forward.lanes((pixels, 64))}
     # (channels, pixels): the features, and the best with its position
     assert lanes == {(32 // pixels, pixels), (32, 1)}, lanes
-    lanes = planes["psi_feature_gradient_kernel"].lanes((64, 64))
+    lanes = planes["projection_feature_gradient_kernel"].lanes((64, 64))
     assert lanes == {(32, 1) if VERSION < (3, 7) else (1, 32)}, lanes  # the tile is turned for the older compilers
 
 

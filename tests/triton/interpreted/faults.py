@@ -17,7 +17,7 @@ from tests.triton.interpreted.cascade import Problem, problem
 
 PACKAGE = difnet_kernels.backends.triton.__name__
 # the modules that launch kernels
-LAUNCHERS = ("prepared", "schedule_forward", "schedule_backward")
+LAUNCHERS = ("walk.prepare", "walk.host")
 
 
 def ordinary() -> Problem:
@@ -48,17 +48,17 @@ class Fault:
 
 
 FAULTS = (
-    Fault("padded columns vote", "psi_prepare", 'tl.where(n < N, bias, float("-inf"))', "bias"),
-    Fault("the small products are left out", "walk_forward", "tl.dot(row_hi, tl.trans(col_lo))",
+    Fault("padded columns vote", "walk.prepare", 'tl.where(n < N, bias, float("-inf"))', "bias"),
+    Fault("the small products are left out", "walk.forward", "tl.dot(row_hi, tl.trans(col_lo))",
           "0.0 * tl.dot(row_hi, tl.trans(col_lo))", large_logits),
-    Fault("a maximum is never raised", "walk_forward", "tl.maximum(peak, tl.max(x, axis=1) - SHIFT)", "peak", climbing),
-    Fault("parts are added at different maxima", "walk_forward", "total * tl.exp2(top - higher)[:, None]", "total", climbing),
-    Fault("delta is missing", "gradient_prepare", "delta += tl.sum(delta_tile, axis=1)", "delta += 0.0"),
-    Fault("P_ij and P_ji are swapped", "walk_backward", "split_halves(back, tl.float16, VALUE_PRODUCTS)",
-          "split_halves(look * TRANSPOSED_SHIFT, tl.float16, VALUE_PRODUCTS)"),
-    Fault("the spread is not looked at", "walk_backward",
+    Fault("a maximum is never raised", "walk.forward", "tl.maximum(peak, tl.max(x, axis=1) - SHIFT)", "peak", climbing),
+    Fault("parts are added at different maxima", "walk.forward", "total * tl.exp2(top - higher)[:, None]", "total", climbing),
+    Fault("delta is missing", "walk.gradient", "delta += tl.sum(delta_tile, axis=1)", "delta += 0.0"),
+    Fault("P_ij and P_ji are swapped", "walk.backward", "split_hi_lo(back, tl.float16, VALUE_PRODUCTS)",
+          "split_hi_lo(look * TRANSPOSED_SHIFT, tl.float16, VALUE_PRODUCTS)"),
+    Fault("the spread is not looked at", "walk.backward",
           "(high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL)", "high - low < 1e30", climbing),
-    Fault("the node itself is left out for good", "walk_backward", "2.0 * itself[:, None] * own_psi", "0.0 * own_psi"),
+    Fault("the node itself is left out for good", "walk.backward", "2.0 * itself[:, None] * own_psi", "0.0 * own_psi"),
 )  # fmt: skip
 
 
@@ -68,9 +68,10 @@ def planted(fault: Fault, folder: Path) -> dict[tuple[ModuleType, str], object]:
     text = Path(str(sound.__file__)).read_text(encoding="utf-8")
     count = text.count(fault.good)
     assert count == 1, f"{fault.stem}.py holds {fault.good!r} {count} times, not once: it changed, adjust this file"
-    path = folder / f"{fault.stem}.py"
+    package, _, name = f"{PACKAGE}.{fault.stem}".rpartition(".")
+    path = folder / f"{name}.py"
     path.write_text(text.replace(fault.good, fault.bad), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"{PACKAGE}.faulty_{fault.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{package}.faulty_{name}", path)
     assert spec is not None and spec.loader is not None
     faulty = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = faulty  # Triton looks the globals of a kernel up by its module's name

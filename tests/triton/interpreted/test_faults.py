@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from difnet_kernels.backends.triton import split_plan
+from difnet_kernels.backends.triton import split
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.faults import FAULTS, Fault, planted
 from tests.triton.interpreted.plans import in_parts
@@ -15,7 +15,7 @@ from tests.triton.interpreted.plans import in_parts
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows in three parts, so that the combining kernels take part."""
-    monkeypatch.setattr(split_plan, "split", in_parts(3))
+    monkeypatch.setattr(split, "split_columns", in_parts(3))
 
 
 @pytest.mark.parametrize("truth", sorted({fault.truth for fault in FAULTS}, key=lambda truth: truth.__name__))

@@ -1,4 +1,4 @@
-"""However the work is cut (tiles, parts, fused or combined), the answer is the same; and the cuts themselves are
+"""However the work is cut (tiles, parts, who adds them), the answer is the same; and the cuts themselves are
 sound."""
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ import dataclasses
 import pytest
 import torch
 
-from difnet_kernels.backends.triton import launch_rows, split_plan
-from difnet_kernels.backends.triton.launch_rows import ROWS, Case, Launch, select
-from difnet_kernels.backends.triton.split_plan import Split
+from difnet_kernels.backends.triton import split
+from difnet_kernels.backends.triton.rows import Case, Launch
+from difnet_kernels.backends.triton.split import Split
+from difnet_kernels.backends.triton.walk import rows
+from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
 from tests.triton.interpreted.plans import in_parts
@@ -20,21 +22,21 @@ LAUNCHES = (
     Launch(64, 32, 4, 2),
     Launch(32, 64, 4, 2),
     Launch(128, 64, 4, 2),
-    Launch(64, 64, 4, 2, fused=False),
+    Launch(64, 64, 4, 2, in_registers=False),
     Launch(64, 16, 4, 2),
 )
 
 
 @pytest.mark.parametrize("tiles", LAUNCHES, ids=str)
 def test_every_tile_shape(monkeypatch: pytest.MonkeyPatch, tiles: Launch) -> None:
-    monkeypatch.setattr(launch_rows, "select", lambda case: tiles)
+    monkeypatch.setattr(rows, "select", lambda case: tiles)
     assert_right(problem(1, 21, 129, (16, 3), state=True))
 
 
 @pytest.mark.parametrize(("parts", "classes", "nodes"), [(2, 21, 139), (3, 21, 67), (5, 21, 83), (3, 150, 67)])
 def test_every_number_of_parts(monkeypatch: pytest.MonkeyPatch, parts: int, classes: int, nodes: int) -> None:
     """Parts of one row are added in their order, forward and backward; the last one may be shorter."""
-    monkeypatch.setattr(split_plan, "split", in_parts(parts))
+    monkeypatch.setattr(split, "split_columns", in_parts(parts))
     p = problem(1, classes, nodes, (16,), size=6.0)
     first = assert_right(p)
     again = run(p)
@@ -46,14 +48,14 @@ def test_every_number_of_parts(monkeypatch: pytest.MonkeyPatch, parts: int, clas
 def test_who_adds_the_parts_does_not_matter(monkeypatch: pytest.MonkeyPatch, parts: int, classes: int) -> None:
     """A program that has all parts of its rows leaves the bits that a program each and the combining kernel leave: so an
     image is the same alone, where rows are shared, and in a batch that fills the card."""
-    monkeypatch.setattr(launch_rows, "select", lambda case: Launch(32, 16, 4, 2))
+    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 16, 4, 2))
     batch = problem(2, classes, 83, (16, 3), size=6.0, state=True)
     alone = dataclasses.replace(
         batch, seed=batch.seed[:1], psi=[x[:1] for x in batch.psi], grad=batch.grad[:, :1], state=batch.state[:1]
     )
-    monkeypatch.setattr(split_plan, "split", in_parts(parts, together=True))
+    monkeypatch.setattr(split, "split_columns", in_parts(parts, all_parts=True))
     full = assert_right(batch)
-    monkeypatch.setattr(split_plan, "split", in_parts(parts))
+    monkeypatch.setattr(split, "split_columns", in_parts(parts))
     one = run(alone)
     assert torch.equal(one.states, full.states[:, :1])
     assert torch.equal(one.grad_seed, full.grad_seed[:1]) and torch.equal(one.grad_state, full.grad_state[:1])
@@ -62,7 +64,7 @@ def test_who_adds_the_parts_does_not_matter(monkeypatch: pytest.MonkeyPatch, par
 
 def test_a_part_that_never_sees_the_row_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters far apart: most parts of a row hold nothing but weights that underflow."""
-    monkeypatch.setattr(split_plan, "split", in_parts(1000))
+    monkeypatch.setattr(split, "split_columns", in_parts(1000))
     p = problem(1, 5, 139, (4,), size=1.0)
     p.psi = [p.psi[0] + 40.0 * torch.eye(4)[torch.arange(139) // 35 % 4].T[None]]
     assert_right(p)
@@ -76,28 +78,28 @@ def test_a_plan_covers_every_column_once_and_sums_alike_in_any_batch(
 ) -> None:
     for in_registers in (False, True):
         plans = [
-            split_plan.split(batch, row_tiles, columns, processors, in_registers=in_registers)
+            split.split_columns(batch, row_tiles, columns, processors, in_registers=in_registers)
             for batch in (1, 2, 7, 64)
         ]
         for plan in plans:
             assert (plan.parts - 1) * plan.part_tiles < columns <= plan.parts * plan.part_tiles
             assert (plan.parts, plan.part_tiles) == (plans[0].parts, plans[0].part_tiles)
-            assert in_registers or not plan.together
+            assert in_registers or not plan.all_parts
 
 
 def test_small_batches_are_split_and_large_ones_are_not() -> None:
-    alone, full = (split_plan.split(batch, 32, 64, 132, in_registers=True) for batch in (1, 16))
-    assert alone.parts >= 4 and not alone.together  # one image of 4096 nodes: 32 row tiles for 264 places
-    assert full.together  # sixteen of them: the card is full as it is
-    assert split_plan.split(1, 1, 1, 132, in_registers=True) == Split(1, 1, True)
-    assert split_plan.split(1, 256, 256, 132, in_registers=False).parts == 1  # 16,384 nodes fill it alone
+    alone, full = (split.split_columns(batch, 32, 64, 132, in_registers=True) for batch in (1, 16))
+    assert alone.parts >= 4 and not alone.all_parts  # one image of 4096 nodes: 32 row tiles for 264 places
+    assert full.all_parts  # sixteen of them: the card is full as it is
+    assert split.split_columns(1, 1, 1, 132, in_registers=True) == Split(1, 1, True)
+    assert split.split_columns(1, 256, 256, 132, in_registers=False).parts == 1  # 16,384 nodes fill it alone
 
 
 ARCHS = (80, 86, 89, 90, 100, 120)
 WIDTHS = [(DP, KP) for DP in (16, 32, 64, 128, 256) for KP in (16, 32, 64, 128) if DP < 256 or KP < 128]
 ALL_CASES = [
-    Case(kind, arch, DP, KP, products, products, nodes)
-    for kind in ("forward", "backward")
+    Case(kernel, arch, dict(DP=DP, KP=KP, products=products, nodes=nodes))
+    for kernel in ("forward", "backward")
     for arch in ARCHS
     for DP, KP in WIDTHS
     for products in (1, 3)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from difnet_kernels.backends import triton as triton_backend
-from difnet_kernels.backends.triton import projection_rows, schedule_projection
-from difnet_kernels.backends.triton.projection_rows import ROWS, Launch
+from difnet_kernels.backends.triton.projection import host, rows
+from difnet_kernels.backends.triton.projection.rows import ROWS
+from difnet_kernels.backends.triton.rows import Case, Launch
 from difnet_kernels.problem import Projection
 from tests.support.tolerances import assert_within
 from tests.triton.interpreted.projection import (
@@ -204,24 +205,27 @@ def test_an_image_alone_is_the_image_in_a_batch(channels: int) -> None:
 def test_blocks_and_ranges_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
     """Many blocks of pixels through a small scratch, many parts of grad_weight, as in a large image."""
     p = projection((13, 11), (5, 3), channels, batch=2)
-    monkeypatch.setattr(schedule_projection, "SCRATCH", 64 * 16 * 2)
-    monkeypatch.setattr(schedule_projection, "PROGRAMS", 3)
+    monkeypatch.setattr(host, "SCRATCH", 64 * 16 * 2)
+    monkeypatch.setattr(host, "PROGRAMS", 3)
     assert_right(p)
 
 
-NARROW_TILES = {(True, row.launch.pixels, 0) for row in ROWS if row.narrow}
+NARROW_TILES = {(True, row.launch.cols, 0) for row in ROWS if row.kernel.startswith("narrow")}
 WIDE_TILES = {
-    (False, row.launch.pixels, chunk) for row in ROWS if not row.narrow
-    for DP, chunk in projection_rows.CHUNKS.items() if DP <= row.DP
-}  # fmt: skip
+    (False, row.launch.cols, chunk)
+    for row in ROWS
+    if not row.kernel.startswith("narrow")
+    for DP, chunk in rows.CHUNKS.items()
+    if row.most.get("DP", DP) >= DP
+}
 
 
 @pytest.mark.parametrize("tile", sorted(NARROW_TILES | WIDE_TILES), ids=str)
 def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch, tile: tuple[bool, int, int]) -> None:
     narrow, pixels, chunk = tile
-    monkeypatch.setattr(projection_rows, "select", lambda case: Launch(pixels, 4, 2))
+    monkeypatch.setattr(rows, "select", lambda case: Launch(0, pixels, 4, 2))
     if not narrow:
-        monkeypatch.setitem(projection_rows.CHUNKS, 16, chunk)
+        monkeypatch.setitem(rows.CHUNKS, 16, chunk)
     assert_right(projection((5, 6), (3, 4), 3 if narrow else 70))
 
 
@@ -229,18 +233,20 @@ def test_every_tile_of_the_table(monkeypatch: pytest.MonkeyPatch, tile: tuple[bo
 def test_the_widest_window_is_the_widest(n: int) -> None:
     for m in range(1, 40):
         windows = [-(-(i + 1) * n // m) - i * n // m for i in range(m)]
-        assert schedule_projection.widest(n, m) == max(windows)
+        assert host.widest(n, m) == max(windows)
 
 
 def test_every_row_is_the_first_to_serve_some_case() -> None:
     """Every row is reached by some case, and the last of every kind serves all."""
+    kernels = {row.kernel for row in ROWS}
     cases = [
-        projection_rows.Case(kind, arch, DP, kind in ("forward", "backward") and narrow, statistics, last)
-        for kind in ("forward", "backward", "pixel_gradient", "feature_gradient", "weight_gradient")
-        for arch in (80, 90, 100, 120) for DP in (16, 32, 64, 128, 256) for narrow in (True, False)
-        for statistics in (True, False) for last in (True, False)
-        if not (kind == "backward" and not narrow)
-    ]  # fmt: skip
+        Case(kernel, arch, dict(DP=DP, statistics=statistics, channels_last=last))
+        for kernel in kernels
+        for arch in (80, 86, 90, 100, 120)
+        for DP in rows.CHUNKS
+        for statistics in (0, 1)
+        for last in (0, 1)
+    ]
     taken = {id(next(row for row in ROWS if row.serves(case))) for case in cases}
     assert taken == {id(row) for row in ROWS}
 

@@ -7,33 +7,67 @@ pixel replaces: the first of equals wins, and so does every NaN, as in torch.
 
 BN's slope γ decides what is better: the sign of γ multiplies z before it is compared (a channel with γ = 0 is constant
 after BN, so that its first pixel wins). In training the tile also leaves the count, the mean and the sum of squared
-deviations of its pixels, each of which belongs to one window; `psi_statistics_kernel` adds the tiles in a fixed order.
+deviations of its pixels, each of which belongs to one window; `projection_statistics_kernel` adds the tiles in a fixed order.
 """
 
-import triton
 import triton.language as tl
 
-from .psi_tiles import narrow_features, narrow_project, narrow_weight, next_offset, project, window_end, window_start
-
-# sizes and strides: a new value must not compile a new kernel
-_PLAIN = [
-    "f_b", "f_c", "f_z", "f_y", "f_x", "out_b", "out_d", "out_z", "out_y", "out_x", "C", "D", "Z", "Y", "X", "OZ", "OY",
-    "OX", "wide_z", "wide_y", "wide_x", "tiles",
-]  # fmt: skip
+from ..launch import kernel
+from .tiles import narrow_features, narrow_project, narrow_weight, next_offset, project, window_end, window_start
 
 
-@triton.jit(do_not_specialize=_PLAIN)
-def psi_forward_kernel(
-    f_ptr, f_b: tl.int64, f_c: tl.int64, f_z: tl.int64, f_y: tl.int64, f_x: tl.int64,
-    weight_ptr, halves_ptr, unit_ptr, slope_ptr,
-    peak_ptr, position_ptr, out_b: tl.int64, out_d: tl.int64, out_z: tl.int64, out_y: tl.int64, out_x: tl.int64,
-    partial_ptr, C, D, Z, Y, X, OZ, OY, OX, wide_z, wide_y, wide_x,
-    DP: tl.constexpr, J: tl.constexpr, CC: tl.constexpr, NARROW: tl.constexpr, EVEN: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, UNIT: tl.constexpr, EXACT: tl.constexpr, HAS_SLOPE: tl.constexpr,
-    STATISTICS: tl.constexpr, OUT_LAST: tl.constexpr,
-):  # fmt: skip
-    """f (B, C, Z, Y, X), batch and pixel strides in units of UNIT elements -> peak, position (B, D, OZ, OY, OX), and
-    with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0. OUT_LAST: out_d is 1."""
+@kernel
+def projection_forward_kernel(
+    # pointers
+    f_ptr,
+    given_weight_ptr,
+    split_ptr,
+    unit_ptr,
+    given_slope_ptr,
+    peak_ptr,
+    position_ptr,
+    partial_ptr,
+    # sizes
+    C,
+    D,
+    Z,
+    Y,
+    X,
+    OZ,
+    OY,
+    OX,
+    wide_z,
+    wide_y,
+    wide_x,
+    # strides
+    f_b: tl.int64,
+    f_c: tl.int64,
+    f_z: tl.int64,
+    f_y: tl.int64,
+    f_x: tl.int64,
+    out_b: tl.int64,
+    out_d: tl.int64,
+    out_z: tl.int64,
+    out_y: tl.int64,
+    out_x: tl.int64,
+    # constants
+    DP: tl.constexpr,
+    J: tl.constexpr,
+    CC: tl.constexpr,
+    NARROW: tl.constexpr,
+    EVEN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    UNIT: tl.constexpr,
+    HAS_LOW: tl.constexpr,
+    HAS_SLOPE: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    OUT_LAST: tl.constexpr,
+):
+    """(Ψ1) peak = z at the pixel of every window where sign(slope)·z is largest, z = W f; position = that pixel.
+
+    f (B, C, Z, Y, X), batch and pixel strides in units of UNIT elements -> peak, position (B, D, OZ, OY, OX), and
+    with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0. OUT_LAST: out_d is 1.
+    """
     nodes = OZ * OY * OX
     tiles = tl.cdiv(nodes, J)
     program = tl.program_id(0).to(tl.int64)
@@ -54,14 +88,20 @@ def psi_forward_kernel(
     sign = tl.full([DP], 1.0, tl.float32)
     cap = tl.full([DP], float("inf"), tl.float32)
     if HAS_SLOPE:
-        slope = tl.load(slope_ptr + d, mask=d < D, other=1.0)
+        slope = tl.load(given_slope_ptr + d, mask=d < D, other=1.0)
         sign = tl.where(slope < 0.0, -1.0, 1.0)
         # nothing but a NaN passes the first pixel; 0·∞, a NaN to torch, is an infinite pixel like any other here
         cap = tl.where(slope == 0.0, float("-inf"), float("inf"))
     # from here on W, z and its statistics carry the sign of the slope
     if NARROW > 0:
-        w0, w1 = narrow_weight(weight_ptr, d, 0, NARROW, D) * sign, narrow_weight(weight_ptr, d, 1, NARROW, D) * sign
-        w2, w3 = narrow_weight(weight_ptr, d, 2, NARROW, D) * sign, narrow_weight(weight_ptr, d, 3, NARROW, D) * sign
+        w0, w1 = (
+            narrow_weight(given_weight_ptr, d, 0, NARROW, D) * sign,
+            narrow_weight(given_weight_ptr, d, 1, NARROW, D) * sign,
+        )
+        w2, w3 = (
+            narrow_weight(given_weight_ptr, d, 2, NARROW, D) * sign,
+            narrow_weight(given_weight_ptr, d, 3, NARROW, D) * sign,
+        )
     else:
         unit = tl.load(unit_ptr + d) * sign
     if STATISTICS:  # a pixel of several windows belongs to the last of them
@@ -83,14 +123,14 @@ def psi_forward_kernel(
             f0, f1, f2, f3 = narrow_features(at, f_c, NARROW)
             value = narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, NARROW)
         else:
-            value = project(halves_ptr, unit, at, f_c, C, DP, J, CC, EVEN, CHANNELS_LAST, EXACT)
+            value = project((split_ptr, unit), (at, f_c, C), DP, J, CC, EVEN, CHANNELS_LAST, HAS_LOW)
         if offset == 0:
             best = value
             if STATISTICS:  # about a value of the tile's own size: what is squared is the spread, not the mean
                 shift = tl.sum(value, axis=1) / J
         key = tl.where(inside[None, :], value, float("-inf"))
         take = (tl.minimum(key, cap[:, None]) > best) | (key != key)
-        best = tl.where(take, key, best)
+        best = tl.where(take, key, best)  # (Ψ1)
         position = tl.where(take, (start + (off_z * Y + off_y) * X + off_x)[None, :], position)
         if STATISTICS:
             counted = own & (off_x < x_step) & (off_y < y_step) & (off_z < z_step)
@@ -113,12 +153,14 @@ def psi_forward_kernel(
         tl.store(to + 2 * DP, tl.maximum(tl.sum(second_sum, axis=1) - total * (total / divisor), 0.0))
 
 
-@triton.jit(do_not_specialize=["tiles", "D"])
-def psi_statistics_kernel(
+@kernel
+def projection_statistics_kernel(
     partial_ptr, mean_ptr, variance_ptr, tiles, D, DP: tl.constexpr, R: tl.constexpr, PART: tl.constexpr
 ):
-    """Mean and biased variance of PART channels from the tiles' (count, mean, squared deviations), R tiles at a time:
-    the mean about the first tile's, then the deviations of the tiles' means from it (Chan et al.)."""
+    """Mean and biased variance (D,) of PART channels from the tiles' (count, mean, squared deviations) [tiles, 3, DP].
+
+    R tiles at a time: the mean about the first tile's, then the deviations of the tiles' means from it (Chan et al.).
+    """
     d = tl.program_id(0) * PART + tl.arange(0, PART)
     about = tl.load(partial_ptr + DP + d)
     count = tl.zeros([R, PART], tl.float32)

@@ -1,43 +1,46 @@
-"""What surrounds walk_backward: B1, B2, B7, the recomputed states, and the halves of h that the walk streams.
+"""What surrounds walk_backward: B1, B2, B7, the recomputed states, and the hi and lo of h that the walk streams.
 
 h is scaled like the state: class k by 1/scale_k (so that h·y is unchanged), the image by a power of two that brings
 Σ_k |h_k| to at most 1. Then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. Only the spare column of
 chunk 0 holds -δ.
 """
 
-import triton
 import triton.language as tl
 
-from .arithmetic import blend, class_columns, field_at, low_half, power_of_two_below
-from .state_prepare import store_state_halves
-
-# sizes, strides and the caller's pointers: a new value must not compile a new kernel
-_PLAIN = [
-    "mu_ptr", "beta_ptr", "grad_ptr", "seed_ptr", "grad_mu_ptr", "grad_beta_ptr", "KC", "N", "K", "pad_units", "chunks",
-    "batch", "step", "reaches", "programs", "walks",
-    "grad_b", "grad_k", "grad_n", "seed_b", "seed_k", "seed_n", "state_b", "state_k", "state_n", "out_b", "out_k",
-    "out_n",
-]  # fmt: skip
+from ..arithmetic import blend, class_columns, field_at, field_tile, low_of, mix, power_of_two_below
+from ..launch import kernel
+from .prepare import store_state
 
 # P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in
 # P_ij is then below 2⁻⁴⁶ in P_ji
 SPREAD = tl.constexpr(80.0)
 
 
-@triton.jit
-def class_tile(ptr, image, stride_b, label, stride_k, n, stride_n, inside, AXIS: tl.constexpr):
-    """[R, KP] of a field (B, K, N) with any strides, fp32, zero outside."""
-    at = field_at(ptr, image, stride_b, label, stride_k, n, stride_n, AXIS)
-    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit(do_not_specialize=_PLAIN)
+@kernel
 def gradient_begin_kernel(
-    grad_ptr, grad_b: tl.int64, grad_k: tl.int64, grad_n: tl.int64, g_ptr, scale_ptr, reach_ptr, N, K, pad_units,
+    # pointers
+    given_grad_ptr,
+    g_ptr,
+    scale_ptr,
+    reach_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
     chunks,
-    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, AXIS: tl.constexpr,
-):  # fmt: skip
-    """g = ∂L/∂yᵀ as [B, C, n_pad, KP] fp32, and per block of rows max_i Σ_k |g_k| / scale_k."""
+    # strides
+    grad_b: tl.int64,
+    grad_k: tl.int64,
+    grad_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and per block of R rows reach = max_i Σ_k |g_k| / scale_k
+    [B, n_pad/R]."""
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -47,28 +50,68 @@ def gradient_begin_kernel(
     for chunk in range(0, chunks):
         column, label, is_class, _ = class_columns(chunk, K, KC, KP)
         inside = (n < N)[:, None] & is_class[None, :]
-        g = class_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
+        g = field_tile(given_grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
         scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
         reach += tl.sum(tl.abs(g) / scale[None, :], axis=1)
         tl.store(g_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :], g)
     tl.store(reach_ptr + program, tl.max(reach, axis=0))
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@kernel
 def gradient_prepare_kernel(
-    g_ptr, reach_ptr, scale_ptr, mu_ptr, beta_ptr, walked_ptr, lse_ptr, bias_ptr,
-    seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
-    state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64,
-    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, h_scale_ptr, lse_pad_ptr, level_ptr, drop_ptr, spread_ptr, seed_sum_ptr,
+    # pointers: read
+    g_ptr,
+    reach_ptr,
+    scale_ptr,
+    given_mu_ptr,
+    given_beta_ptr,
+    walked_ptr,
+    lse_ptr,
+    bias_ptr,
+    given_seed_ptr,
+    given_state_ptr,
+    # pointers: written for walk_backward, and for the step before
+    y_hi_ptr,
+    y_lo_ptr,
+    h_hi_ptr,
+    h_lo_ptr,
+    h_scale_ptr,
+    lse_pad_ptr,
+    level_ptr,
+    drop_ptr,
+    spread_ptr,
+    seed_sum_ptr,
     gate_ptr,
-    N, K, pad_units, chunks, batch, step, reaches, walks,
-    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, VALUE_PRODUCTS: tl.constexpr,
-    SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
-):  # fmt: skip
-    """One step t for R rows: yᵗ and h as halves, g <- (1-β) g, seed_sum += β(1-μ) g, ∂μ and ∂β of the block.
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    batch,
+    step,
+    walks,
+    reaches,
+    # strides
+    seed_b: tl.int64,
+    seed_k: tl.int64,
+    seed_n: tl.int64,
+    state_b: tl.int64,
+    state_k: tl.int64,
+    state_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    SEED_AXIS: tl.constexpr,
+    STATE_AXIS: tl.constexpr,
+):
+    """One step t for R rows (B1, B2, B7): yᵗ and h as hi and lo [B, C, n_pad, KP], g <- (1-β) g, seed_sum += β(1-μ) g,
+    and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β.
 
     level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j). The R rows are one column tile of
-    walk_backward: spread holds the least and largest level in it, drop_j = 2^(their middle - level_j).
+    walk_backward: spread [B, n_pad/R, 2] holds the least and largest level in it, drop_j = 2^(their middle - level_j).
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
@@ -76,8 +119,8 @@ def gradient_prepare_kernel(
     image = program // row_blocks
     n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
     rows = n < N
-    mu = tl.load(mu_ptr + step)
-    beta = tl.load(beta_ptr + step)
+    mu = tl.load(given_mu_ptr + step)
+    beta = tl.load(given_beta_ptr + step)
     reach = 0.0
     for begin in range(0, reaches, 128):
         at = begin + tl.arange(0, 128)
@@ -95,43 +138,45 @@ def gradient_prepare_kernel(
         scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
         at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
         walk_stride = batch.to(tl.int64) * N * K
-        s = class_tile(seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
-        y = class_tile(state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
-        for earlier in range(0, step):  # (W3, W4) yᵗ again, from what the forward saved
+        s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
+        y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
+        for earlier in range(0, step):  # yᵗ again, from what the forward saved
             w = tl.load(at_walked + earlier * walk_stride, mask=inside, other=0.0)
-            y = tl.where(inside, blend(w, s, y, tl.load(mu_ptr + earlier), tl.load(beta_ptr + earlier)), 0.0)
+            mixed = mix(w, s, tl.load(given_mu_ptr + earlier))  # (W3)
+            y = tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + earlier)), 0.0)  # (W4)
         w = tl.load(at_walked + step * walk_stride, mask=inside, other=0.0)
         g = tl.load(g_ptr + at)
         h = mu * beta * g / scale * h_scale  # (B1), scaled
         h_hi = h.to(tl.float16)
-        # (B2) from halves of h and w, as walk_backward multiplies h and y: where P is nearly one-hot, w = y and
+        # (B2) from hi and lo of h and w, as walk_backward multiplies h and y: where P is nearly one-hot, w = y and
         # h·y - δ has to vanish, so both must be rounded alike
         w_hi = (w * scale).to(tl.float16)
         delta_tile = h_hi.to(tl.float32) * w_hi.to(tl.float32)
         if VALUE_PRODUCTS == 3:
-            h_lo = low_half(h, h_hi)
-            w_lo = low_half(w * scale, w_hi)
+            h_lo = low_of(h, h_hi)
+            w_lo = low_of(w * scale, w_hi)
             delta_tile += h_hi.to(tl.float32) * w_lo.to(tl.float32) + h_lo.to(tl.float32) * w_hi.to(tl.float32)
-        delta += tl.sum(delta_tile, axis=1)
+        delta += tl.sum(delta_tile, axis=1)  # (B2)
         grad_mu += tl.sum((w - s) * g, axis=1)  # (B7)
-        grad_beta += tl.sum((mu * w + (1.0 - mu) * s - y) * g, axis=1)
-        store_state_halves(y_hi_ptr, y_lo_ptr, at, y * scale, spare, VALUE_PRODUCTS)
+        mixed = mix(w, s, mu)  # (W3)
+        grad_beta += tl.sum((mixed - y) * g, axis=1)  # (B7)
+        store_state(y_hi_ptr, y_lo_ptr, at, y * scale, spare, VALUE_PRODUCTS)
         # chunk 0's spare column is written once δ is complete
         keep = ((column != KC)[None, :] | (chunk > 0)) & (n[:, None] < n_pad)
         tl.store(h_hi_ptr + at, h_hi, mask=keep)
         if VALUE_PRODUCTS == 3:
             tl.store(h_lo_ptr + at, h_lo, mask=keep)
         tl.store(g_ptr + at, (1.0 - beta) * g)  # (B1)
-        more = beta * (1.0 - mu) * g
+        more = beta * (1.0 - mu) * g  # (B1)
         if step < walks - 1:
             more += tl.load(seed_sum_ptr + at)
-        tl.store(seed_sum_ptr + at, more)  # (B1)
+        tl.store(seed_sum_ptr + at, more)
     at_spare = (image * chunks * n_pad + n) * KP + KC
     delta_hi = (-delta).to(tl.float16)
     tl.store(h_hi_ptr + at_spare, delta_hi)
     if VALUE_PRODUCTS == 3:
-        tl.store(h_lo_ptr + at_spare, low_half(-delta, delta_hi))
-    tl.store(gate_ptr + program * 2, beta * tl.sum(grad_mu, axis=0))
+        tl.store(h_lo_ptr + at_spare, low_of(-delta, delta_hi))
+    tl.store(gate_ptr + program * 2, beta * tl.sum(grad_mu, axis=0))  # (B7)
     tl.store(gate_ptr + program * 2 + 1, tl.sum(grad_beta, axis=0))
     lse_at = lse_ptr + (step.to(tl.int64) * batch + image) * N
     tl.store(lse_pad_ptr + image * n_pad + n, tl.load(lse_at + n, mask=rows, other=float("inf")))
@@ -150,14 +195,36 @@ def gradient_prepare_kernel(
         tl.store(h_scale_ptr + image, h_scale)
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@kernel
 def gradient_end_kernel(
-    g_ptr, seed_sum_ptr, seed_ptr, seed_b: tl.int64, seed_k: tl.int64, seed_n: tl.int64,
-    state_ptr, state_b: tl.int64, state_k: tl.int64, state_n: tl.int64, N, K, pad_units, chunks,
-    KC, KP: tl.constexpr, PAD: tl.constexpr, R: tl.constexpr, HAS_STATE: tl.constexpr,
-    SEED_AXIS: tl.constexpr, STATE_AXIS: tl.constexpr,
-):  # fmt: skip
-    """∂L/∂y⁰ and ∂L/∂s in the caller's layout; without a state the first is added to the second (W5)."""
+    # pointers
+    g_ptr,
+    seed_sum_ptr,
+    given_seed_ptr,
+    given_state_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    # strides
+    seed_b: tl.int64,
+    seed_k: tl.int64,
+    seed_n: tl.int64,
+    state_b: tl.int64,
+    state_k: tl.int64,
+    state_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    SEED_AXIS: tl.constexpr,
+    STATE_AXIS: tl.constexpr,
+):
+    """∂L/∂y⁰ and ∂L/∂s: g and seed_sum [B, C, n_pad, KP] -> (B, K, N), any strides; without a state the first is added
+    to the second (W5)."""
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -170,22 +237,22 @@ def gradient_end_kernel(
     g = tl.load(g_ptr + at)
     total = tl.load(seed_sum_ptr + at)
     if HAS_STATE:
-        to = field_at(state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
-        tl.store(to, g.to(state_ptr.dtype.element_ty), mask=inside)
+        to = field_at(given_state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
+        tl.store(to, g.to(given_state_ptr.dtype.element_ty), mask=inside)
     else:
-        total += g
-    to = field_at(seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
-    tl.store(to, total.to(seed_ptr.dtype.element_ty), mask=inside)
+        total += g  # (W5)
+    to = field_at(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
+    tl.store(to, total.to(given_seed_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_PLAIN)
-def gate_reduce_kernel(gate_ptr, grad_mu_ptr, grad_beta_ptr, programs, step, R: tl.constexpr):
-    """∂μ_t, ∂β_t: the blocks' parts [programs, 2], added in a fixed order by one program."""
+@kernel
+def gate_reduce_kernel(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, programs, step, R: tl.constexpr):
+    """(B7) ∂μ_t, ∂β_t: the blocks' parts [programs, 2], added in a fixed order by one program."""
     mu = tl.zeros([R], tl.float32)
     beta = tl.zeros([R], tl.float32)
     for begin in range(0, programs, R):
         at = begin + tl.arange(0, R)
         mu += tl.load(gate_ptr + at * 2, mask=at < programs, other=0.0)
         beta += tl.load(gate_ptr + at * 2 + 1, mask=at < programs, other=0.0)
-    tl.store(grad_mu_ptr + step, tl.sum(mu, axis=0).to(grad_mu_ptr.dtype.element_ty))
-    tl.store(grad_beta_ptr + step, tl.sum(beta, axis=0).to(grad_beta_ptr.dtype.element_ty))
+    tl.store(given_grad_mu_ptr + step, tl.sum(mu, axis=0).to(given_grad_mu_ptr.dtype.element_ty))  # (B7)
+    tl.store(given_grad_beta_ptr + step, tl.sum(beta, axis=0).to(given_grad_beta_ptr.dtype.element_ty))

@@ -20,14 +20,15 @@ PROGRAMS_PER_SM = 2
 
 @dataclass(frozen=True)
 class Split:
-    """`parts` of `part_tiles` column tiles, the last may be shorter; `together` in one program, or one program each."""
+    """`parts` of `part_tiles` column tiles, the last may be shorter; all parts of a row tile in one program, or a program
+    each."""
 
     parts: int
     part_tiles: int
-    together: bool
+    all_parts: bool
 
 
-def split(batch: int, row_tiles: int, columns: int, processors: int, *, in_registers: bool) -> Split:
+def split_columns(batch: int, row_tiles: int, columns: int, processors: int, *, in_registers: bool) -> Split:
     """The plan with the least modelled time. row_tiles, columns: of one image; processors: SMs (0: no card, one part);
     in_registers: one program can add the parts of its rows."""
     slots = max(1, processors * PROGRAMS_PER_SM)

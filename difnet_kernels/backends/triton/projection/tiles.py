@@ -1,14 +1,15 @@
 """What the forward and the backward of Ψ share: pooling windows, tiles of pixels, and products with fp32's accuracy.
 
-Operands are split into fp16 halves, x = unit · (high + low) with unit a power of two: 22 bits, at the speed of the
-16-bit matrix units. W is split once (`psi_weight_kernel`), features and gradients in registers, tile by tile, each in
-units of its own largest entry, so that no range of the data can leave fp16's.
+Operands are split into fp16 hi and lo, x = unit · (hi + lo) with unit a power of two: 22 bits, at the speed of the
+16-bit matrix units. W is split once (`projection_weight_kernel`), features and gradients in registers, tile by tile, each
+in units of its own largest entry, so that no range of the data can leave fp16's.
 """
 
 import triton
 import triton.language as tl
 
-from .arithmetic import low_half
+from ..arithmetic import low_of
+from ..launch import kernel
 
 # Of addresses of which it knows nothing, Triton lays neighbouring threads along the last axis of the tile; up to 3.6 along
 # the first.
@@ -46,30 +47,30 @@ def unit_of(largest):
 
 
 @triton.jit
-def halves(x, axis: tl.constexpr, EXACT: tl.constexpr):
-    """(high, low, unit) of x in fp16, in units of its largest entry along `axis`. EXACT: x was 16-bit and high holds
+def split_in_units(x, axis: tl.constexpr, HAS_LOW: tl.constexpr):
+    """(hi, lo, unit) of x in fp16, in units of its largest entry along `axis`. Without HAS_LOW x was 16-bit and hi holds
     it, down to 2⁻³⁸ of the largest entry."""
     x = x.to(tl.float32)
     unit, inverse = unit_of(tl.max(tl.abs(x), axis=axis))
     x = x * tl.expand_dims(inverse, axis)
-    high = x.to(tl.float16)
-    low = high
-    if not EXACT:
-        low = low_half(x, high)
-    return high, low, unit
+    hi = x.to(tl.float16)
+    lo = hi
+    if HAS_LOW:
+        lo = low_of(x, hi)
+    return hi, lo, unit
 
 
 @triton.jit
-def product(a_high, a_low, b_high, b_low, B_EXACT: tl.constexpr):
-    """a @ b from fp16 halves. B_EXACT: b has no low half.
+def finite_product(a_hi, a_lo, b_hi, b_lo, B_HAS_LOW: tl.constexpr):
+    """a @ b from hi and lo.
 
-    The products with a low half are summed apart: the low half of what is not finite is NaN, or an infinity of the
-    wrong sign, and such a sum is left out, so that what remains is what fp32 would give.
+    The products with a lo are summed apart: the lo of what is not finite is NaN, or an infinity of the wrong sign, and
+    such a sum is left out, so that what remains is what fp32 would give.
     """
-    small = tl.dot(a_low, b_high)
-    if not B_EXACT:
-        small = tl.dot(a_high, b_low, small)
-    big = tl.dot(a_high, b_high)
+    small = tl.dot(a_lo, b_hi)
+    if B_HAS_LOW:
+        small = tl.dot(a_hi, b_lo, small)
+    big = tl.dot(a_hi, b_hi)
     return big + tl.where(tl.abs(small) < float("inf"), small, 0.0)
 
 
@@ -88,26 +89,35 @@ def feature_tile(at, first, f_c, C, CC: tl.constexpr, EVEN: tl.constexpr, CHANNE
 
 
 @triton.jit
-def weight_halves(halves_ptr, first, chunks, DP: tl.constexpr, CC: tl.constexpr):
-    """(high, low) of W [DP, CC] from the channel `first` on, zero past D and C, in units that `unit_ptr` holds."""
-    at = halves_ptr + tl.arange(0, DP)[:, None] * (chunks * CC) + (first + tl.arange(0, CC))[None, :]
+def weight_tile(split_ptr, first, chunks, DP: tl.constexpr, CC: tl.constexpr):
+    """(hi, lo) of W [DP, CC] from the channel `first` on, zero past D and C, in units that `unit_ptr` holds."""
+    at = split_ptr + tl.arange(0, DP)[:, None] * (chunks * CC) + (first + tl.arange(0, CC))[None, :]
     return tl.load(at), tl.load(at + DP * CC * chunks)
 
 
 @triton.jit
 def project(
-    halves_ptr, unit, at, f_c, C, DP: tl.constexpr, P: tl.constexpr, CC: tl.constexpr, EVEN: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """z = W f [DP, P] for the pixels at `at`, in chunks of CC channels on the matrix units; unit [DP] of the rows of W."""
+    weight,
+    features,
+    DP: tl.constexpr,
+    P: tl.constexpr,
+    CC: tl.constexpr,
+    EVEN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    HAS_LOW: tl.constexpr,
+):
+    """z = W f [DP, P] in chunks of CC channels on the matrix units. weight: (hi and lo, unit [DP] of the rows of W);
+    features: (addresses of the pixels, stride of their channels, C)."""
+    split_ptr, unit = weight
+    at, f_c, C = features
     z = tl.zeros([DP, P], tl.float32)
     chunks = tl.cdiv(C, CC)
     tl.assume(chunks > 0)  # with an empty loop ptxas would serialise the matrix instructions
     for chunk in range(0, chunks):
-        w_high, w_low = weight_halves(halves_ptr, chunk * CC, chunks, DP, CC)
+        w_hi, w_lo = weight_tile(split_ptr, chunk * CC, chunks, DP, CC)
         f = feature_tile(at, chunk * CC, f_c, C, CC, EVEN, CHANNELS_LAST)
-        f_high, f_low, f_unit = halves(f, 0, EXACT)
-        z = tl.fma(product(w_high, w_low, f_high, f_low, EXACT), f_unit[None, :], z)
+        f_hi, f_lo, f_unit = split_in_units(f, 0, HAS_LOW)
+        z = tl.fma(finite_product(w_hi, w_lo, f_hi, f_lo, HAS_LOW), f_unit[None, :], z)  # (Ψ1)
     return z * unit[:, None]
 
 
@@ -130,7 +140,7 @@ def narrow_features(at, f_c, C: tl.constexpr):
 @triton.jit
 def narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, C: tl.constexpr):
     """z = W f [DP, P] for C ≤ 4 by multiply-adds: the matrix units would multiply padding."""
-    z = w0[:, None] * f0[None, :]
+    z = w0[:, None] * f0[None, :]  # (Ψ1)
     if C > 1:
         z = tl.fma(w1[:, None], f1[None, :], z)
     if C > 2:
@@ -140,25 +150,35 @@ def narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, C: tl.constexpr):
     return z
 
 
-@triton.jit(do_not_specialize=["C", "D"])
-def psi_weight_kernel(
-    weight_ptr, halves_ptr, unit_ptr, C, D, DP: tl.constexpr, CC: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr
+@kernel
+def projection_weight_kernel(
+    given_weight_ptr,
+    split_ptr,
+    unit_ptr,
+    C,
+    D,
+    DP: tl.constexpr,
+    CC: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """W [D, C] -> halves [2, DP, chunks·CC] in fp16 and one unit for each of the DP rows; R rows a program."""
+    """W [D, C] -> hi and lo [2, DP, chunks·CC] in fp16, and one unit for each of the DP rows; R rows a program."""
     d = tl.program_id(0) * R + tl.arange(0, R)
     columns = tl.cdiv(C, CC) * CC
     largest = tl.zeros([R, BLOCK], tl.float32)
     for first in range(0, columns, BLOCK):
         c = first + tl.arange(0, BLOCK)
         inside = (d < D)[:, None] & (c < C)[None, :]
-        largest = tl.maximum(largest, tl.abs(tl.load(weight_ptr + d[:, None] * C + c[None, :], mask=inside, other=0.0)))
+        largest = tl.maximum(
+            largest, tl.abs(tl.load(given_weight_ptr + d[:, None] * C + c[None, :], mask=inside, other=0.0))
+        )
     unit, inverse = unit_of(tl.max(largest, axis=1))
     tl.store(unit_ptr + d, unit)
     for first in range(0, columns, BLOCK):
         c = first + tl.arange(0, BLOCK)
         inside = (d < D)[:, None] & (c < C)[None, :]
-        w = tl.load(weight_ptr + d[:, None] * C + c[None, :], mask=inside, other=0.0) * inverse[:, None]
-        high = w.to(tl.float16)
-        to = halves_ptr + d[:, None] * columns + c[None, :]
-        tl.store(to, high, mask=(c < columns)[None, :])
-        tl.store(to + DP * columns, low_half(w, high), mask=(c < columns)[None, :])
+        w = tl.load(given_weight_ptr + d[:, None] * C + c[None, :], mask=inside, other=0.0) * inverse[:, None]
+        hi = w.to(tl.float16)
+        to = split_ptr + d[:, None] * columns + c[None, :]
+        tl.store(to, hi, mask=(c < columns)[None, :])
+        tl.store(to + DP * columns, low_of(w, hi), mask=(c < columns)[None, :])

@@ -1,0 +1,122 @@
+"""How a kernel is declared and launched: what compiles anew, arguments by name, errors and the log."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arithmetic import CHANNELS, NODES
+
+LOG = logging.getLogger(__name__)
+_told: set[str] = set()  # the binaries whose first launch was logged
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a kernel, which is compiled anew for its constants and for nothing that a caller may vary.
+
+    The rule: constants (`tl.constexpr`) and the alignment of `x_ptr` enter the binary; numbers (sizes, strides) and
+    `given_x_ptr` do not. `given_` are the caller's tensors, which may begin anywhere; all others come from torch's
+    allocator and are aligned. The features of Ψ go without `given_`: loads of whole vectors are worth a second binary.
+    """
+    plain = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if not _is_constant(parameter) and (name.startswith("given_") or not name.endswith("_ptr"))
+    ]
+    return triton.jit(function, do_not_specialize=plain)
+
+
+def _is_constant(parameter: inspect.Parameter) -> bool:
+    return parameter.annotation in (tl.constexpr, "tl.constexpr")
+
+
+@functools.cache
+def constants_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The parameters of a kernel's function that are compiled into it."""
+    return frozenset(
+        name for name, parameter in inspect.signature(function).parameters.items() if _is_constant(parameter)
+    )
+
+
+def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], warps: int = 4, stages: int = 2) -> None:
+    """Runs `programs` programs on axis 0, the only grid axis without a limit of 65,535.
+
+    groups: the arguments by name: pointers, sizes, strides, constants. Contraction of a·b - c is off: a fused product
+    would not be rounded like the maximum that is subtracted from it. Raises RuntimeError with the launch row and the
+    case for whatever stops a kernel: its compiler, the C compiler of its launcher, the cache, the driver.
+    """
+    arguments = {name: value for group in groups for name, value in group.items()}
+    began = time.perf_counter()
+    try:
+        made = kernel[(programs,)](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+    except Exception as error:
+        constants, case = _told_of(kernel, arguments)
+        raise RuntimeError(
+            f"the Triton kernel of {what} did not run: {error}\nLaunch row: {warps} warps, {stages} stages, {constants}. "
+            f"Case: {programs} programs, {case}. "
+            "Use backend='cpu' or 'reference', or report the case with these lines."
+        ) from error
+    if LOG.isEnabledFor(logging.DEBUG) and made is not None and made.hash not in _told:
+        _told.add(made.hash)
+        LOG.debug(
+            "%s: first launch, compiled or read from Triton's cache, took %.2f s: %d warps, %d stages, %s, %s",
+            *(what, time.perf_counter() - began, warps, stages),
+            *_told_of(kernel, arguments),
+        )
+
+
+def _told_of(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(constants, the rest as text: sizes and strides by name, the type of each tensor)."""
+    names = constants_of(kernel.fn)
+    case = ", ".join(
+        f"{name}: {x.dtype}" if isinstance(x, Tensor) else f"{name}={x}"
+        for name, x in arguments.items()
+        if name not in names
+    )
+    return {name: x for name, x in arguments.items() if name in names}, case
+
+
+def strides(name: str, axes: str, x: Tensor) -> dict[str, int]:
+    """The strides of x as arguments: name_a for every axis a."""
+    return {f"{name}_{axis}": stride for axis, stride in zip(axes, x.stride(), strict=True)}
+
+
+def contiguous_axis(field: Tensor) -> int:
+    """Which axis of (B, C, N) the kernels may take for contiguous: NODES, CHANNELS, or 0 for neither."""
+    axis = NODES if field.stride(2) == 1 else CHANNELS if field.stride(1) == 1 else 0
+    return int(getattr(axis, "value", axis))
+
+
+@dataclass(frozen=True)
+class Card:
+    """Architecture (90 for sm_90) and number of SMs; (0, 0) is no card and takes the rows that run everywhere."""
+
+    arch: int = 0
+    processors: int = 0
+
+
+def card_of(device: torch.device) -> Card:
+    if device.type != "cuda":
+        return Card()
+    properties = torch.cuda.get_device_properties(device)
+    return Card(properties.major * 10 + properties.minor, properties.multi_processor_count)
+
+
+def on_device(x: Tensor) -> Any:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def power_of_two(n: int, least: int = 16) -> int:
+    """The smallest power of two ≥ n: widths are padded to it."""
+    return max(least, 1 << (n - 1).bit_length())

@@ -1,0 +1,400 @@
+"""One walk backwards (B3-B6): a program owns I rows, streams all columns once and writes only its rows. No atomics.
+
+S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both.
+In scaled units (see `gradient`), with the spare columns y = (y | 1) and h = (h | -δ):
+
+    T = P_ij (h_i·y_j - δ_i) + P_ji (h_j·y_i - δ_j)        grad_psi_i += T_ij ψ_j        moved_i += P_ji (h_j | -δ_j)
+
+The spare column of moved gives Σ_j P_ji (h_j·y_i - δ_j) = moved_i·(y_i | 1), which carries the centre that ψ̃ left out.
+
+The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a difference of equal numbers.
+Because Σ_j P_ij (h_i·y_j - δ_i) = 0, its term is minus the others', -against_i, which does not cancel; where P_ii is
+below one half, the direct product is the better of the two. own_i = P_ii adds h_i to moved at the end.
+
+Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
+loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
+"""
+
+import triton
+import triton.language as tl
+
+from ..arithmetic import TRANSPOSED_SHIFT, class_columns, field_at, field_tile, load_hi_lo, split_hi_lo
+from ..launch import kernel
+from .gradient import SPREAD
+
+# up to this level its own rounding may enter an exponent
+LEVEL = tl.constexpr(65536.0)
+
+
+@triton.jit
+def add_product(a_hi, a_lo, b_hi, b_lo, acc, PRODUCTS: tl.constexpr):
+    """acc + a @ b from hi and lo, the small products first."""
+    if PRODUCTS == 3:
+        acc = tl.dot(a_hi, b_lo, acc)
+        acc = tl.dot(a_lo, b_hi, acc)
+    return tl.dot(a_hi, b_hi, acc)
+
+
+@kernel
+def walk_backward_kernel(
+    # pointers: what is streamed
+    psi_hi_ptr,
+    psi_lo_ptr,
+    bias_ptr,
+    factor_ptr,
+    y_hi_ptr,
+    y_lo_ptr,
+    h_hi_ptr,
+    h_lo_ptr,
+    lse_ptr,
+    level_ptr,
+    drop_ptr,
+    spread_ptr,
+    # pointers: what the last step reads and writes
+    centre_ptr,
+    scale_ptr,
+    h_scale_ptr,
+    g_ptr,
+    reach_ptr,
+    given_grad_ptr,
+    given_grad_psi_ptr,
+    # pointers: sums of a part
+    part_psi_ptr,
+    part_moved_ptr,
+    part_against_ptr,
+    part_own_ptr,
+    # sizes
+    N,
+    D,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    program_chunks,
+    parts,
+    part_tiles,
+    batch,
+    add_grad,
+    # strides
+    grad_b: tl.int64,
+    grad_k: tl.int64,
+    grad_n: tl.int64,
+    psi_b: tl.int64,
+    psi_d: tl.int64,
+    psi_n: tl.int64,
+    # constants
+    DP: tl.constexpr,
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    I: tl.constexpr,  # noqa: E741
+    J: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    WANT_PSI: tl.constexpr,
+    WANT_MOVED: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
+    ONE_PART: tl.constexpr,
+    PSI_AXIS: tl.constexpr,
+    GRAD_AXIS: tl.constexpr,
+):
+    """Σ_j≠i T_ij ψ̃_j, Σ_j≠i P_ji (h_j | -δ_j), against_i and own_i for I rows of one image and one part of the columns.
+
+    ψ̃ hi, lo [B, n_pad, DP]; y and h hi, lo [B, C, n_pad, KP]; lse, level, drop [B, n_pad]; spread [B, n_pad/J, 2].
+    ONE_PART: the program has all of the columns and classes, and finishes its rows (`finish_moved`, `finish_gradient`);
+    else the sums are left in part_psi [parts, B, n_pad, DP], part_moved [parts, B, C, n_pad, KP], part_against and
+    part_own [parts, B, n_pad].
+    """
+    n_pad = pad_units * PAD
+    row_tiles = tl.cdiv(N, I)
+    program = tl.program_id(0).to(tl.int64)
+    part = (program % parts).to(tl.int32)
+    own_chunk = (program // parts) % program_chunks
+    row_tile = ((program // (parts * program_chunks)) % row_tiles).to(tl.int32)
+    image = program // (parts * program_chunks * row_tiles)
+    i = row_tile * I + tl.arange(0, I)
+    j = tl.arange(0, J)
+    d = tl.arange(0, DP)
+    column = tl.arange(0, KP)
+    hi_ptr = psi_hi_ptr + image * n_pad * DP
+    lo_ptr = psi_lo_ptr + image * n_pad * DP
+    bias_ptr += image * n_pad
+    lse_ptr += image * n_pad
+    level_ptr += image * n_pad
+    drop_ptr += image * n_pad
+    spread_ptr += image * (n_pad // J) * 2
+    chunk_size = n_pad.to(tl.int64) * KP
+    fields = (image * chunks + own_chunk) * chunk_size
+    sigma = tl.load(factor_ptr + image * 2)
+
+    at_rows = i[:, None] * DP + d[None, :]
+    row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
+    at_row_fields = i[:, None] * KP + column[None, :]
+    if WANT_PSI and ONE_CHUNK:
+        row_y_hi, row_y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)  # [I, KP]
+        row_h_hi, row_h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)
+        row_h_hi = (row_h_hi * TRANSPOSED_SHIFT).to(tl.float16)  # exact: a power of two, |h| ≤ 1
+        row_h_lo = (row_h_lo * TRANSPOSED_SHIFT).to(tl.float16)
+    row_bias = tl.load(bias_ptr + i)
+    row_lse = tl.load(lse_ptr + i)
+    row_level = tl.load(level_ptr + i)
+    row_low = tl.min(row_level, axis=0)
+    row_high = tl.max(row_level, axis=0)
+
+    sum_psi = tl.zeros([I, DP], tl.float32)
+    moved = tl.zeros([I, KP], tl.float32)
+    against = tl.zeros([I], tl.float32)
+    own = tl.zeros([I], tl.float32)
+    first = part * part_tiles
+    last = tl.minimum(first + part_tiles, tl.cdiv(N, J))
+    tl.assume(first < last)  # no part is empty; with an empty loop ptxas would serialise the matrix instructions
+    for tile in range(first, last):
+        at_psi = (tile * J + j)[:, None] * DP + d[None, :]
+        col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
+        # (W1) bit for bit as in walk_forward
+        if LOGIT_PRODUCTS == 3:
+            logit = tl.dot(row_hi, tl.trans(col_lo))
+            logit = tl.dot(row_lo, tl.trans(col_hi), logit)
+            logit = tl.dot(row_hi, tl.trans(col_hi), logit)
+        else:
+            logit = tl.dot(row_hi, tl.trans(col_hi))
+        col_lse = tl.load(lse_ptr + tile * J + j)
+        col_bias = tl.load(bias_ptr + tile * J + j)
+        look = tl.exp2(tl.fma(logit, sigma, col_bias[None, :]) - row_lse[:, None])  # (B3) P_ij
+        col_drop = tl.load(drop_ptr + tile * J + j)
+        col_low = tl.load(spread_ptr + tile * 2)
+        col_high = tl.load(spread_ptr + tile * 2 + 1)
+        low = tl.minimum(col_low, row_low)
+        high = tl.maximum(col_high, row_high)
+        if (high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL):
+            rise = tl.exp2(row_level - 0.5 * (col_low + col_high)) * TRANSPOSED_SHIFT
+            back = look * rise[:, None] * col_drop[None, :]  # (B3) 2¹³ P_ji
+        else:
+            # the other order of the small products may round S_ji above S_ij: never a weight above one
+            above = tl.minimum(tl.fma(logit, sigma, row_bias[:, None]) - col_lse[None, :], 0.0)
+            back = tl.exp2(above) * TRANSPOSED_SHIFT  # (B3) 2¹³ P_ji
+        if (tile * J < (row_tile + 1) * I) & (row_tile * I < (tile + 1) * J):
+            diagonal = i[:, None] == (tile * J + j)[None, :]
+            own += tl.sum(tl.where(diagonal, look, 0.0), axis=1)
+            look = tl.where(diagonal, 0.0, look)
+            back = tl.where(diagonal, 0.0, back)
+
+        if ONE_CHUNK:
+            at_y = (tile * J + j)[:, None] * KP + column[None, :]
+            h_hi, h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)  # [J, KP]
+        if WANT_PSI:
+            ahead = tl.zeros([I, J], tl.float32)  # 2¹³ (h_i·y_j - δ_i)
+            behind = tl.zeros([I, J], tl.float32)  # h_j·y_i - δ_j
+            if ONE_CHUNK:
+                y_hi, y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_y, VALUE_PRODUCTS)
+                ahead = add_product(row_h_hi, row_h_lo, tl.trans(y_hi), tl.trans(y_lo), ahead, VALUE_PRODUCTS)
+                behind = add_product(row_y_hi, row_y_lo, tl.trans(h_hi), tl.trans(h_lo), behind, VALUE_PRODUCTS)
+            else:
+                at_y = (tile * J + j)[:, None] * KP + column[None, :]
+                for chunk in range(0, chunks):
+                    other = (image * chunks + chunk) * chunk_size
+                    a_hi, a_lo = load_hi_lo(h_hi_ptr + other, h_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
+                    b_hi, b_lo = load_hi_lo(y_hi_ptr + other, y_lo_ptr + other, at_y, VALUE_PRODUCTS)
+                    ahead = add_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), ahead, VALUE_PRODUCTS)
+                    a_hi, a_lo = load_hi_lo(y_hi_ptr + other, y_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
+                    b_hi, b_lo = load_hi_lo(h_hi_ptr + other, h_lo_ptr + other, at_y, VALUE_PRODUCTS)
+                    behind = add_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), behind, VALUE_PRODUCTS)
+                ahead *= TRANSPOSED_SHIFT
+            half = look * ahead
+            against += tl.sum(half, axis=1)
+            T = tl.fma(back, behind, half)  # (B4), 2¹³ T
+            T_hi, T_lo = split_hi_lo(T, col_hi.dtype, LOGIT_PRODUCTS)
+            sum_psi = add_product(T_hi, T_lo, col_hi, col_lo, sum_psi, LOGIT_PRODUCTS)  # (B5)
+        if WANT_MOVED:
+            if not ONE_CHUNK:
+                at_y = (tile * J + j)[:, None] * KP + column[None, :]
+                h_hi, h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)
+            back_hi, back_lo = split_hi_lo(back, tl.float16, VALUE_PRODUCTS)
+            moved = add_product(back_hi, back_lo, h_hi, h_lo, moved, VALUE_PRODUCTS)  # (B6)
+
+    if ONE_PART:
+        sum_t, itself, reach = finish_moved(
+            (moved, own),
+            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr),
+            (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
+            (image, 0, i),
+            (chunks, n_pad, N, K, KC),
+            KP,
+            VALUE_PRODUCTS,
+            GRAD_AXIS,
+        )
+        finish_gradient(
+            (sum_psi, sum_t, tl.where(own > 0.5, -against, itself)),
+            (psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+            (given_grad_psi_ptr, psi_b, psi_d, psi_n),
+            (image, i),
+            (n_pad, N, D),
+            DP,
+            LOGIT_PRODUCTS,
+            PSI_AXIS,
+        )
+        tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
+    else:
+        to = (part.to(tl.int64) * batch + image) * n_pad + i
+        if WANT_PSI:
+            tl.store(part_psi_ptr + to[:, None] * DP + d[None, :], sum_psi)
+            tl.store(part_against_ptr + to, against)
+        if WANT_MOVED:
+            if own_chunk == 0:
+                tl.store(part_own_ptr + to, own)
+            to = ((part.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
+            tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
+
+
+@triton.jit
+def finish_moved(
+    sums, pointers, given, at, sizes, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, GRAD_AXIS: tl.constexpr
+):
+    """(B6) g [R, KP] += Σ_j P_ji h_j, plus the gradient that the caller gave for this step.
+
+    Returns, [R] each: 2¹³ Σ_(j≠i) P_ji (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k.
+    """
+    moved, own = sums
+    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr = pointers
+    grad_ptr, grad_b, grad_k, grad_n, add_grad = given
+    image, chunk, n = at
+    chunks, n_pad, N, K, KC = sizes
+    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
+    at_tile = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
+    y = tl.load(y_hi_ptr + at_tile).to(tl.float32)
+    h = tl.load(h_hi_ptr + at_tile).to(tl.float32)
+    if VALUE_PRODUCTS == 3:
+        y += tl.load(y_lo_ptr + at_tile).to(tl.float32)
+        h += tl.load(h_lo_ptr + at_tile).to(tl.float32)
+    sum_t = tl.sum(moved * y, axis=1)
+    scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
+    inside = (n < N)[:, None] & is_class[None, :]
+    whole = moved / TRANSPOSED_SHIFT + own[:, None] * h
+    g = tl.load(g_ptr + at_tile) + whole * scale / tl.load(h_scale_ptr + image)  # (B6)
+    if add_grad != 0:
+        g += field_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, GRAD_AXIS)
+    g = tl.where(inside, g, 0.0)
+    tl.store(g_ptr + at_tile, g)
+    return sum_t, TRANSPOSED_SHIFT * own * tl.sum(h * y, axis=1), tl.sum(tl.abs(g) / scale, axis=1)
+
+
+@triton.jit
+def finish_gradient(
+    sums, pointers, given, at, sizes, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr, PSI_AXIS: tl.constexpr
+):
+    """grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss; itself = T_ii / 2."""
+    sum_psi, sum_t, itself = sums
+    psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr = pointers
+    grad_psi_ptr, psi_b, psi_d, psi_n = given
+    image, n = at
+    n_pad, N, D = sizes
+    d = tl.arange(0, DP)
+    at_tile = (image * n_pad + n)[:, None] * DP + d[None, :]
+    own_psi = tl.load(psi_hi_ptr + at_tile).to(tl.float32)
+    if LOGIT_PRODUCTS == 3:
+        own_psi += tl.load(psi_lo_ptr + at_tile).to(tl.float32)
+    unit = 1.0 / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
+    centre = tl.load(centre_ptr + image * DP + d)
+    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 2 + 1)  # (B5)
+    grad = (grad + (sum_t + itself)[:, None] * centre[None, :]) * unit
+    to = field_at(grad_psi_ptr, image, psi_b, d, psi_d, n, psi_n, PSI_AXIS)
+    tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
+
+
+@kernel
+def walk_backward_combine_kernel(
+    # pointers
+    psi_hi_ptr,
+    psi_lo_ptr,
+    factor_ptr,
+    y_hi_ptr,
+    y_lo_ptr,
+    h_hi_ptr,
+    h_lo_ptr,
+    centre_ptr,
+    scale_ptr,
+    h_scale_ptr,
+    g_ptr,
+    reach_ptr,
+    given_grad_ptr,
+    given_grad_psi_ptr,
+    part_psi_ptr,
+    part_moved_ptr,
+    part_against_ptr,
+    part_own_ptr,
+    # sizes
+    N,
+    D,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    parts,
+    batch,
+    add_grad,
+    # strides
+    grad_b: tl.int64,
+    grad_k: tl.int64,
+    grad_n: tl.int64,
+    psi_b: tl.int64,
+    psi_d: tl.int64,
+    psi_n: tl.int64,
+    # constants
+    DP: tl.constexpr,
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    PSI_AXIS: tl.constexpr,
+    GRAD_AXIS: tl.constexpr,
+):
+    """Adds the parts of R rows (shapes: `walk_backward_kernel`) in their order, then finishes the rows, chunk by chunk
+    (B5, B6)."""
+    n_pad = pad_units * PAD
+    row_blocks = tl.cdiv(N, R)
+    program = tl.program_id(0).to(tl.int64)
+    image = program // row_blocks
+    n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
+    d = tl.arange(0, DP)
+    column = tl.arange(0, KP)
+    sum_psi = tl.zeros([R, DP], tl.float32)
+    against = tl.zeros([R], tl.float32)
+    own = tl.zeros([R], tl.float32)
+    part_rows = batch.to(tl.int64) * n_pad
+    for part in range(0, parts):
+        row = part * part_rows + image * n_pad + n
+        sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
+        against += tl.load(part_against_ptr + row)
+        own += tl.load(part_own_ptr + row)
+    sum_t = tl.zeros([R], tl.float32)
+    itself = tl.zeros([R], tl.float32)
+    reach = tl.zeros([R], tl.float32)
+    for chunk in range(0, chunks):
+        moved = tl.zeros([R, KP], tl.float32)
+        for part in range(0, parts):
+            row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
+            moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
+        more_t, more_itself, more_reach = finish_moved(
+            (moved, own),
+            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr),
+            (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
+            (image, chunk, n),
+            (chunks, n_pad, N, K, KC),
+            KP,
+            VALUE_PRODUCTS,
+            GRAD_AXIS,
+        )
+        sum_t += more_t
+        itself += more_itself
+        reach += more_reach
+    finish_gradient(
+        (sum_psi, sum_t, tl.where(own > 0.5, -against, itself)),
+        (psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+        (given_grad_psi_ptr, psi_b, psi_d, psi_n),
+        (image, n),
+        (n_pad, N, D),
+        DP,
+        LOGIT_PRODUCTS,
+        PSI_AXIS,
+    )
+    tl.store(reach_ptr + program, tl.max(reach, axis=0))

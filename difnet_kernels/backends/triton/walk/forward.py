@@ -1,0 +1,288 @@
+"""One walk (W1-W4) without storing P. A program owns I rows of one image and streams a range of the columns in tiles
+of J.
+
+Every operand of the stream is padded to whole tiles (`prepare`), so the loop has no mask: columns past N carry a bias of
+-∞. The columns are summed in parts (`split`), each from zero, and the parts are added in their order: by the program
+itself if it has them all, else by `walk_forward_combine_kernel`. So the bits do not depend on who adds. A wide K runs one
+program per chunk of classes.
+
+The running maximum starts just below the row's own logit S_ii, nearly always the row's maximum, so it is right from the
+first tile wherever that tile lies. The rescale of acc is not guarded by a branch: acc is 32 columns, the block-wide
+vote that a branch needs costs more than the multiplications it would save.
+"""
+
+import triton
+import triton.language as tl
+
+from ..arithmetic import blend, class_columns, field_at, mix, split_hi_lo
+from ..launch import kernel
+from .prepare import store_state
+
+
+@triton.jit
+def add_part(total, top, acc, peak):
+    """(Σ 2^(x-top) y, top) of the parts before and one more: the sum of both, and the higher of the maxima."""
+    higher = tl.maximum(top, peak)
+    return total * tl.exp2(top - higher)[:, None] + acc * tl.exp2(peak - higher)[:, None], higher
+
+
+@kernel
+def walk_forward_kernel(
+    # pointers: what is streamed
+    psi_hi_ptr,
+    psi_lo_ptr,
+    bias_ptr,
+    floor_ptr,
+    factor_ptr,
+    y_hi_ptr,
+    y_lo_ptr,
+    # pointers: what the last step reads and writes
+    scale_ptr,
+    state_ptr,
+    next_hi_ptr,
+    next_lo_ptr,
+    seed_ptr,
+    given_mu_ptr,
+    given_beta_ptr,
+    walked_ptr,
+    lse_ptr,
+    # pointers: sums of a part
+    part_ptr,
+    part_peak_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    parts,
+    part_tiles,
+    batch,
+    step,
+    # constants
+    DP: tl.constexpr,
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    I: tl.constexpr,  # noqa: E741
+    J: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    ALL_PARTS: tl.constexpr,
+):
+    """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] for I rows of one image and one chunk of classes.
+
+    x = log2(e)·S (W1) from ψ̃ hi, lo [B, n_pad, DP]; y hi, lo [B, C, n_pad, KP]. ALL_PARTS: the program has all parts in
+    turn, adds and finishes them (`finish_walk`); else it has one, and leaves acc in part [parts, B, C, n_pad, KP] and
+    peak in part_peak [parts, B, C, n_pad].
+    """
+    n_pad = pad_units * PAD
+    row_tiles = tl.cdiv(N, I)
+    program = tl.program_id(0).to(tl.int64)
+    if ALL_PARTS:
+        first_part, last_part = 0, parts
+    else:
+        own_part = (program % parts).to(tl.int32)
+        first_part, last_part = own_part, own_part + 1
+        program = program // parts
+    chunk = program % chunks
+    row_tile = ((program // chunks) % row_tiles).to(tl.int32)
+    image = program // (chunks * row_tiles)
+    i = row_tile * I + tl.arange(0, I)
+    j = tl.arange(0, J)
+    d = tl.arange(0, DP)
+    column = tl.arange(0, KP)
+    psi_hi_ptr += image * n_pad * DP
+    psi_lo_ptr += image * n_pad * DP
+    bias_ptr += image * n_pad
+    y_hi_ptr += (image * chunks + chunk) * n_pad * KP
+    y_lo_ptr += (image * chunks + chunk) * n_pad * KP
+    sigma = tl.load(factor_ptr + image * 2)
+
+    at_rows = i[:, None] * DP + d[None, :]
+    row_hi = tl.load(psi_hi_ptr + at_rows)  # [I, DP]
+    if LOGIT_PRODUCTS == 3:
+        row_lo = tl.load(psi_lo_ptr + at_rows)
+    floor = tl.load(floor_ptr + image * n_pad + i)  # [I]
+    total = tl.zeros([I, KP], tl.float32)
+    top = floor
+    columns = tl.cdiv(N, J)
+    for part in range(first_part, last_part):
+        peak = floor
+        acc = tl.zeros([I, KP], tl.float32)
+        first = part * part_tiles
+        last = tl.minimum(first + part_tiles, columns)
+        tl.assume(first < last)  # no part is empty; with an empty loop ptxas would serialise the matrix instructions
+        for tile in range(first, last):
+            at_psi = (tile * J + j)[:, None] * DP + d[None, :]  # 32-bit inside an image: `refuses` caps N·DP
+            at_y = (tile * J + j)[:, None] * KP + column[None, :]
+            col_hi = tl.load(psi_hi_ptr + at_psi)  # [J, DP]
+            # (W1) the small products first; walk_backward repeats these lines with the same operands in the same order
+            if LOGIT_PRODUCTS == 3:
+                col_lo = tl.load(psi_lo_ptr + at_psi)
+                logit = tl.dot(row_hi, tl.trans(col_lo))
+                logit = tl.dot(row_lo, tl.trans(col_hi), logit)
+                logit = tl.dot(row_hi, tl.trans(col_hi), logit)
+            else:
+                logit = tl.dot(row_hi, tl.trans(col_hi))
+            bias = tl.load(bias_ptr + tile * J + j)
+            x = tl.fma(logit, sigma, bias[None, :])  # [I, J] log2 units
+            higher = tl.maximum(peak, tl.max(x, axis=1) - SHIFT)
+            weight = tl.exp2(x - higher[:, None])
+            acc = acc * tl.exp2(peak - higher)[:, None]
+            peak = higher
+            # (W2) acc += weight @ y; the column of ones leaves the row sum in the spare column
+            y_hi = tl.load(y_hi_ptr + at_y)  # [J, KP]
+            weight_hi, weight_lo = split_hi_lo(weight, tl.float16, VALUE_PRODUCTS)
+            if VALUE_PRODUCTS == 3:
+                y_lo = tl.load(y_lo_ptr + at_y)
+                acc = tl.dot(weight_hi, y_lo, acc)
+                acc = tl.dot(weight_lo, y_hi, acc)
+            acc = tl.dot(weight_hi, y_hi, acc)
+        if ALL_PARTS:
+            total, top = add_part(total, top, acc, peak)
+        else:
+            to = ((own_part.to(tl.int64) * batch + image) * chunks + chunk) * n_pad + i
+            tl.store(part_ptr + to[:, None] * KP + column[None, :], acc)
+            tl.store(part_peak_ptr + to, peak)
+
+    if ALL_PARTS:
+        finish_walk(
+            (total, top),
+            (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
+            (given_mu_ptr, given_beta_ptr, step),
+            (image, chunk, i),
+            (batch, chunks, n_pad, N, K, KC),
+            KP,
+            SHIFT,
+            VALUE_PRODUCTS,
+        )
+
+
+@triton.jit
+def finish_walk(sums, pointers, gates, at, sizes, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr):
+    """W2-W4 for rows whose sums are complete: acc [R, KP] = Σ 2^(x-peak) y with the row sum in the spare column.
+
+    Writes walked [T, B, N, K], row_lse [T, B, N] (log2 units, centred logits), and the next state with its hi and lo. One
+    64-bit base per field and 32-bit offsets inside an image: 64-bit tiles of addresses would not fit the registers.
+    """
+    acc, peak = sums
+    scale_ptr, state_ptr, hi_ptr, lo_ptr, seed_ptr, walked_ptr, lse_ptr = pointers
+    mu_ptr, beta_ptr, step = gates
+    image, chunk, n = at
+    batch, chunks, n_pad, N, K, KC = sizes
+    column, label, is_class, spare = class_columns(chunk, K, KC, KP)
+    field = (image * chunks + chunk) * n_pad * KP
+    at_tile = n[:, None] * KP + column[None, :]
+    rows = n < N
+    inside = rows[:, None] & is_class[None, :]
+    total = tl.sum(tl.where(spare[None, :], acc, 0.0), axis=1)
+    scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
+    walked = acc / total[:, None] / scale[None, :]  # (W2); the scale is a power of two
+    first_row = (step.to(tl.int64) * batch + image) * N
+    tl.store(walked_ptr + first_row * K + (n[:, None] * K + label[None, :]), walked, mask=inside)
+    if chunk == 0:
+        # SHIFT leaves before the logarithm: log2 is exact at 1, where a one-hot row is
+        tl.store(lse_ptr + first_row + n, (peak + SHIFT) + tl.log2(total * (2.0 ** (-SHIFT))), mask=rows)
+    y = tl.load(state_ptr + field + at_tile)
+    s = tl.load(seed_ptr + field + at_tile)
+    mixed = mix(walked, s, tl.load(mu_ptr + step))  # (W3)
+    y = blend(mixed, y, tl.load(beta_ptr + step))  # (W4)
+    y = tl.where(inside, y, 0.0)
+    tl.store(state_ptr + field + at_tile, y)
+    store_state(hi_ptr + field, lo_ptr + field, at_tile, y * scale[None, :], spare, VALUE_PRODUCTS)
+
+
+@kernel
+def walk_forward_combine_kernel(
+    # pointers
+    scale_ptr,
+    state_ptr,
+    next_hi_ptr,
+    next_lo_ptr,
+    seed_ptr,
+    given_mu_ptr,
+    given_beta_ptr,
+    walked_ptr,
+    lse_ptr,
+    part_ptr,
+    part_peak_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    parts,
+    batch,
+    step,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    SHIFT: tl.constexpr,
+):
+    """Adds the parts [parts, B, C, n_pad, KP] of R rows in their order, as a program that has them all does, then
+    finishes the rows (W2-W4)."""
+    n_pad = pad_units * PAD
+    row_blocks = tl.cdiv(N, R)
+    program = tl.program_id(0).to(tl.int64)
+    row_block = program % row_blocks
+    chunk = (program // row_blocks) % chunks
+    image = program // (row_blocks * chunks)
+    n = (row_block * R).to(tl.int32) + tl.arange(0, R)
+    column = tl.arange(0, KP)
+    row = (image * chunks + chunk) * n_pad + n
+    stride = batch.to(tl.int64) * chunks * n_pad
+    top = tl.load(part_peak_ptr + row)
+    total = tl.zeros([R, KP], tl.float32)
+    for part in range(0, parts):
+        peak = tl.load(part_peak_ptr + part * stride + row)
+        acc = tl.load(part_ptr + (part * stride + row)[:, None] * KP + column[None, :])
+        total, top = add_part(total, top, acc, peak)
+    finish_walk(
+        (total, top),
+        (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
+        (given_mu_ptr, given_beta_ptr, step),
+        (image, chunk, n),
+        (batch, chunks, n_pad, N, K, KC),
+        KP,
+        SHIFT,
+        VALUE_PRODUCTS,
+    )
+
+
+@kernel
+def state_store_kernel(
+    # pointers
+    state_ptr,
+    given_out_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    pad_units,
+    chunks,
+    # strides
+    out_b: tl.int64,
+    out_k: tl.int64,
+    out_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """yᵗ in the caller's layout: state [B, C, n_pad, KP] -> out (B, K, N). Apart from the walk, whose registers have no
+    room for the addresses."""
+    n_pad = pad_units * PAD
+    row_blocks = n_pad // R
+    program = tl.program_id(0).to(tl.int64)
+    chunk = (program // row_blocks) % chunks
+    image = program // (row_blocks * chunks)
+    n = (program % row_blocks) * R + tl.arange(0, R)
+    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
+    y = tl.load(state_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :])
+    to = field_at(given_out_ptr, image, out_b, label, out_k, n, out_n, AXIS)
+    tl.store(to, y.to(given_out_ptr.dtype.element_ty), mask=(n < N)[:, None] & is_class[None, :])

@@ -1,0 +1,348 @@
+"""The cascade, forward and backward (last walk first): from tensors to launches.
+
+Forward: prepare the state once, then per walk prepare ψ, walk, and combine where a row has several programs. Everything
+between two walks stays in fp32; what the walks stream is padded, node-major and 16-bit. Backward: the states are
+recomputed from seed and walked, and ψ is prepared again. All buffers come from torch's allocator on the current stream
+and nothing waits for the device, so both directions can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .. import split
+from ..arithmetic import WEIGHT_SHIFT
+from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
+from .backward import walk_backward_combine_kernel, walk_backward_kernel
+from .forward import state_store_kernel, walk_forward_combine_kernel, walk_forward_kernel
+from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
+from .plan import Layout, Walk, plan_walks
+from .prepare import PreparedPsi, PreparedState, prepare_psi, prepare_state
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+) -> None:
+    """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any
+    strides.
+
+    states (S, B, K, N) takes every step when S = T, else the last. row_lse is private to this backend's backward: log2
+    units, of the logits without the row terms that softmax ignores.
+    """
+    card = card_of(seed.device)
+    walks = plan_walks("forward", psi, seed, precision, card)
+    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
+    with on_device(seed):
+        now = prepare_state(state, seed, walks[0].value_products, layout)
+        # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
+        spare_hi = torch.zeros_like(now.hi)
+        spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
+        for t, walk in enumerate(walks):
+            after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
+            gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
+            walk_forward(t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, gates)
+            if states.shape[0] == len(walks) or t == len(walks) - 1:
+                write_state(now.y, states[min(t, states.shape[0] - 1)], layout)
+            now, spare_hi, spare_lo = after, now.hi, now.lo
+
+
+def walk_forward(
+    t: int,
+    walk: Walk,
+    card: Card,
+    layout: Layout,
+    psi: PreparedPsi,
+    now: PreparedState,
+    after: PreparedState,
+    gates: dict[str, Tensor],
+) -> None:
+    """Step t: reads hi and lo of `now`, writes those of `after` (other buffers) and the fp32 state in place."""
+    B, N, tiles = layout.batch, layout.nodes, walk.launch
+    columns = triton.cdiv(N, tiles.cols)
+    row_tiles = layout.chunks * triton.cdiv(N, tiles.rows)
+    plan = split.split_columns(B, row_tiles, columns, card.processors, in_registers=tiles.in_registers)
+    part, part_peak = now.y, now.y  # not touched when one program has all parts
+    if not plan.all_parts:
+        part = torch.empty((plan.parts, *now.y.shape), dtype=torch.float32, device=now.y.device)
+        part_peak = torch.empty(part.shape[:-1], dtype=torch.float32, device=now.y.device)
+    pointers = dict(scale_ptr=now.scale, state_ptr=now.y, next_hi_ptr=after.hi, next_lo_ptr=after.lo, seed_ptr=now.seed)
+    pointers |= gates | dict(part_ptr=part, part_peak_ptr=part_peak)
+    sizes = layout.sizes | dict(parts=plan.parts, batch=B, step=t)
+    constants: dict[str, Any] = layout.constants | dict(VALUE_PRODUCTS=walk.value_products, SHIFT=WEIGHT_SHIFT.value)
+    launch(
+        "walk_forward",
+        walk_forward_kernel,
+        B * row_tiles * (1 if plan.all_parts else plan.parts),
+        dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, floor_ptr=psi.floor, factor_ptr=psi.factor),
+        dict(y_hi_ptr=now.hi, y_lo_ptr=now.lo),
+        pointers,
+        sizes | dict(part_tiles=plan.part_tiles),
+        constants | dict(DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products),
+        dict(ALL_PARTS=plan.all_parts),
+        warps=tiles.warps,
+        stages=tiles.stages,
+    )
+    if not plan.all_parts:
+        R = min(16 if layout.KP > 64 else 32, layout.PAD)
+        programs = B * layout.chunks * triton.cdiv(N, R)
+        launch("walk_forward_combine", walk_forward_combine_kernel, programs, pointers, sizes, constants | dict(R=R))
+
+
+def write_state(y: Tensor, out: Tensor, layout: Layout) -> None:
+    """y [B, C, n_pad, KP] into out (B, K, N)."""
+    launch(
+        "state_store",
+        state_store_kernel,
+        layout.batch * layout.chunks * (layout.n_pad // layout.block),
+        dict(state_ptr=y, given_out_ptr=out),
+        layout.sizes,
+        strides("out", "bkn", out),
+        layout.constants | dict(R=layout.block, AXIS=contiguous_axis(out)),
+    )
+
+
+def cascade_backward(
+    grad_states: Tensor,
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor,
+    grad_psi: Sequence[Tensor],
+    grad_mu: Tensor,
+    grad_beta: Tensor,
+) -> None:
+    """B1-B7 into preallocated gradients, from what this backend's cascade_forward wrote to walked and row_lse.
+
+    grad_states (S, B, K, N) holds every step's gradient when S = T, else the last; any strides, 0 included. Without a
+    state (grad_state None) the gradient of y⁰ is added to grad_seed (W5).
+    """
+    card = card_of(seed.device)
+    walks = plan_walks("backward", psi, seed, precision, card)
+    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
+    every = grad_states.shape[0] == len(walks)
+    first = seed if state is None else state
+    given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, given_state_ptr=first)
+    given |= dict(walked_ptr=walked, lse_ptr=row_lse)
+    with on_device(seed):
+        start = prepare_state(state, seed, walks[0].value_products, layout)
+        streamed = Streamed.of(start, walks[0].value_products, layout)
+        gradient = begin(grad_states[-1], start, layout, min(walk.launch.cols for walk in walks))
+        for t in reversed(range(len(walks))):
+            walk = walks[t]
+            prepared = prepare_psi(psi[t], walk, layout)
+            gates = prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
+            added = grad_states[t - 1] if every and t > 0 else None
+            walk_backward(walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t])
+            launch(
+                "gate_reduce",
+                gate_reduce_kernel,
+                1,
+                dict(gate_ptr=gates, given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
+                dict(programs=gates.shape[0], step=t),
+                dict(R=256),
+            )
+        end(gradient, layout, grad_seed, grad_state)
+
+
+@dataclass
+class Gradient:
+    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], and the parts [B, reaches] of
+    the largest row sum of g."""
+
+    g: Tensor
+    seed_sum: Tensor
+    reach: Tensor
+    reaches: int
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What gradient_prepare leaves for walk_backward: hi and lo of y and h, the row vectors, the spread of every column
+    tile."""
+
+    y_hi: Tensor
+    y_lo: Tensor
+    h_hi: Tensor
+    h_lo: Tensor
+    h_scale: Tensor
+    lse: Tensor
+    level: Tensor
+    drop: Tensor
+    spread: Tensor
+
+    @staticmethod
+    def of(start: PreparedState, products: int, layout: Layout) -> Streamed:
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=start.hi.device)
+
+        h_hi = torch.empty_like(start.hi)
+        h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
+        lse, level, drop = (layout.vector(h_hi) for _ in range(3))
+        spread = empty(layout.batch, layout.n_pad // 16, 2)
+        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), lse, level, drop, spread)
+
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        return dict(y_hi_ptr=self.y_hi, y_lo_ptr=self.y_lo, h_hi_ptr=self.h_hi, h_lo_ptr=self.h_lo)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        return dict(level_ptr=self.level, drop_ptr=self.drop, spread_ptr=self.spread, h_scale_ptr=self.h_scale)
+
+
+def begin(grad: Tensor, start: PreparedState, layout: Layout, least_cols: int) -> Gradient:
+    """∂L/∂yᵀ. y⁰ and the seed in fp32 are not needed in the backward: their buffers become the gradients'."""
+    blocks = layout.n_pad // layout.block
+    reach = torch.empty((layout.batch, layout.n_pad // min(16, least_cols)), dtype=torch.float32, device=grad.device)
+    launch(
+        "gradient_begin",
+        gradient_begin_kernel,
+        layout.batch * blocks,
+        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach),
+        layout.sizes,
+        strides("grad", "bkn", grad),
+        layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
+    )
+    return Gradient(start.y, start.seed, reach, blocks)
+
+
+def prepare_gradient(
+    t: int,
+    walk: Walk,
+    walks: int,
+    layout: Layout,
+    psi: PreparedPsi,
+    start: PreparedState,
+    streamed: Streamed,
+    gradient: Gradient,
+    given: dict[str, Tensor],
+) -> Tensor:
+    """Fills `streamed` for step t; returns the blocks' parts of ∂μ and ∂β."""
+    R = walk.launch.cols
+    programs = layout.batch * (layout.n_pad // R)
+    seed, first = given["given_seed_ptr"], given["given_state_ptr"]
+    gates = torch.empty((programs, 2), dtype=torch.float32, device=seed.device)
+    launch(
+        "gradient_prepare",
+        gradient_prepare_kernel,
+        programs,
+        given | dict(g_ptr=gradient.g, reach_ptr=gradient.reach, scale_ptr=start.scale, bias_ptr=psi.bias),
+        streamed.fields | streamed.vectors,
+        dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gates),
+        layout.sizes | dict(batch=layout.batch, step=t, walks=walks, reaches=gradient.reaches),
+        strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        layout.constants | dict(R=R, VALUE_PRODUCTS=walk.value_products),
+        dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
+        warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
+    )
+    return gates
+
+
+def walk_backward(
+    walk: Walk,
+    card: Card,
+    layout: Layout,
+    psi: PreparedPsi,
+    start: PreparedState,
+    streamed: Streamed,
+    gradient: Gradient,
+    added: Tensor | None,
+    grad_psi: Tensor,
+) -> None:
+    """One step of B3-B6: writes grad_psi, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its reach."""
+    B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
+    columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
+    # no program adds parts here: two more accumulators beside its own would not fit the registers
+    plan = split.split_columns(B, row_tiles * chunks, columns, card.processors, in_registers=False)
+    one_part = plan.parts == 1 and chunks == 1 and tiles.in_registers
+
+    def part(*shape: int) -> Tensor:
+        """The sums of every part; not touched when there is one."""
+        if one_part:
+            return gradient.reach
+        return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=grad_psi.device)
+
+    n_pad = layout.n_pad
+    given = gradient.reach if added is None else added
+    pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
+    pointers |= streamed.fields | dict(scale_ptr=start.scale, h_scale_ptr=streamed.h_scale, g_ptr=gradient.g)
+    pointers |= dict(reach_ptr=gradient.reach, given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
+    pointers |= dict(part_psi_ptr=part(n_pad, walk.DP), part_moved_ptr=part(chunks, n_pad, layout.KP))
+    pointers |= dict(part_against_ptr=part(n_pad), part_own_ptr=part(n_pad))
+    sizes = layout.sizes | dict(D=grad_psi.shape[1], parts=plan.parts, batch=B, add_grad=int(added is not None))
+    given_strides = dict(grad_b=0, grad_k=0, grad_n=0) if added is None else strides("grad", "bkn", added)
+    all_strides = given_strides | strides("psi", "bdn", grad_psi)
+    constants = layout.constants | dict(DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products)
+    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=contiguous_axis(grad_psi))
+    constants |= dict(GRAD_AXIS=0 if added is None else contiguous_axis(added))
+
+    def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
+        launch(
+            "walk_backward",
+            walk_backward_kernel,
+            B * row_tiles * program_chunks * plan.parts,
+            pointers | streamed.vectors | dict(bias_ptr=psi.bias, lse_ptr=streamed.lse),
+            sizes | dict(program_chunks=program_chunks, part_tiles=plan.part_tiles),
+            all_strides,
+            constants | dict(I=tiles.rows, J=tiles.cols, WANT_PSI=want_psi, WANT_MOVED=want_moved),
+            dict(ONE_CHUNK=chunks == 1, ONE_PART=one_part),
+            warps=tiles.warps,
+            stages=tiles.stages,
+        )
+
+    if chunks == 1:
+        run(True, True, 1)
+    else:
+        run(True, False, 1)
+        run(False, True, chunks)
+    gradient.reaches = row_tiles
+    if not one_part:
+        R = min(16, layout.PAD)
+        gradient.reaches = triton.cdiv(N, R)
+        launch(
+            "walk_backward_combine",
+            walk_backward_combine_kernel,
+            B * gradient.reaches,
+            pointers,
+            sizes,
+            all_strides,
+            constants | dict(R=R),
+            warps=8 if walk.DP + layout.KP > 192 else 4,
+        )
+
+
+def end(gradient: Gradient, layout: Layout, grad_seed: Tensor, grad_state: Tensor | None) -> None:
+    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5)."""
+    result = grad_seed if grad_state is None else grad_state
+    launch(
+        "gradient_end",
+        gradient_end_kernel,
+        layout.batch * layout.chunks * (layout.n_pad // layout.block),
+        dict(g_ptr=gradient.g, seed_sum_ptr=gradient.seed_sum, given_seed_ptr=grad_seed, given_state_ptr=result),
+        layout.sizes,
+        strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
+        layout.constants | dict(R=layout.block, HAS_STATE=grad_state is not None),
+        dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),
+    )

@@ -1,0 +1,95 @@
+"""From tensors to sizes and tiles of a cascade: padded fields, chunks of classes, operand types, launch rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from ..launch import Card, power_of_two
+from ..rows import Case, Launch
+from . import rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the padded fields of one cascade: C chunks of KC classes in KP columns, n_pad nodes in units of PAD."""
+
+    batch: int
+    classes: int
+    nodes: int
+    chunks: int
+    KC: int
+    KP: int
+    PAD: int
+    units: int
+
+    @property
+    def n_pad(self) -> int:
+        return self.PAD * self.units
+
+    @property
+    def block(self) -> int:
+        """Rows per program of the elementwise kernels: fewer for wide tiles, which live in registers."""
+        return min(self.PAD, 64 if self.KP <= 32 else 32)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(N=self.nodes, K=self.classes, KC=self.KC, pad_units=self.units, chunks=self.chunks)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return dict(KP=self.KP, PAD=self.PAD)
+
+    @staticmethod
+    def of(seed: Tensor, psi: Sequence[Tensor], pad: int) -> Layout:
+        batch, classes, nodes = seed.shape
+        chunks, KC, KP = class_chunks(classes, max(p.shape[1] for p in psi))
+        return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
+
+    def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.empty((self.batch, self.chunks, self.n_pad, self.KP), dtype=dtype, device=like.device)
+
+    def vector(self, like: Tensor) -> Tensor:
+        return torch.empty((self.batch, self.n_pad), dtype=torch.float32, device=like.device)
+
+
+def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
+    """(chunks, classes per chunk, columns per chunk with the spare one): one chunk of up to 128 columns if K and D
+    allow it, else chunks of 64."""
+    chunks = triton.cdiv(classes, 127 if embed <= 128 and classes <= 127 else 63)
+    per_chunk = triton.cdiv(classes, chunks)
+    return chunks, per_chunk, power_of_two(per_chunk + 1)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How one walk runs: operand type, products, padded width and tiles."""
+
+    operand: torch.dtype
+    centred: bool
+    DP: int
+    logit_products: int
+    value_products: int
+    launch: Launch
+
+
+def plan_walks(direction: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
+    KP = class_chunks(seed.shape[1], max(p.shape[1] for p in psi))[2]
+    return [plan_walk(direction, p, seed, KP, precision, card) for p in psi]
+
+
+def plan_walk(direction: str, psi: Tensor, seed: Tensor, KP: int, precision: str, card: Card) -> Walk:
+    """fp32 ψ is centred and split ("high") or rounded once ("medium"); 16-bit ψ is used as it is."""
+    sixteen_bit = psi.dtype in (torch.float16, torch.bfloat16)
+    high = precision == "high"
+    logit_products = 3 if high and not sixteen_bit else 1
+    value_products = 3 if high and seed.dtype == torch.float32 else 1
+    DP = power_of_two(psi.shape[1])
+    sizes = dict(DP=DP, KP=KP, products=max(logit_products, value_products), nodes=seed.shape[2])
+    launch = rows.select(Case(direction, card.arch, sizes))
+    operand = psi.dtype if sixteen_bit else torch.float16
+    return Walk(operand, not sixteen_bit, DP, logit_products, value_products, launch)

@@ -1,0 +1,378 @@
+"""What a walk streams, from ψ (B, D, N) and y (B, K, N) of any strides: node-major 16-bit rows, padded to whole tiles.
+
+ψ: fp32 is centred by c = mean ψ and scaled by κ = √log2(e)·2⁻ᵉ before it is split into hi and lo, so that
+
+    log2(e)·S_ij = σ·(ψ̃_i·ψ̃_j) + bias_j + (a term of row i alone, which softmax ignores),   σ = 2²ᵉ, ψ̃ = κ (ψ - c).
+
+e is 0 until a centred entry passes 2¹⁴ and then keeps fp16 in range. 16-bit ψ is used as it is: c = 0, κ = 1, σ =
+log2(e). Rows past N hold zeros and a bias of -∞, so the walks need no mask. Two passes, fixed order, no atomics.
+
+y: a chunk holds KC classes and a spare column of ones at KC (KP ≥ KC + 1 columns in all). y is scaled by a power of two
+per image and class that brings |seed| and |y⁰| to at most 1: every later state is a convex combination of the two, so
+one scale serves the whole cascade. Layouts: state [B, C, n_pad, KP] fp32, hi and lo likewise fp16, scale [B, C, KP].
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..arithmetic import WEIGHT_SHIFT, class_columns, field_tile, low_of, power_of_two_below
+from ..launch import contiguous_axis, kernel, launch, strides
+from .plan import Layout, Walk
+
+LOG2E = tl.constexpr(1.4426950408889634)
+SQRT_LOG2E = tl.constexpr(1.2011224087864498)
+
+
+@kernel
+def psi_statistics_kernel(
+    # pointers
+    given_psi_ptr,
+    partial_ptr,
+    # sizes
+    N,
+    D,
+    blocks,
+    block_nodes,
+    # strides
+    psi_b: tl.int64,
+    psi_d: tl.int64,
+    psi_n: tl.int64,
+    # constants
+    DP: tl.constexpr,
+    R: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """c = mean ψ, first step: sum, least and largest value of every channel over one block of nodes.
+
+    ψ (B, D, N) -> partial [B, blocks, 3, DP].
+    """
+    program = tl.program_id(0).to(tl.int64)
+    image = program // blocks
+    begin = (program % blocks) * block_nodes
+    end = tl.minimum(begin + block_nodes, N)
+    d = tl.arange(0, DP)
+    total = tl.zeros([DP], tl.float32)
+    low = tl.full([DP], float("inf"), tl.float32)
+    high = tl.full([DP], float("-inf"), tl.float32)
+    for step in range(0, block_nodes, R):
+        n = begin + step + tl.arange(0, R)
+        inside = (n[:, None] < end) & (d[None, :] < D)
+        x = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        total += tl.sum(x, axis=0)
+        low = tl.minimum(low, tl.min(tl.where(inside, x, float("inf")), axis=0))
+        high = tl.maximum(high, tl.max(tl.where(inside, x, float("-inf")), axis=0))
+    out = partial_ptr + program * 3 * DP + d
+    tl.store(out, total)
+    tl.store(out + DP, low)
+    tl.store(out + 2 * DP, high)
+
+
+@kernel
+def psi_prepare_kernel(
+    # pointers
+    given_psi_ptr,
+    partial_ptr,
+    hi_ptr,
+    lo_ptr,
+    bias_ptr,
+    floor_ptr,
+    centre_ptr,
+    factor_ptr,
+    # sizes
+    N,
+    D,
+    blocks,
+    pad_units,
+    # strides
+    psi_b: tl.int64,
+    psi_d: tl.int64,
+    psi_n: tl.int64,
+    # constants
+    DP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    CENTRED: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
+    SHIFT: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """ψ̃ = κ (ψ - c) of R nodes: ψ (B, D, N) -> hi, lo [B, n_pad, DP], bias = σ ψ̃·κc and floor [B, n_pad].
+
+    An image's first block writes centre [B, DP] and factor [B, 2] = (σ, 1/κ). floor_i is just below row i's own logit
+    (minus the softmax shift), so a walk starts with the maximum that its diagonal tile would find, in whichever part of
+    the columns it works.
+    """
+    n_pad = pad_units * PAD
+    row_blocks = n_pad // R
+    program = tl.program_id(0).to(tl.int64)
+    image = program // row_blocks
+    n = (program % row_blocks) * R + tl.arange(0, R)
+    d = tl.arange(0, DP)
+    inside = (n[:, None] < N) & (d[None, :] < D)
+    psi = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+    if CENTRED:
+        total = tl.zeros([DP], tl.float32)
+        low = tl.full([DP], float("inf"), tl.float32)
+        high = tl.full([DP], float("-inf"), tl.float32)
+        for block in range(0, blocks):
+            part = partial_ptr + (image * blocks + block) * 3 * DP + d
+            total += tl.load(part)
+            low = tl.minimum(low, tl.load(part + DP))
+            high = tl.maximum(high, tl.load(part + 2 * DP))
+        centre = total / N
+        reach = tl.max(tl.where(d < D, tl.maximum(high - centre, centre - low), 0.0), axis=0) * SQRT_LOG2E
+        exponent = ((reach.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
+        shrink = tl.minimum(tl.maximum(exponent - 13, 0), 114)
+        kappa = SQRT_LOG2E * ((127 - shrink) << 23).to(tl.float32, bitcast=True)
+        # 2⁹⁰ at most: beyond it (logits above 10³⁵) the softmax is one-hot anyway, and an infinite logit would be a NaN
+        sigma = ((127 + tl.minimum(2 * shrink, 90)) << 23).to(tl.float32, bitcast=True)
+        scaled = tl.where(inside, (psi - centre[None, :]) * kappa, 0.0)
+        bias = sigma * tl.sum(scaled * (centre * kappa)[None, :], axis=1)
+    else:
+        centre = tl.zeros([DP], tl.float32)
+        kappa = 1.0
+        sigma = LOG2E
+        scaled = psi
+        bias = tl.zeros([R], tl.float32)
+    hi = scaled.to(hi_ptr.dtype.element_ty)
+    # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
+    used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
+    own = sigma * tl.sum(used * used, axis=1)
+    floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
+    to_row = image * n_pad + n
+    tl.store(hi_ptr + to_row[:, None] * DP + d[None, :], hi)
+    if LOGIT_PRODUCTS == 3:
+        tl.store(lo_ptr + to_row[:, None] * DP + d[None, :], low_of(scaled, hi))
+    tl.store(bias_ptr + to_row, tl.where(n < N, bias, float("-inf")))
+    tl.store(floor_ptr + to_row, tl.where(n < N, floor, 0.0))
+    if program % row_blocks == 0:
+        tl.store(centre_ptr + image * DP + d, centre)
+        tl.store(factor_ptr + image * 2, sigma)
+        tl.store(factor_ptr + image * 2 + 1, 1.0 / kappa)
+
+
+@kernel
+def class_reach_kernel(
+    # pointers
+    given_seed_ptr,
+    given_state_ptr,
+    partial_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    blocks,
+    block_nodes,
+    chunks,
+    # strides
+    seed_b: tl.int64,
+    seed_k: tl.int64,
+    seed_n: tl.int64,
+    state_b: tl.int64,
+    state_k: tl.int64,
+    state_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    R: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    SEED_AXIS: tl.constexpr,
+    STATE_AXIS: tl.constexpr,
+):
+    """max(|seed|, |y⁰|) per class over one block of nodes: (B, K, N) -> partial [B, C, blocks, KP]."""
+    program = tl.program_id(0).to(tl.int64)
+    block = program % blocks
+    chunk = (program // blocks) % chunks
+    image = program // (blocks * chunks)
+    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
+    begin = block * block_nodes
+    end = tl.minimum(begin + block_nodes, N)
+    reach = tl.zeros([KP], tl.float32)
+    for step in range(0, block_nodes, R):
+        n = begin + step + tl.arange(0, R)
+        inside = (n[:, None] < end) & is_class[None, :]
+        s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
+        reach = tl.maximum(reach, tl.max(tl.abs(s), axis=0))
+        if HAS_STATE:
+            y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
+            reach = tl.maximum(reach, tl.max(tl.abs(y), axis=0))
+    tl.store(partial_ptr + program * KP + column, reach)
+
+
+@triton.jit
+def store_state(hi_ptr, lo_ptr, at, scaled, spare, VALUE_PRODUCTS: tl.constexpr):
+    """hi and lo of a scaled state tile, with ones in the spare column (the row sum of P, and the 1 that meets -δ)."""
+    scaled = tl.where(spare[None, :], 1.0, scaled)
+    hi = scaled.to(tl.float16)
+    tl.store(hi_ptr + at, hi)
+    if VALUE_PRODUCTS == 3:
+        tl.store(lo_ptr + at, low_of(scaled, hi))
+
+
+@kernel
+def state_prepare_kernel(
+    # pointers
+    given_state_ptr,
+    given_seed_ptr,
+    partial_ptr,
+    state_ptr,
+    seed_ptr,
+    hi_ptr,
+    lo_ptr,
+    scale_ptr,
+    # sizes
+    N,
+    K,
+    KC,
+    blocks,
+    pad_units,
+    chunks,
+    # strides
+    seed_b: tl.int64,
+    seed_k: tl.int64,
+    seed_n: tl.int64,
+    state_b: tl.int64,
+    state_k: tl.int64,
+    state_n: tl.int64,
+    # constants
+    KP: tl.constexpr,
+    PAD: tl.constexpr,
+    R: tl.constexpr,
+    VALUE_PRODUCTS: tl.constexpr,
+    SEED_AXIS: tl.constexpr,
+    STATE_AXIS: tl.constexpr,
+):
+    """y⁰ and s of R nodes: (B, K, N) -> state, seed [B, C, n_pad, KP] fp32, hi and lo of scale·y⁰.
+
+    An image's first block writes scale [B, C, KP].
+    """
+    n_pad = pad_units * PAD
+    row_blocks = n_pad // R
+    program = tl.program_id(0).to(tl.int64)
+    chunk = (program // row_blocks) % chunks
+    image = program // (row_blocks * chunks)
+    column, label, is_class, spare = class_columns(chunk, K, KC, KP)
+    n = (program % row_blocks) * R + tl.arange(0, R)
+    reach = tl.zeros([KP], tl.float32)
+    for block in range(0, blocks):
+        reach = tl.maximum(reach, tl.load(partial_ptr + ((image * chunks + chunk) * blocks + block) * KP + column))
+    scale = 0.5 / power_of_two_below(reach)
+    inside = (n[:, None] < N) & is_class[None, :]
+    y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
+    to = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
+    tl.store(state_ptr + to, y)
+    s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
+    tl.store(seed_ptr + to, s)
+    store_state(hi_ptr, lo_ptr, to, y * scale[None, :], spare, VALUE_PRODUCTS)
+    if program % row_blocks == 0:
+        tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
+
+
+def reduction_blocks(nodes: int) -> tuple[int, int]:
+    """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in
+    any batch."""
+    per_block = max(64, triton.cdiv(nodes, 64 * 64) * 64)
+    return triton.cdiv(nodes, per_block), per_block
+
+
+@dataclass(frozen=True)
+class PreparedPsi:
+    """hi, lo [B, n_pad, DP] (lo is hi with one product), bias and floor [B, n_pad], centre [B, DP], factor [B, 2]."""
+
+    hi: Tensor
+    lo: Tensor
+    bias: Tensor
+    floor: Tensor
+    centre: Tensor
+    factor: Tensor
+
+
+def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
+    B, D, N = psi.shape
+    DP = walk.DP
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=psi.device)
+
+    hi = empty(B, layout.n_pad, DP, dtype=walk.operand)
+    lo = torch.empty_like(hi) if walk.logit_products == 3 else hi
+    out = PreparedPsi(hi, lo, layout.vector(psi), layout.vector(psi), empty(B, DP), empty(B, 2))
+    blocks, block_nodes = reduction_blocks(N)
+    R = min(32, layout.PAD)
+    warps = 8 if DP > 64 else 4
+    shape = dict(DP=DP, R=R, AXIS=contiguous_axis(psi))
+    partial = empty(B, blocks, 3, DP) if walk.centred else out.factor
+    if walk.centred:
+        launch(
+            "psi statistics",
+            psi_statistics_kernel,
+            B * blocks,
+            dict(given_psi_ptr=psi, partial_ptr=partial),
+            dict(N=N, D=D, blocks=blocks, block_nodes=block_nodes),
+            strides("psi", "bdn", psi),
+            shape,
+            warps=warps,
+        )
+    launch(
+        "psi preparation",
+        psi_prepare_kernel,
+        B * (layout.n_pad // R),
+        dict(given_psi_ptr=psi, partial_ptr=partial),
+        dict(hi_ptr=out.hi, lo_ptr=out.lo, bias_ptr=out.bias, floor_ptr=out.floor),
+        dict(centre_ptr=out.centre, factor_ptr=out.factor),
+        dict(N=N, D=D, blocks=blocks, pad_units=layout.units),
+        strides("psi", "bdn", psi),
+        shape,
+        dict(PAD=layout.PAD, CENTRED=walk.centred, LOGIT_PRODUCTS=walk.logit_products, SHIFT=WEIGHT_SHIFT.value),
+        warps=warps,
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class PreparedState:
+    """y and the seed in fp32, hi and lo of y [B, C, n_pad, KP] (lo is hi with one product), the power-of-two scale
+    [B, C, KP]."""
+
+    y: Tensor
+    seed: Tensor
+    hi: Tensor
+    lo: Tensor
+    scale: Tensor
+
+
+def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layout: Layout) -> PreparedState:
+    B, _, N = seed.shape
+    first = seed if state is None else state  # (W5)
+    hi = layout.columns(seed, torch.float16)
+    lo = torch.empty_like(hi) if value_products == 3 else hi
+    scale = torch.empty((B, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
+    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
+    blocks, block_nodes = reduction_blocks(N)
+    R = layout.block
+    given = dict(given_seed_ptr=seed, given_state_ptr=first)
+    axes = dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first))
+    partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
+    launch(
+        "class scales",
+        class_reach_kernel,
+        B * layout.chunks * blocks,
+        given | dict(partial_ptr=partial),
+        dict(N=N, K=layout.classes, KC=layout.KC, chunks=layout.chunks, blocks=blocks, block_nodes=block_nodes),
+        strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        axes | dict(KP=layout.KP, R=R, HAS_STATE=state is not None),
+    )
+    launch(
+        "state preparation",
+        state_prepare_kernel,
+        B * layout.chunks * (layout.n_pad // R),
+        given | dict(partial_ptr=partial),
+        dict(state_ptr=out.y, seed_ptr=out.seed, hi_ptr=out.hi, lo_ptr=out.lo, scale_ptr=out.scale),
+        layout.sizes | dict(blocks=blocks),
+        strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        axes | layout.constants | dict(R=R, VALUE_PRODUCTS=value_products),
+    )
+    return out
