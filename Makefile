@@ -15,7 +15,7 @@ help:
 	@echo "make demo      segment a photograph, train a small DifNet: figures, timings, tables (out/demo)"
 	@echo "make test      the whole test suite"
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
-	@echo "make bench     measure against other implementations (benchmarks/results)"
+	@echo "make bench     measure against other implementations"
 	@echo "make compare   measure BASE (main) and the working tree, alternately"
 	@echo "make gpu       tests and measurements on the GPU of this machine (OUT=out/gpu; docs/gpu.md)"
 	@echo "make docs      write the measured tables and figures of the documents again"
@@ -68,7 +68,7 @@ CXX_FILES = $(shell git ls-files --cached --others --exclude-standard 'csrc/*.cp
 bench: build
 	$(PY) -m pytest benchmarks --benchmark-only
 
-# make gpu OUT=benchmarks/results/NAME keeps what make docs reads; MORE=--resume goes on
+# writes OUT.tar.gz: python -m benchmarks.report --archive OUT.tar.gz; MORE=--resume goes on
 OUT ?= out/gpu
 gpu: build
 	$(PY) -m benchmarks.gpu_suite --out $(OUT) $(MORE)
@@ -84,8 +84,8 @@ compare: build
 SANITIZED := build/sanitize
 SANITIZED_TESTS := $(patsubst %,tests/kernels/test_%.py,forward backward layouts sizes extremes nonfinite projection_kernels random_shapes)
 sanitize: build
-	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,difnet_kernels tests benchmarks)
-	@cp -r difnet_kernels tests benchmarks pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
+	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,difnet_kernels tests)
+	@cp -r difnet_kernels tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so
 	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DDIFNET_KERNELS_SANITIZE=ON \
 	    -DDIFNET_KERNELS_OUTPUT=$(abspath $(SANITIZED))/difnet_kernels > out/sanitize.log
 	cmake --build $(SANITIZED)/cmake

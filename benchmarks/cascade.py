@@ -1,19 +1,27 @@
-"""How long does a cascade take, forward and forward+backward, beside every peer? (Also one walk, and the sweeps.)"""
+"""How long do T walks with their epilogue take, forward and forward+backward, beside every peer?
+
+Also one walk, the sweeps, a call on few nodes, and CUDA graph replay.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.clock import Call, in_a_row
-from benchmarks.correctness import Truth, Verdict, judge, truth_of, truth_of_some
+from benchmarks.device import Device, tensors_of
 from benchmarks.inputs import Inputs, make_inputs
 from benchmarks.peers import CONTENDERS, Cascade, Contender, Setting
 from benchmarks.tasks import DTYPES, Entrant, Row, Task, contest
+from benchmarks.truth import Truth, Verdict, judge, truth_of
+
+Made = TypeVar("Made")
+Run = Callable[[], tuple[Tensor, list[Tensor] | None]]
 
 
 @dataclass(frozen=True)
@@ -23,35 +31,53 @@ class CascadeTask(Task):
     repeats: calls in one sample, for cascades of microseconds.
     judged: how many of the walks are compared with the truth, all by default. A large problem may compare the first
         only, on all of its nodes: the truth takes far longer than what is measured, and walks differ only in ψ.
-    sampled: at how many nodes, all by default. For one walk forward that is too large even for that.
+    replayed: from a CUDA graph. Who cannot be captured has a row with the reason.
     """
 
     repeats: int = 1
     judged: int | None = None
-    sampled: int | None = None
+    replayed: bool = False
 
-    def measure(self, device: str) -> list[Row]:
-        setting = Setting(self.case, DTYPES[self.dtype], device, self.direction)
-        inputs, truth = problem(self.case, self.kind, self.dtype, device, self.judged, self.sampled)
+    def measure(self, on: Device) -> list[Row]:
+        setting = Setting(self.case, DTYPES[self.dtype], on, self.direction)
+        inputs, truth = problem(self.case, self.kind, self.dtype, on.torch, self.judged)
         torch.compiler.reset()  # every shape compiled for itself, and no limit on how many
-        entrants = {name: self.entrant(CONTENDERS[name], setting, inputs, truth) for name in self.contenders}
-        return contest(self, entrants, device, per_call=self.repeats)
+        entrants = {name: self._entrant(CONTENDERS[name], setting, inputs, truth) for name in self.contenders}
+        return contest(self, entrants, on, per_call=self.repeats)
 
-    def entrant(self, contender: Contender, setting: Setting, inputs: Inputs, truth: Truth) -> Entrant:
+    def _entrant(self, contender: Contender, setting: Setting, inputs: Inputs, truth: Truth) -> Entrant:
         def prepare() -> tuple[Call, Verdict]:
+            judged = inputs.first(truth.walks)
             run = runner(contender.build(setting), inputs, setting.direction)
-            state, grads = run()
-            judged = inputs
-            if truth.walks < len(inputs.psi):
-                judged = inputs.first(truth.walks)
-                state, grads = runner(contender.build(setting), judged, setting.direction)()
-            verdict = judge(judged, truth, state, grads, fp32_logits=contender.fp32_logits)
-            return (in_a_row(run, self.repeats) if self.repeats > 1 else run), verdict
+            checked = (
+                run if truth.walks == len(inputs.psi) else runner(contender.build(setting), judged, self.direction)
+            )
+            run()
+            verdict = judge(judged, truth, *checked(), fp32_logits=contender.fp32_logits)
+            if not self.replayed or not verdict.passed:
+                return in_a_row(run, self.repeats) if self.repeats > 1 else run, verdict
+            # peers add gradients in any order, so only ours must replay the same bits
+            call, made = replay_of(run, setting.on, exact=contender.name == "ours")
+            verdict = judge(inputs, truth, *made, fp32_logits=contender.fp32_logits)
+            return in_a_row(call, self.repeats), verdict
 
         return Entrant(contender.title, contender.why_not(setting), prepare)
 
 
-def runner(cascade: Cascade, inputs: Inputs, direction: str) -> Callable[[], tuple[Tensor, list[Tensor] | None]]:
+def replay_of(run: Callable[[], Made], on: Device, *, exact: bool) -> tuple[Call, Made]:
+    """`run` from a CUDA graph, and what its replay has written. exact: raises RuntimeError unless that has the bits of
+    the call."""
+    called = [x.clone() for x in tensors_of(run())]
+    replay, made = on.captured(run)
+    for x in tensors_of(made):
+        x.detach().fill_(float("nan"))  # what the capture itself has left does not count
+    replay()
+    if exact and not all(torch.equal(a, b) for a, b in zip(called, tensors_of(made), strict=True)):
+        raise RuntimeError("replay gives other bits than the call that was captured")
+    return replay, made
+
+
+def runner(cascade: Cascade, inputs: Inputs, direction: str) -> Run:
     """The call that is timed: the cascade without a gradient, or with one and its backward."""
     if direction == "forward":
 
@@ -75,22 +101,20 @@ def runner(cascade: Cascade, inputs: Inputs, direction: str) -> Callable[[], tup
 _PROBLEM: dict[tuple[object, ...], tuple[Inputs, Truth]] = {}
 
 
-def problem(
-    case: Case, kind: str, dtype: str, device: str, judged: int | None = None, sampled: int | None = None
-) -> tuple[Inputs, Truth]:
+def problem(case: Case, kind: str, dtype: str, device: str, judged: int | None = None) -> tuple[Inputs, Truth]:
     """Inputs and the truth of their first `judged` walks, kept until another problem is asked for."""
-    key = (case, kind, dtype, device, judged, sampled)
+    key = (case, kind, dtype, device, judged)
     if key not in _PROBLEM:
         _PROBLEM.clear()
         inputs = make_inputs(case, kind, DTYPES[dtype], device)
-        told = inputs.first(judged or case.walks)
-        _PROBLEM[key] = inputs, truth_of_some(told, sampled) if sampled else truth_of(told, backward=True)
+        _PROBLEM[key] = inputs, truth_of(inputs.first(judged or case.walks), backward=True)
     return _PROBLEM[key]
 
 
-def growing(case: Case, kind: str, dtype: str, direction: str, contender: str, device: str) -> tuple[Call, Call]:
+def growing(task: Task, contender: str, on: Device) -> tuple[Call, Call]:
     """A small call that loads all code, and the call whose memory counts."""
-    cascade = CONTENDERS[contender].build(Setting(case, DTYPES[dtype], device, direction))
+    cascade = CONTENDERS[contender].build(Setting(task.case, DTYPES[task.dtype], on, task.direction))
     # 4² nodes leave no trace
-    tiny, whole = (make_inputs(sized, kind, DTYPES[dtype], device) for sized in (case.but(nodes=16, batch=1), case))
-    return runner(cascade, tiny, direction), runner(cascade, whole, direction)
+    sizes = (task.case.but(nodes=16, batch=1), task.case)
+    tiny, whole = (make_inputs(case, task.kind, DTYPES[task.dtype], on.torch) for case in sizes)
+    return runner(cascade, tiny, task.direction), runner(cascade, whole, task.direction)

@@ -1,6 +1,7 @@
-"""The problems that are measured and tested, named by what they are in the paper (§5): the one list of them.
+"""The problems that are measured, named by what they are in the paper (§5).
 
-Tests take it from here (tests/support/cases.py), so a case added here is a case that is tested.
+tests/support/cases.py has the same sizes, and tests/benchmarks/test_cases.py sees that it has: a case that is added here
+is added there, so what is measured is tested.
 """
 
 from __future__ import annotations
@@ -51,3 +52,10 @@ CASES = {
         Case("batch4_16k", 4, 128 * 128, 64, 21, what="four images of 1024² at stride 8"),
     )
 }
+TINY = Case("tiny", 1, 16, 64, 21, walks=1, what="nothing but the way to the kernel")
+# where the sweeps start: one size grows, the others stay
+SWEEP = Case("sweep", 1, 1024, 64, 21, walks=1)
+
+
+def swept(size: str, value: int) -> Case:
+    return SWEEP.but(name=f"sweep_{size}", **{size: value})

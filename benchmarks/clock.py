@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
+from benchmarks.device import Device, device
 
 Call = Callable[[], object]
 
@@ -29,28 +28,8 @@ class Timing:
         return self.quantile(0.5)
 
 
-def once(call: Call, device: str = "cpu") -> float:
-    """Seconds of one call: events on a GPU, whose L2 cache is flushed first; the wall clock elsewhere."""
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    flush = _flush_buffer(device)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    flush.zero_()
-    begin.record()
-    call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) * 1e-3
-
-
 def alternate(
-    calls: Mapping[str, Call],
-    *,
-    seconds: float,
-    device: str = "cpu",
-    rounds: tuple[int, int] = (3, 200),
+    calls: Mapping[str, Call], *, seconds: float, on: Device | None = None, rounds: tuple[int, int] = (3, 200)
 ) -> dict[str, Timing]:
     """Time all calls in turn, in `rounds` (least, most) rounds and about `seconds` in all.
 
@@ -58,6 +37,7 @@ def alternate(
     least number of rounds once its share of the time is spent; the others go on. One call that takes as long as all of
     the time ends its contender's part after two.
     """
+    clock = (on or device("cpu")).seconds
     least, most = rounds
     share = seconds / max(len(calls), 1)
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -71,7 +51,7 @@ def alternate(
         if not going:
             break
         for name in going if number % 2 == 0 else reversed(going):
-            taken = once(calls[name], device)
+            taken = clock(calls[name])
             samples[name].append(taken)
             spent[name] += taken
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
@@ -85,12 +65,3 @@ def in_a_row(call: Call, times: int) -> Call:
             call()
 
     return run
-
-
-_FLUSH: dict[str, torch.Tensor] = {}
-
-
-def _flush_buffer(device: str) -> torch.Tensor:
-    if device not in _FLUSH:
-        _FLUSH[device] = torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
-    return _FLUSH[device]

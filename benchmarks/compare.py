@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import show
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Timing
-from benchmarks.counts import Problem, instructions
+from benchmarks.counts import Problem, Unavailable, instructions, smaller
 
 ROOT = Path(__file__).parent.parent
 # one walk is enough to compare kernels with; the tiny one compares the way to them
@@ -108,9 +108,9 @@ def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
-def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: int) -> list[dict[str, object]]:
-    """One result per problem; prints them as they come."""
-    results = []
+def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: int) -> list[tuple[float, float]]:
+    """The spread of the ratio of each problem; prints them as they come."""
+    spreads = []
     for case, dtype, direction in problems:
         times = alternate(base, head, case, dtype, direction, rounds)
         ratios = Timing(tuple(b / h for b, h in zip(times[base.name].samples, times[head.name].samples, strict=True)))
@@ -118,10 +118,8 @@ def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: in
         line = f"{case.name + case.sizes:<36} {dtype} {direction:<17}"
         line += f" {show.seconds(times[base.name].median):>9} -> {show.seconds(times[head.name].median):>9}"
         print(f"{line}  {ratios.median:5.3f}x ({low:.3f} - {high:.3f})  {verdict(low, high)}", flush=True)
-        result = {"case": asdict(case), "dtype": dtype, "direction": direction, "p10": low, "p90": high}
-        result |= {"ratio": ratios.median, "base": times[base.name].median, "head": times[head.name].median}
-        results.append(result)
-    return results
+        spreads.append((low, high))
+    return spreads
 
 
 def verdict(low: float, high: float) -> str:
@@ -134,53 +132,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", required=True, help="the revision to compare the working tree with")
     parser.add_argument("--head", help="another revision instead of the working tree")
     parser.add_argument("--rounds", type=int, default=21, help="turns of each per problem (default 21)")
-    parser.add_argument("--short", action="store_true", help="two problems, few rounds: for CI")
-    parser.add_argument("--counts", action="store_true", help="count instructions too, if the machine lets us")
-    parser.add_argument(
-        "--fail-below", type=float, default=0.0, help="fail if a ratio lies below, with its whole spread"
-    )
-    parser.add_argument("--any-backend", action="store_true", help="compare even if only one has its library")
-    parser.add_argument("--json", type=Path, help="also write the results there")
+    parser.add_argument("--counts", action="store_true", help="count instructions of smaller problems, too")
     options = parser.parse_args(arguments)
-    problems, rounds = (PROBLEMS[:2], 9) if options.short else (PROBLEMS, options.rounds)
     # a revision is never built from anything but itself; the working tree runs as it was built last
-    head_folder = installed(options.head) if options.head else _working_tree()
+    head_folder = installed(options.head) if options.head else nullcontext(ROOT)
     with installed(options.base) as base_folder, head_folder as head_package:
         base, head = Worker(f"base {options.base}", base_folder), Worker("head", head_package)
         try:
             for worker in (base, head):
                 print(f"{worker.name}: backend {worker.about['backend']}, of {worker.about['package']}")
-            if base.about["backend"] != head.about["backend"] and not options.any_backend:
-                raise SystemExit(
-                    f"the two run different backends, so a ratio would say nothing about a kernel: {base.name} misses "
-                    f"{base.about['missing']}, {head.name} {head.about['missing']}. Build both, or pass --any-backend."
-                )
-            results = compared(base, head, problems, rounds)
+            if base.about["backend"] != head.about["backend"]:
+                told = ", ".join(f"{worker.name} misses {worker.about['missing']}" for worker in (base, head))
+                raise SystemExit(f"the two run different backends, so a ratio would say nothing: {told}. Build both.")
+            compared(base, head, PROBLEMS, options.rounds)
         finally:
             base.close()
             head.close()
         if options.counts:
-            counts = {worker.name: instructions(problems, worker.environment) for worker in (base, head)}
-            for result, problem, *both in zip(results, problems, *counts.values(), strict=True):
-                result["instructions"] = {name: count.value for name, count in zip(counts, both, strict=True)}
-                case, dtype, direction = problem
-                print(f"{case.name:<14} {dtype} {direction:<17} instructions:", _told(both), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    slow = [result for result in results if float(result["p90"]) < options.fail_below]
-    return 1 if slow else 0
+            print(counted(base, head, [smaller(problem) for problem in PROBLEMS]))
+    return 0
 
 
-def _told(counts: list) -> str:
-    if any(count.value is None for count in counts):
-        return f"not available: {next(count.reason for count in counts if count.value is None)}"
-    base, head = (count.value for count in counts)
-    return f"{base / 1e6:.2f} M -> {head / 1e6:.2f} M per call, {base / head:.3f}x ({counts[0].how})"
-
-
-@contextmanager
-def _working_tree() -> Iterator[Path]:
-    yield ROOT
+def counted(base: Worker, head: Worker, problems: Sequence[Problem]) -> str:
+    """A line per problem: instructions of a call, and their ratio."""
+    try:
+        before, after = (instructions(problems, worker.environment) for worker in (base, head))
+    except Unavailable as error:
+        return f"instructions were not counted: {error}"
+    return "\n".join(
+        f"{case.name:<14} {dtype} {direction:<17} N = {case.nodes}: {b / 1e6:.2f} M -> {h / 1e6:.2f} M, {b / h:.3f}x"
+        for (case, dtype, direction), b, h in zip(problems, before, after, strict=True)
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ from __future__ import annotations
 import time
 
 import pytest
-import torch
 
 from benchmarks import show
-from benchmarks.questions import LAST
-from benchmarks.record import MINUTES, header, not_measured
+from benchmarks.device import device, here
+from benchmarks.questions import RECORD
+from benchmarks.record import header, not_measured
 from benchmarks.results import machine_of
-from benchmarks.tasks import FAILED, MEASURED, Row, Task
+from benchmarks.tasks import FAILED, TIMED, Row, Task
 
+MINUTES = 5.0
 _ROWS: dict[str, dict[str, Row]] = {}
 _START = time.monotonic()
 
@@ -39,16 +40,14 @@ TAPE = Tape()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--minutes", type=float, default=MINUTES, help="start no benchmark after this time; the most important first"
-    )
+    parser.addoption("--minutes", type=float, default=MINUTES, help="begin no benchmark after this time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def turn(item: pytest.Item) -> int:
         if item.path.name == "test_smoke.py":
-            return LAST + 1  # gates on what the others measure anyway
-        task = getattr(item, "callspec", None) and item.callspec.params.get("task")
+            return RECORD + 1  # gates on what the others measure anyway
+        task = item.callspec.params.get("task") if hasattr(item, "callspec") else None
         return task.turn if isinstance(task, Task) else 0
 
     items.sort(key=turn)
@@ -57,19 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.benchmark(timer=TAPE))
 
 
-@pytest.fixture(scope="session")
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @pytest.fixture
-def measured(device: str, request: pytest.FixtureRequest):
+def measured(request: pytest.FixtureRequest):
     """The rows of a task, by contender; measured when first asked for, unless the time is over."""
     minutes = request.config.getoption("--minutes")
 
     def rows_of(task: Task) -> dict[str, Row]:
         if str(task) not in _ROWS:
-            rows = not_measured(task, minutes) if time.monotonic() - _START > 60 * minutes else task.measure(device)
+            over = time.monotonic() - _START > 60 * minutes
+            rows = not_measured(task, minutes) if over else task.measure(device(here()))
             _ROWS[str(task)] = {row.contender: row for row in rows}
         return _ROWS[str(task)]
 
@@ -86,14 +81,11 @@ def play(benchmark, measured):
         benchmark.extra_info.update({key: value for key, value in row.as_dict().items() if value not in (None, "", {})})
         if row.status == FAILED:
             pytest.fail(f"{row.title}: {row.reason}; no time is reported", pytrace=False)
-        if row.status != MEASURED:
+        if row.status not in TIMED:
             pytest.skip(f"{row.title}: {row.reason}")
-        if row.samples:
-            tape = iter(row.samples)
-            benchmark.pedantic(lambda: TAPE.play(next(tape)), rounds=len(row.samples), iterations=1)
-        else:
-            # memory: a row of bytes, which pytest-benchmark shows among the extra info and our own table below
-            benchmark.pedantic(lambda: TAPE.play(1e-9), rounds=1, iterations=1)
+        # memory: bytes, which pytest-benchmark shows among the extra info and our own table below
+        tape = iter(row.samples or (1e-9,))
+        benchmark.pedantic(lambda: TAPE.play(next(tape)), rounds=len(row.samples) or 1, iterations=1)
         return row
 
     return played
@@ -103,6 +95,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """Every task with all of its rows, also those without a time."""
     if _ROWS:
         terminalreporter.section("benchmarks: peers side by side")
-        machine = machine_of(header("cuda" if torch.cuda.is_available() else "cpu"))
+        machine = machine_of(header(device(here())))
         for name, rows in _ROWS.items():
             terminalreporter.write_line(show.task(name, list(rows.values()), machine))

@@ -1,11 +1,8 @@
 """Instructions of a call: a number that does not depend on what else the machine does.
 
-`python -m benchmarks.counts` is the guard of CI: instructions per ordered pair of nodes on the AVX2 path, which callgrind
-simulates whatever the CPU is, against limits that a kernel exceeds when it loses what makes it fast.
-
-Counted from outside, on one thread. perf reads the processor's own counter, as the difference between a process with few
-calls and one with more. callgrind simulates, so it sees the AVX2 path of a CPU that has AVX-512, and small problems only;
-it counts between two points of one process, and the import of torch goes by at a tenth of the usual speed.
+`python -m benchmarks.counts` is the guard of CI: instructions per ordered pair of nodes on the AVX2 path, against limits
+that a kernel exceeds when it loses what makes it fast. Callgrind simulates one thread, whatever the CPU is; it sees the
+AVX2 path and small problems only, and counts between two points of one process.
 """
 
 from __future__ import annotations
@@ -17,12 +14,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.cases import CASES, Case
 
-FEW, MORE = 1, 3
 SIMULATED_NODES = 400
 PATIENCE = 400.0
 
@@ -37,56 +33,11 @@ LIMITS: dict[Problem, float] = {
 
 
 class Unavailable(RuntimeError):
-    """The tool is not there, or the machine does not let it count."""
+    """The tool is not there."""
 
 
-@dataclass(frozen=True)
-class Count:
-    """Instructions of one call and the tool that counted them, or why there are none."""
-
-    value: float | None
-    how: str = ""
-    reason: str = ""
-
-
-def instructions(problems: Sequence[Problem], environment: Mapping[str, str]) -> list[Count]:
-    """Instructions of one call of each problem, by perf or else by callgrind (on a smaller grid)."""
-    reasons = []
-    for how, counted in (("perf", _perf), ("callgrind", _callgrind)):
-        fit = [_smaller(p) for p in problems] if how == "callgrind" else list(problems)
-        try:
-            values = counted(fit, environment)
-        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-            reasons.append(f"{how}: {error}")
-            continue
-        told = [how if small == p else f"{how}, N = {small[0].nodes}" for p, small in zip(problems, fit, strict=True)]
-        return [Count(value, tool) for value, tool in zip(values, told, strict=True)]
-    return [Count(None, reason="; ".join(reasons))] * len(problems)
-
-
-def _smaller(problem: Problem) -> Problem:
-    case, dtype, direction = problem
-    return case.but(nodes=min(case.nodes, SIMULATED_NODES)), dtype, direction
-
-
-def _perf(problems: Sequence[Problem], environment: Mapping[str, str]) -> list[float]:
-    if shutil.which("perf") is None:
-        raise Unavailable("not installed")
-    return [(_perf_of(p, MORE, environment) - _perf_of(p, FEW, environment)) / (MORE - FEW) for p in problems]
-
-
-def _perf_of(problem: Problem, times: int, environment: Mapping[str, str]) -> float:
-    case, dtype, direction = problem
-    code = "from benchmarks.worker import run_alone; run_alone()"
-    command = [sys.executable, "-c", code, str(times), json.dumps(asdict(case)), dtype, direction]
-    done = _run(["perf", "stat", "-x,", "-e", "instructions:u", *command], environment)
-    fields = next((line.split(",") for line in done.stderr.splitlines() if "instructions" in line), [""])
-    if not fields[0].isdigit():
-        raise Unavailable("the machine has no instruction counter for us")
-    return float(fields[0])
-
-
-def _callgrind(problems: Sequence[Problem], environment: Mapping[str, str]) -> list[float]:
+def instructions(problems: Sequence[Problem], environment: Mapping[str, str]) -> list[float]:
+    """Instructions of one call of each problem. Raises Unavailable with the reason where there is no tool."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if shutil.which("valgrind") is None or compiler is None:
         raise Unavailable("valgrind or a C compiler is not installed")
@@ -101,8 +52,13 @@ def _callgrind(problems: Sequence[Problem], environment: Mapping[str, str]) -> l
         code = "from benchmarks.worker import run_counted; run_counted()"
         tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={counts}"]
         _run([*tool, sys.executable, "-c", code, str(library), asked], environment)
-        files = [counts.with_name(f"{counts.name}.{number}") for number in range(1, len(problems) + 1)]
-        return [_total(file) for file in files]
+        return [_total(counts.with_name(f"{counts.name}.{number}")) for number in range(1, len(problems) + 1)]
+
+
+def smaller(problem: Problem) -> Problem:
+    """What can be simulated in a reasonable time."""
+    case, dtype, direction = problem
+    return case.but(nodes=min(case.nodes, SIMULATED_NODES)), dtype, direction
 
 
 def _total(file: Path) -> float:
@@ -128,7 +84,7 @@ def main() -> int:
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "DIFNET_KERNELS_ISA": "avx2"}
     try:
-        values = _callgrind(list(LIMITS), environment)
+        values = instructions(list(LIMITS), environment)
     except (Unavailable, subprocess.TimeoutExpired) as error:
         print(f"instructions were not counted: {error}")
         return 0

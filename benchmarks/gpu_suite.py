@@ -1,15 +1,12 @@
-"""Everything that needs a GPU, in one command: `python -m benchmarks.gpu_suite --out DIR [--stage NAME ...]`.
+"""Everything that needs a GPU, in one command: `python -m benchmarks.gpu_suite --out DIR --minutes 8`.
 
-Runs from a checkout without installing. Every stage is a process of its own with a time limit; it writes
-DIR/STAGE.json as soon as it is done (the long ones after every measurement), and a stage that fails or runs out of
-time does not stop the next. DIR/suite.json says how each one ended.
+Runs from a checkout without installing. Every stage runs in processes of its own (`benchmarks.gpu_stages`), which add a
+line to a file as soon as they know something: what is cut short keeps what it has, and what ends its process is one
+failure, not the end of the stage. DIR.tar.gz, written after every stage, is all that has to be brought back;
+`python -m benchmarks.report --archive DIR.tar.gz` puts it into the documents.
 
-A call takes at most nine minutes. FIRST, which fits one call even if every stage needs all of its share, has what nobody
-should go without: versions and clocks, correctness and soundness, every peer on a case at least, graph replay, peak memory,
-the fraction of the floor, Table 4. What costs minutes of compilers is whole in LATER only: torch.compile and FlexAttention
-beyond `eval505` in bf16 (its backward too, if they are quick), their graph replays, the test suite beyond its smoke tests.
-Stages of LATER begin in what time is left, and in calls with --resume and the same DIR, until nothing is left. A stage ends
-with status 3 if its own clock made it leave something out.
+The stages come in the order of their value. The shares of FIRST sum to less than eight minutes, so that a call under
+`timeout 500` has all of them; those of LATER begin in what time is left, and in a second call with --resume.
 """
 
 from __future__ import annotations
@@ -21,197 +18,221 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from benchmarks.device import REHEARSAL
 
 ROOT = Path(__file__).parent.parent
-MINUTES = 9.0
-LEAVE = 8.0  # seconds kept for the last words
-LEAST = 10.0  # seconds without which no stage is begun
-OUT_OF_TIME, NOT_STARTED = "out of time", "not started: no time left"
-LEFT_OUT = 3  # exit status of a stage that stopped itself before it had everything
+MINUTES = 8.0
+LEAVE = 6.0  # seconds kept for the last words
+LEAST = 8.0  # seconds without which no stage is begun
+DONE, OUT_OF_TIME, NOT_STARTED = "done", "out of time", "not started"
+LEFT_OUT = 3  # exit status of a process that stopped itself before it had everything
+LOG_END = 20_000  # characters of a log that are brought back
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command with {out} for its results file and {seconds} for the time it may take; `seconds` is its share."""
+    """`seconds` is its share of a call; `workers` processes divide its items among them."""
 
     name: str
     what: str
     seconds: float
-    command: tuple[str, ...]
-
-
-def _stage(name: str, what: str, seconds: float, module: str, *options: str) -> Stage:
-    command = ("-m", f"benchmarks.gpu.{module}", "--out", "{out}", "--seconds", "{seconds}", *options)
-    return Stage(name, what, seconds, command)
+    workers: int = 1
 
 
 FIRST = (
-    _stage("device", "device, clocks, versions", 20, "device"),
-    _stage("rows", "every launch row of walks and Ψ once, against fp64", 70, "rows"),
-    _stage("graphs", "graph replay of the small cases, beside dense eager and SDPA", 60, "cases", "--question", "replay",
-           "--peers", "quick"),
-    _stage("cases", "the cases in bf16 beside dense eager and SDPA", 65, "cases", "--peers", "quick", "--dtype", "bf16"),
-    _stage("kernels", "time of every kernel, fraction of floor", 30, "kernels"),
-    _stage("correctness", "the smoke tests on the GPU backend", 70, "suite_tests", "--smoke"),
-    _stage("soundness", "NaN poison, guard bands, repeats, compute-sanitizer", 60, "soundness"),
-    _stage("compilers", "one case beside everyone, torch.compile and FlexAttention too", 85, "cases", "--case", "eval505",
-           "--dtype", "bf16"),
-    _stage("memory", "peak extra memory", 35, "cases", "--question", "memory"),
-    _stage("table4", "Table 4, the diffusion row", 35, "cases", "--question", "models"),
-)  # fmt: skip
+    Stage("device", "versions and clocks", 15),
+    Stage("probe", "how the matrix units round their sums", 20),
+    Stage("rows", "launch rows of walks and Ψ against fp64", 80, workers=8),
+    Stage("kernels", "kernels, launches and host time of a cascade", 45),
+    Stage("graphs", "the small cases by graph replay", 60),
+    Stage("cases", "the cases in bf16 beside dense eager and SDPA", 70),
+    Stage("table4", "Table 4", 40),
+    Stage("memory", "peak extra memory", 25),
+    Stage("soundness", "tests that need a card: poison, guard bands, streams, graphs", 55, workers=8),
+    Stage("compilers", "one case beside torch.compile and FlexAttention, too", 45),
+    Stage("smoke", "the smoke tests", 15, workers=8),
+)
 LATER = (
-    _stage("psi", "Ψ: the five levels by graph replay, fraction of floor", 45, "psi"),
-    _stage(
-        "cases_fp32",
-        "the cases in fp32 beside dense eager and SDPA",
-        65,
-        "cases",
-        "--peers",
-        "quick",
-        "--dtype",
-        "fp32",
-    ),
-    _stage("ceilings", "what the card can do at best", 30, "ceilings"),
-    _stage("walk", "one walk", 15, "cases", "--question", "walk"),
-    _stage("overhead", "a call on 16 nodes", 15, "cases", "--question", "overhead"),
-    _stage("scaling", "one size grows, the others stay", 90, "cases", "--question", "scaling"),
-    _stage("psi_peers", "Ψ beside the layers, eager and compiled", 90, "cases", "--question", "psi"),
-    _stage("psi_memory", "peak extra memory of Ψ", 40, "cases", "--question", "psi_memory"),
-    _stage("networks", "DifNet-18 and -50 in 16 bits, two streams against one", 60, "networks"),
-    _stage("everyone", "the cases beside everyone, torch.compile and FlexAttention too", 200, "cases"),
-    _stage("everyone_replayed", "the same by graph replay", 150, "cases", "--question", "replay"),
-    _stage("sweep", "other tile sizes, for walk/rows.py", 45, "sweep"),
-    _stage("tests", "the whole test suite, as far as the time goes", 400, "suite_tests"),
-    _stage("experiments", "networks compared on generated images", 580, "networks", "--experiments"),
+    Stage("projection", "Ψ beside the layers, eager and compiled", 70),
+    Stage("cases_fp32", "the cases in fp32, and other inputs", 70),
+    Stage("graphs_fp32", "fp32 by graph replay", 40),
+    Stage("overhead", "one walk, and a call on 16 nodes", 20),
+    Stage("scaling", "one size grows, the others stay", 80),
+    Stage("sanitizer", "compute-sanitizer", 90, workers=4),
+    Stage("tests", "the tests of kernels and operators", 400, workers=8),
 )
 STAGES = FIRST + LATER
 NAMES = tuple(stage.name for stage in STAGES)
-ALONE = ("experiments",)  # takes a call of its own: --stage experiments --minutes 10
 
 
 def no_gpu() -> str | None:
     """Why there is nothing to measure here, or None."""
+    if os.environ.get(REHEARSAL):
+        return None
     try:
         import torch
     except ImportError:
         return "torch is not installed"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    from difnet_kernels.backends import triton
+    from difnet_kernels.backends import BACKENDS
 
-    return triton.unusable()
+    return BACKENDS["triton"].unusable()
 
 
-def environment() -> dict[str, str]:
+def start(stage: Stage, folder: Path, part: int, seconds: float) -> subprocess.Popen[bytes]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-
-def forget(stage: Stage, folder: Path) -> None:
-    """Remove what earlier calls have measured for the stage."""
-    for path in (folder / f"{stage.name}.json", *folder.glob(f"{stage.name}.*.json")):
-        path.unlink(missing_ok=True)
-
-
-def run(stage: Stage, folder: Path, seconds: float) -> dict[str, object]:
-    """One stage, stopped after `seconds` with all that it has started; its output goes to DIR/STAGE.log."""
-    out = folder / f"{stage.name}.json"
-    inner = max(1.0, seconds - 5.0)  # the stage stops by itself before it is stopped
-    command = [sys.executable, *(part.format(out=out, seconds=f"{inner:.0f}") for part in stage.command)]
-    start = time.monotonic()
-    with (folder / f"{stage.name}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    threads = str(max(1, (os.cpu_count() or 1) // stage.workers))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, "--out", str(folder.resolve())]
+    command += ["--part", str(part), "--of", str(stage.workers), "--seconds", f"{seconds:.1f}"]
+    with (folder / f"{stage.name}.{part}.log").open("ab") as log:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
-            code: int | None = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            # a child of the stage that lives on would hold the GPU's memory and disturb the next stage
+
+
+def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
+    """One stage, stopped after `seconds` with all that it has started. A part that dies is begun again, without what it
+    died of, as long as it gets on."""
+    begun = time.monotonic()
+    end = begun + seconds
+    running = {part: start(stage, folder, part, seconds - 3) for part in range(stage.workers)}
+    ended, lines = DONE, {part: known(folder, stage, part) for part in running}
+    try:
+        while running and time.monotonic() < end:
+            for part, process in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[part]
+                if status == LEFT_OUT:
+                    ended = OUT_OF_TIME
+                elif status != 0:
+                    before, lines[part] = lines[part], known(folder, stage, part)
+                    if lines[part] > before and end - time.monotonic() > LEAST:
+                        running[part] = start(stage, folder, part, end - time.monotonic() - 3)
+                    else:
+                        ended = f"failed with status {status}"
+            time.sleep(0.05)
+    finally:
+        for process in running.values():
+            # a child that lives on would hold the GPU's memory and disturb the next stage
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    ended = {0: "done", LEFT_OUT: OUT_OF_TIME, None: OUT_OF_TIME}.get(code, f"failed with status {code}")
-    return {
-        "stage": stage.name,
-        "what": stage.what,
-        "ended": ended,
-        "seconds": round(time.monotonic() - start, 1),
-        "results": out.name if out.exists() else None,
-    }
+    ended = OUT_OF_TIME if running else ended
+    failed = sum(entry.get("passed") is False for entry in entries(folder, stage.name))
+    return {"stage": stage.name, "what": stage.what, "ended": ended, "failed": failed,
+            "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
 
 
-def earlier(folder: Path) -> dict[str, dict[str, object]]:
-    """How the stages of earlier calls with this folder ended, by name."""
-    path = folder / "suite.json"
-    if not path.exists():
-        return {}
-    return {entry["stage"]: entry for entry in json.loads(path.read_text(encoding="utf-8"))["stages"]}
+def known(folder: Path, stage: Stage, part: int) -> int:
+    path = folder / f"{stage.name}.{part}.jsonl"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
-def has_failed(ended: dict[str, object] | None) -> bool:
-    return ended is not None and str(ended["ended"]).startswith("failed")
+def lines_of(text: str) -> list[dict[str, Any]]:
+    """What a process has written; a line that was cut short does not count."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
-def write(folder: Path, ended: dict[str, dict[str, object]]) -> None:
-    listed = [ended[name] for name in NAMES if name in ended]
-    (folder / "suite.json").write_text(json.dumps({"stages": listed}, indent=1) + "\n", encoding="utf-8")
+def entries(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What is known of a stage."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{name}.*.jsonl"))]
+    return [line for text in texts for line in lines_of(text) if "begun" not in line]
+
+
+def pack(folder: Path) -> Path:
+    """One archive of what is known and of the ends of the logs."""
+    for log in folder.glob("*.log"):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        log.with_suffix(".log.end").write_text(text[-LOG_END:], encoding="utf-8")
+    archive = folder.with_name(folder.name + ".tar.gz")
+    with tarfile.open(archive, "w:gz") as tar:
+        for pattern in ("*.json", "*.jsonl", "*.log.end"):
+            for path in sorted(folder.glob(pattern)):
+                tar.add(path, path.name)
+    return archive
+
+
+def kept(archive: Path, folder: Path) -> Path:
+    """Write the results file of an archive into `folder`, named by the card. Of every row the newest counts."""
+    from benchmarks.record import write
+
+    said: dict[str, list[dict[str, Any]]] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar.getmembers():
+            if member.name.endswith(".jsonl") and (file := tar.extractfile(member)) is not None:
+                said.setdefault(member.name.split(".")[0], []).extend(lines_of(file.read().decode()))
+    heads = [line["head"] for line in said.get("device", []) if "head" in line]
+    if not heads:
+        raise ValueError(f"{archive} does not say which card it is from: its stage `device` did not end.")
+    if "rehearsal" in heads[-1]["machine"]["device"] and folder.name == "results":
+        raise ValueError(f"{archive} is from a rehearsal: its times are those of a CPU in a card's place.")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name in NAMES:
+        for line in said.get(name, []):
+            rows.update({(row["task"], row["contender"]): row for row in line.get("rows", [])})
+    others = [{"stage": name, **line} for name in NAMES for line in said.get(name, [])
+              if not {"rows", "head", "begun"} & line.keys()]  # fmt: skip
+    card = "".join(c if c.isalnum() else "_" for c in heads[-1]["machine"]["device"].lower()).strip("_")
+    path = folder / f"gpu_{card.removeprefix('nvidia_')}.json"
+    write(path, {**heads[-1], "entries": others}, rows.values(), complete=True)
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results, one JSON file per stage")
-    parser.add_argument(
-        "--stage",
-        nargs="+",
-        choices=NAMES,
-        metavar="NAME",
-        help=f"some of {', '.join(NAMES)} (default: all but {', '.join(ALONE)})",
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; OUT.tar.gz holds them all")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for this call (default {MINUTES:g})")
-    parser.add_argument(
-        "--resume", action="store_true", help="leave out what is done in --out; what ran out of time gets twice as long"
-    )
+    parser.add_argument("--stage", nargs="+", choices=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
+    parser.add_argument("--resume", action="store_true", help="go on with what is not finished in OUT")
     options = parser.parse_args(arguments)
     reason = no_gpu()
     if reason:
-        print(
-            f"gpu_suite: nothing was measured: {reason}. It needs an NVIDIA GPU (sm_80 or later) and Triton.",
-            file=sys.stderr,
-        )
+        told = f"gpu_suite: nothing was measured: {reason}. It needs an NVIDIA GPU (sm_80 or later) and Triton."
+        print(told, file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes - LEAVE
-    ended = earlier(options.out)
-    chosen = options.stage or [name for name in NAMES if name not in ALONE]
-    asked = [stage for stage in STAGES if stage.name in chosen]
-    if options.resume:
-        asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != "done"]
-        # what failed would mostly fail again: it must not take the time of what has not run yet
-        asked.sort(key=lambda stage: has_failed(ended.get(stage.name)))
+    path = options.out / "suite.json"
+    ended = json.loads(path.read_text(encoding="utf-8")) if path.exists() and options.resume else {}
+    asked = [stage for stage in STAGES if stage.name in (options.stage or NAMES)]
+    asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != DONE]
+    if os.environ.get(REHEARSAL):
+        asked = [replace(stage, workers=1) for stage in asked]
     for stage in asked:
         left = end - time.monotonic()
         if left < LEAST:
-            if stage.name not in ended:
-                ended[stage.name] = {"stage": stage.name, "what": stage.what, "ended": NOT_STARTED, "results": None}
-        else:
-            print(f"{stage.name}: {stage.what} ...", flush=True)
-            again = options.resume and ended.get(stage.name, {}).get("ended") == OUT_OF_TIME
-            if not again:
-                forget(stage, options.out)
-            ended[stage.name] = run(stage, options.out, min(stage.seconds * (2 if again else 1), left))
-            print(f"  {ended[stage.name]['ended']} after {ended[stage.name]['seconds']} s", flush=True)
-        write(options.out, ended)
-    left_out = [stage.name for stage in asked if ended[stage.name]["ended"] in (NOT_STARTED, OUT_OF_TIME)]
-    if left_out:
-        print(f"not finished: {', '.join(left_out)}. Go on with --resume.")
-    print("For the documents: --out a folder of benchmarks/results, then python -m benchmarks.report.")
-    return 1 if any(has_failed(ended[stage.name]) for stage in asked) else 0
+            ended.setdefault(stage.name, {"stage": stage.name, "what": stage.what, "ended": NOT_STARTED})
+            continue
+        if not options.resume:
+            for old in options.out.glob(f"{stage.name}.*"):
+                old.unlink()
+        print(f"{stage.name}: {stage.what} ...", flush=True)
+        found = ended[stage.name] = run(stage, options.out, min(stage.seconds, left))
+        print(f"  {found['ended']} after {found['seconds']} s, {found['failed']} failed", flush=True)
+        path.write_text(json.dumps(ended, indent=1) + "\n", encoding="utf-8")
+        pack(options.out)
+    path.write_text(json.dumps(ended, indent=1) + "\n", encoding="utf-8")
+    unfinished = [stage.name for stage in asked if ended[stage.name]["ended"] in (NOT_STARTED, OUT_OF_TIME)]
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}. Go on with --resume.")
+    print(f"{pack(options.out)} has everything. Next, on any machine: python -m benchmarks.report --archive FILE")
+    bad = [name for name, one in ended.items() if one["ended"].startswith("failed") or one.get("failed")]
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -1,37 +1,30 @@
-"""How much does a process grow during one call? Every contender in a fresh process, after a small warm-up.
+"""By how much does a process grow during one call? Every contender in a fresh process, after a small warm-up.
 
-`python -m benchmarks.memory` is where these processes come from: it has imported everything, computed nothing (so no
-thread runs that a fork could lose), and forks a child for each line of JSON that it reads.
+The processes are forked from one that has imported everything and computed nothing, so no thread is lost by a fork.
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import gc
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
-
-from benchmarks import cascade, psi
-from benchmarks.cases import Case
+from benchmarks import cascade, projection
 from benchmarks.clock import Call
+from benchmarks.device import Device, device
 from benchmarks.peers import CONTENDERS, Setting
-from benchmarks.tasks import DTYPES, FAILED, MEASURED, UNAVAILABLE, Row, Task
+from benchmarks.tasks import DTYPES, MEASURED, UNAVAILABLE, Row, Task, failure_of, first_line
 
 PATIENCE = 120
 # pages of their own for whatever is not small, so that freeing it shows (glibc)
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 PROCESS = Path("/proc/self")
-# what grows: functions that give a small call, and the call that counts
-SUBJECTS = {"cascade": cascade.growing, "psi": psi.growing}
 
 
 @dataclass(frozen=True)
@@ -39,50 +32,42 @@ class MemoryTask(Task):
     """Peak extra memory of a cascade: what the process (or the GPU's allocator) holds more at the worst moment than
     before the call."""
 
-    def measure(self, device: str) -> list[Row]:
-        rows = []
-        for name in self.contenders:
-            title = CONTENDERS[name].title
-            setting = Setting(self.case, DTYPES[self.dtype], device, self.direction)
-            asked = {"kind": self.kind, "dtype": self.dtype, "direction": self.direction}
-            rows.append(grown(self, "cascade", name, title, device, asked, CONTENDERS[name].why_not(setting)))
-        return rows
+    def measure(self, on: Device) -> list[Row]:
+        setting = Setting(self.case, DTYPES[self.dtype], on, self.direction)
+        asked = {name: CONTENDERS[name].why_not(setting) for name in self.contenders}
+        return [grown(self, name, CONTENDERS[name].title, cascade.growing, on, asked[name]) for name in asked]
 
 
 @dataclass(frozen=True)
-class PsiMemoryTask(psi.PsiTask):
+class ProjectionMemoryTask(projection.ProjectionTask):
     """The same of Ψ."""
 
-    def measure(self, device: str) -> list[Row]:
-        asked = {"side": self.side, "levels": self.levels, "direction": self.direction, "dtype": self.dtype}
-        return [grown(self, "psi", name, psi.title_of(name), device, asked) for name in self.contenders]
+    def measure(self, on: Device) -> list[Row]:
+        return [grown(self, name, projection.title_of(name), projection.growing, on) for name in self.contenders]
 
 
 def grown(
     task: Task,
-    subject: str,
     contender: str,
     title: str,
-    device: str,
-    asked: Mapping[str, object],
+    growing: Callable[..., tuple[Call, Call]],
+    on: Device,
     why_not: str | None = None,
 ) -> Row:
-    """The row of one contender, measured in a process of its own."""
-    why_not = why_not or unseen(device)
+    """The row of one contender, measured in a process of its own. growing: gives a small call, and the one that counts."""
+    why_not = why_not or unseen(on)
     if why_not:
         return task.row(contender, title, status=UNAVAILABLE, reason=why_not)
-    question = {"subject": subject, "case": asdict(task.case), "contender": contender, "device": device, **asked}
-    answer = _ask(question)
-    if "bytes" in answer:
-        return task.row(contender, title, status=MEASURED, memory=answer["bytes"])
-    # a peer may fail in any way; ours may not fail at all
-    status = FAILED if contender.split("/")[0] == "ours" else UNAVAILABLE
-    return task.row(contender, title, status=status, reason=str(answer["error"])[:160])
+    # a GPU's allocator counts what each call takes; a process keeps what it has freed
+    answer = _answer(growing, task, contender, on) if on.on_gpu else _in_a_process(growing, task, contender, on.name)
+    if isinstance(answer, int):
+        return task.row(contender, title, status=MEASURED, memory=answer)
+    return task.row(contender, title, status=failure_of(contender), reason=answer)
 
 
-def unseen(device: str) -> str | None:
+def unseen(on: Device) -> str | None:
     """Why the growth of a process cannot be seen on this system; many containers do not let a process restart its peak."""
-    if device != "cpu":
+    if on.on_gpu:
         return None
     try:
         _restart_peak()
@@ -92,33 +77,22 @@ def unseen(device: str) -> str | None:
     return None
 
 
-def growth(warm: Call, run: Call, device: str) -> int:
+def growth(warm: Call, run: Call, on: Device) -> int:
     """Bytes by which this process grows during `run`."""
     # libraries, thread pools and compiled code are there before the call that counts
     warm()
-    if device != "cpu":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        kept = run()
-        torch.cuda.synchronize(device)
-        del kept
-        return torch.cuda.max_memory_allocated(device) - before
-    _give_back()
+    gc.collect()
+    if on.on_gpu:
+        return on.growth(run)
+    # what was freed goes back to the system: kept by the allocator, it would be reused and the growth not seen
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     _restart_peak()
     before = _status("VmRSS")
     kept = run()
     peak = _status("VmHWM")
     del kept
     return max(0, peak - before)
-
-
-def _give_back() -> None:
-    """What was freed goes back to the system: kept by the allocator, it would be reused and the growth not seen."""
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def _restart_peak() -> None:
@@ -134,63 +108,39 @@ def _status(name: str) -> int:
     return int(found.split()[1]) * 1024
 
 
-_SOURCE: subprocess.Popen | None = None
-
-
-def _ask(question: Mapping[str, object]) -> dict[str, object]:
-    global _SOURCE
-    if _SOURCE is None or _SOURCE.poll() is not None:
-        _SOURCE = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.memory"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
-            env={**os.environ, **ALLOCATOR},
-        )  # fmt: skip
-        atexit.register(_SOURCE.kill)
-    assert _SOURCE.stdin is not None
-    assert _SOURCE.stdout is not None
+def _in_a_process(growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, name: str) -> int | str:
+    """Bytes, or why there are none."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    before = {key: os.environ.get(key) for key in ALLOCATOR}
+    os.environ.update(ALLOCATOR)  # for the server, which starts with the first process
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(tell, growing, task, contender, name))
     try:
-        _SOURCE.stdin.write(json.dumps(question) + "\n")
-        _SOURCE.stdin.flush()
-        return json.loads(_SOURCE.stdout.readline())
-    except (OSError, json.JSONDecodeError):
-        return {"error": "the process that measures memory ended"}
-
-
-def _measure(question: dict) -> dict[str, object]:
-    signal.alarm(PATIENCE)
-    try:
-        subject, device = question.pop("subject"), question["device"]
-        question["case"] = Case(**question["case"])
-        return {"bytes": growth(*SUBJECTS[subject](**question), device)}
-    except BaseException as error:
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        process.start()
     finally:
-        signal.alarm(0)
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+    tell.close()
+    try:
+        answer = told.recv()
+    except EOFError:
+        process.join()
+        alarmed = process.exitcode == -signal.SIGALRM
+        answer = f"not done after {PATIENCE} s" if alarmed else "killed: out of memory"
+    process.join()
+    return answer
 
 
-def _measure_in_a_child(question: dict) -> dict[str, object]:
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read)
-        os.write(write, json.dumps(_measure(question)).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as told:
-        said = told.read()
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if said:
-        return json.loads(said)
-    return {"error": f"not done after {PATIENCE} s" if ended == -signal.SIGALRM else "killed: out of memory"}
+def _measure(
+    tell: Connection, growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, name: str
+) -> None:
+    signal.alarm(PATIENCE)
+    tell.send(_answer(growing, task, contender, device(name)))
 
 
-def main() -> None:
-    for line in sys.stdin:
-        question = json.loads(line)
-        # a GPU does not survive a fork; there the process answers itself, and its allocator counts what each call takes
-        answer = _measure_in_a_child(question) if question["device"] == "cpu" else _measure(question)
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def _answer(growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, on: Device) -> int | str:
+    try:
+        return growth(*growing(task, contender, on), on)
+    except Exception as error:
+        return first_line(error)

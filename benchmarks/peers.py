@@ -11,6 +11,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from benchmarks.cases import Case
 from benchmarks.cost import dense_bytes
+from benchmarks.device import Device
+from difnet_kernels.backends import reference
 
 Cascade = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
 # w = P y for node-major psi (B, N, D) and state (B, N, K)
@@ -30,12 +33,12 @@ class Setting:
 
     case: Case
     dtype: torch.dtype
-    device: str
+    on: Device
     direction: str  # "forward" or "forward+backward"
 
     @property
     def on_gpu(self) -> bool:
-        return self.device != "cpu"
+        return self.on.on_gpu
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,14 @@ class Contender:
 
 
 def cascade_of(walk: Walk) -> Cascade:
-    """T walks around any product P y (W3-W5)."""
+    """T walks around any product P y; what follows it is the reference's, in the dtype of the fields."""
 
     def cascade(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tensor:
         s = seed.flatten(2).mT  # (B, N, K), a view of a channels-last field
         mu, beta = mu.to(s.dtype), beta.to(s.dtype)
         y = s
         for t, p in enumerate(psi):
-            w = walk(p.flatten(2).mT, y)
-            y = beta[t] * (mu[t] * w + (1 - mu[t]) * s) + (1 - beta[t]) * y
+            y = reference.step(walk(p.flatten(2).mT, y), s, y, mu[t], beta[t])
         return y.mT.reshape(seed.shape)
 
     return cascade
@@ -75,35 +77,24 @@ def _ours(setting: Setting) -> Cascade:
     return cascaded_random_walk
 
 
-def backend_in_use(device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """The backend that `cascaded_random_walk` chooses for a small problem on `device`."""
-    from difnet_kernels import backends
+def backend_in_use(on: Device, dtype: torch.dtype = torch.float32) -> str:
+    """The backend that `cascaded_random_walk` chooses for a small problem."""
+    from difnet_kernels.backends import BACKENDS
     from difnet_kernels.problem import Problem
 
-    field = torch.zeros(1, 8, 16, dtype=dtype, device=device)
+    field = torch.zeros(1, 8, 16, dtype=dtype, device=on.torch)
     problem = Problem.of(field, [field], "high")
-    return next(name for name in backends.BACKENDS if backends.why_not(name, problem) is None)
+    return next(name for name, backend in BACKENDS.items() if backend.why_not(problem) is None)
 
 
 def _ours_unfit(setting: Setting) -> str | None:
     # without a compiled library the package falls back to the dense reference, which has the dense path's appetite
-    return _too_large(setting) if backend_in_use(setting.device, setting.dtype) == "reference" else None
-
-
-def available_bytes(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.mem_get_info()[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            found = next(line for line in lines if line.startswith("MemAvailable"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return 8 * 2**30
+    return _too_large(setting) if backend_in_use(setting.on, setting.dtype) == "reference" else None
 
 
 def _too_large(setting: Setting) -> str | None:
     needed = dense_bytes(setting.case, setting.direction, torch.finfo(setting.dtype).bits // 8)
-    limit = 0.6 * available_bytes(setting.device)
+    limit = 0.6 * setting.on.free_bytes()
     return None if needed < limit else f"needs about {needed / 2**30:.1f} GiB for N × N matrices"
 
 
@@ -112,8 +103,10 @@ def _compiled(setting: Setting) -> Cascade:
     return cascade_of(torch.compile(dense_walk, dynamic=False, mode=mode))
 
 
-def uncompilable(device: str) -> str | None:
-    if device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+def uncompilable(on: Device) -> str | None:
+    if on.rehearsed:
+        return "a rehearsal compiles nothing"
+    if not on.on_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         return "torch.compile needs a C++ compiler"
     return None
 
@@ -172,7 +165,7 @@ def _flex(setting: Setting) -> Cascade:
 def _flex_unfit(setting: Setting) -> str | None:
     if not setting.on_gpu and setting.direction != "forward":
         return "FlexAttention has no backward on a CPU"
-    return uncompilable(setting.device)
+    return uncompilable(setting.on)
 
 
 def _keops(setting: Setting) -> Cascade:
@@ -227,38 +220,25 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-OURS = Contender("ours", "difnet_kernels", _ours_unfit, _ours, fp32_logits=True)
+_on_gpu, _half_on_gpu = partial(_needs, gpu=True), partial(_needs, gpu=True, half=True)
 CONTENDERS = {
-    contender.name: contender
-    for contender in (
-        OURS,
-        Contender("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
-        Contender(
-            "dense_compiled", "dense, torch.compile", lambda s: uncompilable(s.device) or _too_large(s), _compiled
-        ),
-        Contender("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
-        Contender("sdpa_flash", "SDPA, flash", _needs("", gpu=True, half=True), _sdpa("FLASH_ATTENTION", _same_widths)),
-        Contender(
-            "sdpa_efficient", "SDPA, memory-efficient", _needs("", gpu=True), _sdpa("EFFICIENT_ATTENTION", _own_widths)
-        ),
-        Contender("sdpa_cudnn", "SDPA, cuDNN", _needs("", gpu=True, half=True), _sdpa("CUDNN_ATTENTION", _own_widths)),
-        Contender("flex", "FlexAttention", _flex_unfit, _flex),
-        Contender("keops", "KeOps", _keops_unfit, _keops),
-        Contender(
-            "flash_attention_2",
-            "FlashAttention-2",
-            _needs("flash_attn", gpu=True, half=True),
-            _flash_attention("flash_attn"),
-        ),
-        Contender(
-            "flash_attention_3",
-            "FlashAttention-3",
-            _needs("flash_attn_interface", gpu=True, half=True),
-            _flash_attention("flash_attn_interface"),
-        ),
+    name: Contender(name, title, why_not, build, fp32_logits=name == "ours")
+    for name, title, why_not, build in (
+        ("ours", "difnet_kernels", _ours_unfit, _ours),
+        ("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
+        ("dense_compiled", "dense, torch.compile", lambda s: uncompilable(s.on) or _too_large(s), _compiled),
+        ("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
+        ("sdpa_flash", "SDPA, flash", _half_on_gpu(""), _sdpa("FLASH_ATTENTION", _same_widths)),
+        ("sdpa_efficient", "SDPA, memory-efficient", _on_gpu(""), _sdpa("EFFICIENT_ATTENTION", _own_widths)),
+        ("sdpa_cudnn", "SDPA, cuDNN", _half_on_gpu(""), _sdpa("CUDNN_ATTENTION", _own_widths)),
+        ("flex", "FlexAttention", _flex_unfit, _flex),
+        ("keops", "KeOps", _keops_unfit, _keops),
+        ("flash_attention_2", "FlashAttention-2", _half_on_gpu("flash_attn"), _flash_attention("flash_attn")),
+        ("flash_attention_3", "FlashAttention-3", _half_on_gpu("flash_attn_interface"),
+         _flash_attention("flash_attn_interface")),
     )
-}
+}  # fmt: skip
 ON_CPU = ("ours", "dense", "dense_compiled", "sdpa", "flex", "keops")
 ON_GPU = tuple(name for name in CONTENDERS if name != "sdpa")
 # who asks for no compiler at the first call of every shape
-UNCOMPILED = tuple(name for name in ON_GPU if name not in ("dense_compiled", "flex", "keops"))
+QUICK = {False: ("ours", "dense", "sdpa"), True: ("ours", "dense", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn")}

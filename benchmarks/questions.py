@@ -1,223 +1,170 @@
-"""Every question that is asked, as tasks, the most important first: a run out of time leaves out the last."""
+"""Every question that is asked, as tasks. A run out of time leaves out those of the last turns."""
 
 from __future__ import annotations
 
 from benchmarks.cascade import CascadeTask
-from benchmarks.cases import CASES, Case
-from benchmarks.memory import MemoryTask, PsiMemoryTask
-from benchmarks.peers import ON_CPU, ON_GPU
-from benchmarks.psi import ALL, GRIDS, LEVELS, PsiTask, named
-from benchmarks.replay import ReplayTask
-from benchmarks.table4 import PARTS, Table4Task
+from benchmarks.cases import CASES, TINY, swept
+from benchmarks.memory import MemoryTask, ProjectionMemoryTask
+from benchmarks.models import PARTS, ModelsTask
+from benchmarks.peers import ON_CPU, ON_GPU, QUICK
+from benchmarks.projection import ALL, GRIDS, LEVELS, ProjectionTask, named
 from benchmarks.tasks import Task
 
 DIRECTIONS = ("forward", "forward+backward")
-# turns: a run of six minutes asks every question once and then the rest of the headline; the record asks everything
-ONCE, HEADLINE, RECORD, LAST = range(4)
+# turns: six minutes ask every question once and go on with the headline; twelve ask everything
+ONCE, HEADLINE, RECORD = range(3)
 # cascades so large that the slow peers would take minutes of a run: they meet ours on the others
 HEAVY = ("eval505_h5", "train321")
-# peers do the same work whatever ψ is, so `network` inputs need not meet all of them on every case
-ON_CPU_CASES = {
+# peers do the same work whatever ψ is, so only `smooth` inputs meet all of them on every case
+CASCADES_ON_CPU = {
     ("fp32", "smooth"): ("eval505", "train321_one", "train321", "context60", "eval505_h5"),
-    ("bf16", "smooth"): ("eval505", "train321_one", "context60", "train321", "eval505_h5"),
-    ("fp32", "network"): ("eval505", "train321_one", "eval505_h5"),
+    ("bf16", "smooth"): ("eval505", "train321_one", "context60", "train321"),
+    ("fp32", "maps"): ("eval505", "train321_one"),
+    ("bf16", "maps"): ("eval505",),
+    ("fp32", "network"): ("eval505", "eval505_h5"),
     ("bf16", "network"): ("eval505", "train321_one"),
 }
-QUICK = ("ours", "dense", "sdpa")
-QUICK_GPU = ("ours", "dense", "sdpa_flash", "sdpa_efficient")
-
+CASCADES_ON_GPU = {
+    ("bf16", "smooth"): ("eval505", "train321", "eval505_h5", "context60", "batch4_16k"),
+    ("fp32", "smooth"): ("eval505", "train321", "context60", "batch4_16k"),
+    ("bf16", "maps"): ("eval505",),
+    ("bf16", "network"): ("eval505", "train321"),
+}
 SWEPT = {
     "nodes": (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     "classes": (1, 5, 21, 60, 150),
-    "embed": (16, 32, 64, 128, 256),
+    "embed": (16, 64, 128, 256, 384, 768, 1024),
     "walks": (1, 2, 5, 10),
     "batch": (1, 4, 16),
 }
 FIRST_NODES = (256, 1024, 4096)
-HUGE = 65536  # a dense matrix of 16 GiB
-# what the sweeps of everything but N start from
-SWEEP_BASE = Case("sweep", 1, 1024, 64, 21, walks=1)
 
 
-def cascade(device: str = "cpu") -> list[Task]:
+def cascade(on_gpu: bool) -> list[Task]:
     """The paper's cascades, five walks each, by everyone."""
-    if device != "cpu":
-        names = ("eval505", "train321", "eval505_h5", "context60", "batch4_16k")
-        return [
-            CascadeTask("cascade", CASES[name], direction, kind, dtype, ON_GPU)
-            for dtype, kind in (("bf16", "smooth"), ("fp32", "smooth"), ("fp16", "smooth"), ("bf16", "network"))
-            for name in names
-            for direction in DIRECTIONS
-        ]
     tasks: list[Task] = []
-    for (dtype, kind), names in ON_CPU_CASES.items():
+    for (dtype, kind), names in (CASCADES_ON_GPU if on_gpu else CASCADES_ON_CPU).items():
+        headline = (dtype, kind) == (headline_dtype(on_gpu), "smooth")
         for name in names:
             for direction in DIRECTIONS:
-                contenders = _cpu_contenders(name, direction, kind)
-                judged = 1 if name in HEAVY else None
-                turn = _cpu_turn(name, direction, dtype, kind)
-                seconds = 4.0 if (dtype, kind) == ("fp32", "smooth") else 2.0
-                tasks.append(
-                    CascadeTask(
-                        "cascade", CASES[name], direction, kind, dtype, contenders, seconds, turn, judged=judged
-                    )
-                )
+                contenders = _contenders(on_gpu, name, direction, kind, headline)
+                seconds = 1.0 if on_gpu else 4.0 if headline else 2.0
+                turn = ONCE if name in ("eval505", "train321_one") and (headline or direction == "forward") else RECORD
+                turn = min(turn, HEADLINE) if headline else turn
+                judged = 1 if name in (*HEAVY, "batch4_16k") else None
+                about = ("cascade", CASES[name], direction, kind, dtype, contenders, seconds, turn)
+                tasks.append(CascadeTask(*about, judged=judged))
     return tasks
 
 
-def replay(device: str = "cpu") -> list[Task]:
-    """The small cascades by graph replay, beside whoever can be captured; a CPU has no graphs."""
-    if device == "cpu":
-        return []
+def headline_dtype(on_gpu: bool) -> str:
+    return "bf16" if on_gpu else "fp32"
+
+
+def _contenders(on_gpu: bool, name: str, direction: str, kind: str, headline: bool) -> tuple[str, ...]:
+    if on_gpu:
+        return ON_GPU if name == "eval505" and headline else QUICK[True]
+    if name in HEAVY and kind != "smooth" and direction != "forward":
+        return ("ours", "sdpa")
+    if name in HEAVY or kind != "smooth":
+        return QUICK[False]
+    return (*QUICK[False], "dense_compiled") if name == "context60" else ON_CPU
+
+
+def replay(on_gpu: bool) -> list[Task]:
+    """The small cascades from CUDA graphs, beside whoever can be captured; a CPU has no graphs."""
     return [
-        ReplayTask("replay", CASES[name], direction, "smooth", dtype, ON_GPU, seconds=1.0)
-        for dtype in ("bf16", "fp32")
+        CascadeTask("replay", CASES[name], direction, "smooth", dtype, QUICK[True], 1.0, turn, repeats=5, replayed=True)
+        for dtype, turn in (("bf16", ONCE), ("fp32", RECORD))
         for name in ("eval505", "train321", "eval505_h5", "context60")
         for direction in DIRECTIONS
+        if on_gpu
     ]
 
 
-def _cpu_contenders(name: str, direction: str, kind: str) -> tuple[str, ...]:
-    if name in HEAVY and kind == "network" and direction != "forward":
-        return ("ours", "sdpa")
-    if name in HEAVY or kind == "network":
-        return QUICK
-    return (*QUICK, "dense_compiled") if name == "context60" else ON_CPU
-
-
-def _cpu_turn(name: str, direction: str, dtype: str, kind: str) -> int:
-    if (dtype, kind) == ("fp32", "smooth"):
-        return ONCE if name in ("eval505", "train321_one") else HEADLINE
-    once = name == "eval505" and direction == "forward" and f"{dtype}-{kind}" != "bf16-network"
-    return ONCE if once else RECORD
-
-
-def walk(device: str = "cpu") -> list[Task]:
+def walk(on_gpu: bool) -> list[Task]:
     """One walk of the paper's evaluation, without the rest of the cascade."""
-    dtype, contenders = ("fp32", QUICK) if device == "cpu" else ("bf16", QUICK_GPU)
+    case = CASES["eval505"].but(walks=1)
     return [
-        CascadeTask("walk", CASES["eval505"].but(walks=1), direction, "smooth", dtype, contenders, 1.5)
+        CascadeTask("walk", case, direction, "smooth", headline_dtype(on_gpu), QUICK[on_gpu], 1.5)
         for direction in DIRECTIONS
     ]
 
 
-def overhead(device: str = "cpu") -> list[Task]:
+def overhead(on_gpu: bool) -> list[Task]:
     """A call on 16 nodes: what is left is the way to the kernel."""
-    contenders = QUICK if device == "cpu" else QUICK_GPU
-    dtype = "fp32" if device == "cpu" else "bf16"
     return [
-        CascadeTask(
-            "overhead", Case("tiny", 1, 16, 64, 21, walks), direction, "smooth", dtype, contenders, 0.6, repeats=50
-        )
+        CascadeTask("overhead", TINY.but(walks=walks), direction, "smooth", headline_dtype(on_gpu),
+                    QUICK[on_gpu], 0.6, repeats=50)
         for walks in (1, 5)
         for direction in DIRECTIONS
-    ]
+    ]  # fmt: skip
 
 
-def memory(device: str = "cpu") -> list[Task]:
+def memory(on_gpu: bool) -> list[Task]:
     """Growth of the process during one cascade of the paper, and during one walk against N."""
-    contenders = QUICK if device == "cpu" else QUICK_GPU
-    dtype = "fp32" if device == "cpu" else "bf16"
-    tasks: list[Task] = [
-        MemoryTask("memory", CASES[name], direction, "smooth", dtype, contenders)
-        for name in ("eval505", "eval505_h5")
-        for direction in DIRECTIONS
-    ]
-    # the dense formula asks for more than the machine has, which the row says; SDPA would take minutes
-    huge = MemoryTask(
-        "memory", CASES["batch4_16k"], DIRECTIONS[1], "smooth", dtype, ("ours", "dense") if device == "cpu" else contenders,
-        turn=LAST,
-    )  # fmt: skip
-    tasks.append(huge)
-    return tasks + [
-        MemoryTask("memory", _swept("nodes", nodes), direction, "smooth", dtype, contenders, turn=RECORD)
-        for nodes in SWEPT["nodes"]
-        if nodes >= FIRST_NODES[0]
+    cases = [(CASES[name], ONCE) for name in ("eval505", "eval505_h5")]
+    cases += [(swept("nodes", nodes), RECORD) for nodes in SWEPT["nodes"] if nodes >= FIRST_NODES[0]]
+    return [
+        MemoryTask("memory", case, direction, "smooth", headline_dtype(on_gpu), QUICK[on_gpu], turn=turn)
+        for case, turn in cases
         for direction in DIRECTIONS
     ]
 
 
-def scaling(device: str = "cpu") -> list[Task]:
+def scaling(on_gpu: bool) -> list[Task]:
     """One size grows, the others stay."""
-    on_cpu = device == "cpu"
-    contenders, dtype = (QUICK, "fp32") if on_cpu else (QUICK_GPU, "bf16")
     tasks: list[Task] = []
     for size, values in SWEPT.items():
-        if size == "nodes" and not on_cpu:
-            values = (*values, HUGE)
         for value in values:
-            for direction in DIRECTIONS if size == "nodes" else DIRECTIONS[:1]:
-                seconds, turn = (1.0, RECORD) if size == "nodes" else (0.4, ONCE)
-                if size == "nodes" and value in FIRST_NODES:
-                    turn = ONCE
-                tasks.append(
-                    CascadeTask("scaling", _swept(size, value), direction, "smooth", dtype, contenders, seconds, turn)
-                )
-    if on_cpu:
-        huge = _swept("nodes", HUGE)
-        tasks.append(CascadeTask("scaling", huge, "forward", "smooth", dtype, contenders, 1.0, LAST, sampled=512))
+            for direction in DIRECTIONS if size in ("nodes", "embed") else DIRECTIONS[:1]:
+                turn = ONCE if size == "nodes" and value in FIRST_NODES else RECORD
+                about = ("scaling", swept(size, value), direction, "smooth", headline_dtype(on_gpu))
+                tasks.append(CascadeTask(*about, QUICK[on_gpu], 0.8 if size == "nodes" else 0.4, turn))
     return tasks
 
 
-def _swept(size: str, value: int) -> Case:
-    return SWEEP_BASE.but(name=f"sweep_{size}", **{size: value})
-
-
-def psi(device: str = "cpu") -> list[Task]:
-    """Ψ of the five levels of DifNet-50, together and one by one; evaluation, and a training step."""
+def projection(on_gpu: bool) -> list[Task]:
+    """Ψ of the five levels of DifNet-50, together, and for the smaller image one by one; evaluation and training step."""
     contenders = named(("ours", "layers", "folded", "compiled"))
     tasks: list[Task] = []
     for side, case in GRIDS.items():
         for direction in DIRECTIONS:
             # 16 bits would decide ties of a training step by their rounding, differently for everyone
-            dtype = "fp32" if device == "cpu" or direction != "forward" else "bf16"
-            for levels in (ALL, *((level,) for level in range(len(LEVELS[side])))):
-                first = side == 321 and direction == "forward" and levels in (ALL, (0,))
-                seconds, turn = 4.0 if levels == ALL else 2.0, ONCE if first else RECORD
-                tasks.append(
-                    PsiTask("psi", case, direction, "", dtype, contenders, seconds, turn, side=side, levels=levels)
-                )
+            dtype = "bf16" if on_gpu and direction == "forward" else "fp32"
+            for levels in (ALL, *((level,) for level in range(len(LEVELS[side])) if side == 321)):
+                turn = ONCE if side == 321 and direction == "forward" and levels in (ALL, (0,)) else RECORD
+                about = ("projection", case, direction, "", dtype, contenders, 4.0 if levels == ALL else 1.5, turn)
+                tasks.append(ProjectionTask(*about, side=side, levels=levels))
     return tasks
 
 
-def psi_memory(device: str = "cpu") -> list[Task]:
+def projection_memory(on_gpu: bool) -> list[Task]:
     """Growth of the process during Ψ of the five levels."""
     return [
-        PsiMemoryTask(
-            "psi_memory", case, direction, "", "fp32", named(("ours", "layers")),
-            turn=ONCE if side == 321 else RECORD, side=side, levels=levels,
-        )
+        ProjectionMemoryTask("projection_memory", case, direction, "", "fp32", named(("ours", "layers")),
+                             turn=ONCE if side == 321 else RECORD, side=side, levels=levels)
         for side, case in GRIDS.items()
         for levels in (ALL, (0,))
         for direction in DIRECTIONS
     ]  # fmt: skip
 
 
-def models(device: str = "cpu") -> list[Task]:
+def models(on_gpu: bool) -> list[Task]:
     """Table 4. A network takes seconds on a CPU, so its backward is left to the record."""
-    case = CASES["eval505"].but(name="table4")
-    contenders = (*PARTS, *(QUICK if device == "cpu" else QUICK_GPU))
-    dtype, seconds = ("fp32", 2.0) if device == "cpu" else ("bf16", 4.0)
+    case, contenders = CASES["eval505"].but(name="table4"), (*PARTS, *QUICK[on_gpu])
     return [
-        Table4Task("models", case, direction, kind, dtype, contenders, seconds, turn)
+        ModelsTask("models", case, direction, kind, headline_dtype(on_gpu), contenders, 4.0 if on_gpu else 2.0, turn)
         for direction, kind, turn in zip(DIRECTIONS, ("", "training"), (ONCE, RECORD), strict=True)
     ]
 
 
 QUESTIONS = {
-    "overhead": overhead,
-    "walk": walk,
-    "cascade": cascade,
-    "replay": replay,
-    "memory": memory,
-    "scaling": scaling,
-    "psi": psi,
-    "psi_memory": psi_memory,
-    "models": models,
+    of.__name__: of for of in (overhead, walk, cascade, replay, memory, scaling, projection, projection_memory, models)
 }
 
 
-def all_tasks(device: str = "cpu", only: tuple[str, ...] = ()) -> list[Task]:
+def all_tasks(on_gpu: bool = False, only: tuple[str, ...] = ()) -> list[Task]:
     """The tasks of all questions, or of `only` these, in the order of their turns."""
-    tasks = [task for name, of in QUESTIONS.items() if not only or name in only for task in of(device)]
+    tasks = [task for name, of in QUESTIONS.items() if not only or name in only for task in of(on_gpu)]
     return sorted(tasks, key=lambda task: task.turn)

@@ -1,7 +1,7 @@
-"""Measure everything and keep it: `python -m benchmarks.record --out benchmarks/results/NAME.json`.
+"""Measure everything and keep it: `python -m benchmarks.record` writes benchmarks/results/cpu_KIND.json.
 
-On a quiet machine the default takes at most six minutes on two cores and asks every question once; `--minutes 25` asks
-all of them. The file is rewritten after every task, so a run that is cut short loses nothing; tasks that the time did
+On a quiet machine the default takes at most twelve minutes on two cores and asks everything; `--minutes 5` asks every
+question once. The file is rewritten after every task, so a run that is cut short loses nothing; tasks that the time did
 not suffice for say so in their rows.
 """
 
@@ -15,37 +15,41 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from benchmarks import machine, show
+from benchmarks.device import Device, device
 from benchmarks.peers import backend_in_use
 from benchmarks.questions import QUESTIONS, all_tasks
-from benchmarks.results import machine_of
+from benchmarks.results import FOLDER, SCHEMA, machine_of
 from benchmarks.tasks import FAILED, NOT_MEASURED, Row, Task
 
-SCHEMA = 1
-MINUTES = 5.0  # the last task may take another half minute
+MINUTES = 11.0  # the last task may take another half minute
 BUSY = 0.5  # a load above this before the start means that somebody else is computing
 
 
-def header(device: str) -> dict[str, object]:
+def header(on: Device) -> dict[str, Any]:
     """What a results file says before its rows."""
     return {
         "schema": SCHEMA,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": machine.commit(),
-        "backend": backend_in_use(device),
-        "machine": machine.describe(device),
-        "peak": machine.cpu_peak() if device == "cpu" else None,
+        "backend": backend_in_use(on),
+        "machine": machine.describe(on),
+        "peak": None if on.on_gpu else machine.cpu_peak(),
     }
 
 
-def write(path: Path, head: dict[str, object], rows: Iterable[Row | dict[str, object]], *, complete: bool) -> None:
+def write(path: Path, head: dict[str, Any], rows: Iterable[Row | dict[str, Any]], *, complete: bool) -> None:
     """Write a results file as a whole or not at all."""
     listed = [row.as_dict() if isinstance(row, Row) else row for row in rows]
     # one row per line: a changed number is a changed line
     lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in listed)
     facts = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
-    text = f'{{\n{facts},\n "complete": {json.dumps(complete)},\n "rows": [\n  {lines}\n ]\n}}\n'
+    replace(path, f'{{\n{facts},\n "complete": {json.dumps(complete)},\n "rows": [\n  {lines}\n ]\n}}\n')
+
+
+def replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
@@ -58,10 +62,10 @@ def not_measured(task: Task, minutes: float) -> list[Row]:
     return [task.row(name, show.title_of(name), status=NOT_MEASURED, reason=reason) for name in task.contenders]
 
 
-def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) -> list[Row]:
+def record(tasks: Sequence[Task], on: Device, path: Path, *, minutes: float) -> list[Row]:
     """Measure `tasks` until `minutes` are over; the rows of every task, measured or not."""
     start = time.monotonic()
-    head = header(device)
+    head = header(on)
     rows: list[Row] = []
     for number, task in enumerate(tasks, 1):
         spent = time.monotonic() - start
@@ -69,27 +73,22 @@ def record(tasks: Sequence[Task], device: str, path: Path, *, minutes: float) ->
             rows += not_measured(task, minutes)
             continue
         print(f"[{number}/{len(tasks)}, {spent:.0f} s] ", end="", flush=True)
-        found = task.measure(device)
+        found = task.measure(on)
         print(show.task(str(task), found, machine_of(head)).lstrip(), flush=True)
         rows += found
         write(path, head, rows, complete=False)
-    if device == "cpu":
-        head["peak"] = _higher(head["peak"], machine.cpu_peak())
+    if not on.on_gpu:
+        # the clock wanders: a fraction of peak is taken of the highest rate seen around the measurements
+        head["peak"] = max(head["peak"], machine.cpu_peak(), key=lambda peak: peak["flop_per_s"])
     head["seconds"] = round(time.monotonic() - start)
     write(path, head, rows, complete=True)
     return rows
 
 
-def _higher(before: object, after: dict[str, object]) -> object:
-    # the clock wanders: a fraction of peak is taken of the highest rate seen around the measurements
-    assert isinstance(before, dict)
-    return max((before, after), key=lambda peak: peak["flop_per_s"])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the results file, such as benchmarks/results/cpu.json")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    default = FOLDER / f"cpu_{machine.processor_kind()}.json"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=default, help=f"the results file (default {default.name})")
     parser.add_argument("--only", nargs="*", default=(), choices=tuple(QUESTIONS), help="some questions only")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"start no task after this time (default {MINUTES:g})"
@@ -97,15 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY:
-        print(
-            f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping",
-            file=sys.stderr,
-        )
-    rows = record(all_tasks(options.device, tuple(options.only)), options.device, options.out, minutes=options.minutes)
+        told = f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping"
+        print(told, file=sys.stderr)
+    rows = record(all_tasks(False, tuple(options.only)), device("cpu"), options.out, minutes=options.minutes)
     failed = [row for row in rows if row.status == FAILED]
     for row in failed:
         print(f"FAILED {row.task} {row.title}: {row.reason}", file=sys.stderr)
-    print(f"{options.out}: {len(rows)} rows, {len(failed)} failed. Next: python -m benchmarks.report")
+    left = sum(row.status == NOT_MEASURED for row in rows)
+    print(f"{options.out}: {len(rows)} rows, {len(failed)} failed, {left} left out. Next: python -m benchmarks.report")
     return 1 if failed else 0
 
 

@@ -1,34 +1,44 @@
-"""Reading results files: the newest measurement of every task, per kind of device."""
+"""Reading results files: one for each kind of processor (cpu_*.json) and for each card (gpu_*.json)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cost import Machine, cpu, h200
+from benchmarks.cost import Machine, hopper
 from benchmarks.questions import QUESTIONS
-from benchmarks.tasks import NOT_MEASURED, Row, Task
+from benchmarks.tasks import FAILED, TIMED, Row, Task
 
 FOLDER = Path(__file__).with_name("results")
+SCHEMA = 2
 
 
 @dataclass
 class Results:
-    """What is known of one kind of device, "cpu" or "gpu": the header of the newest file, rows by task and
-    contender."""
+    """What one machine has measured: the header of its file, rows by task and contender, and for a card the entries of
+    the suite's other stages."""
 
-    kind: str
-    head: dict = field(default_factory=dict)
-    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
-    folder: Path = FOLDER
+    name: str
+    head: dict[str, Any]
+    rows: dict[tuple[str, str], Row]
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.head["machine"]["device"] != "cpu"
 
     @property
     def machine(self) -> Machine | None:
         """Peak rates for roofline and floor, where they are known."""
-        return machine_of(self.head) if self.head else None
+        return machine_of(self.head)
+
+    @property
+    def title(self) -> str:
+        facts = self.head["machine"]
+        return facts["device"] if self.on_gpu else f"{facts['cpu']}, {facts['simd']}"
 
     def of(self, task: Task) -> list[Row]:
         """One row per contender of the task; "not measured" where there is none."""
@@ -36,58 +46,30 @@ class Results:
         return [self.rows.get((str(task), name), row) for name, row in missing.items()]
 
     def tasks(self, question: str) -> list[Task]:
-        return QUESTIONS[question]("cpu" if self.kind == "cpu" else "cuda")
+        """The tasks of a question that have been measured, at least in part."""
+        seen = {row.task for row in self.rows.values() if row.status in (*TIMED, FAILED)}
+        return [task for task in QUESTIONS[question](self.on_gpu) if str(task) in seen]
 
 
 def machine_of(head: Mapping[str, Any]) -> Machine | None:
     """The peak rates of the machine that a header describes, where they are known."""
-    device = head["machine"]["device"]
-    if device == "cpu":
-        return cpu(head["machine"]["cpu"], head["peak"]["flop_per_s"])
-    return h200() if is_h200(device) else None
+    facts = head["machine"]
+    if facts["device"] == "cpu":
+        return Machine(facts["cpu"], head["peak"]["flop_per_s"])
+    return hopper(facts["device"], facts["multiprocessors"]) if facts.get("arch") == "sm_90" else None
 
 
-def is_h200(device: str) -> bool:
-    """Whether floors and predictions are those of this GPU, by its name. A GH200 is another chip."""
-    return "H200" in device.split()
+def read(path: Path) -> Results | None:
+    """A results file, or None if the file is something else."""
+    file = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(file, dict) or file.get("schema") != SCHEMA:
+        return None
+    rows = [Row(**facts) for facts in file.pop("rows")]
+    found = {(row.task, row.contender): row for row in rows if row.status in TIMED or row.reason}
+    return Results(path.stem, file, found, file.pop("entries", []))
 
 
-def entries_on_h200(stage: str, folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
-    """Entries of a stage's files (`benchmarks.gpu.stage`) in a folder and below that come from an H200, the newest last."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob(f"{stage}.json")]
-    for file in sorted(files, key=lambda file: file["date"]):
-        if is_h200(file["machine"]["device"]):
-            yield from file["entries"]
-
-
-def kind_of(head: Mapping[str, Any]) -> str:
-    return "cpu" if head["machine"]["device"] == "cpu" else "gpu"
-
-
-def load(folder: Path = FOLDER) -> dict[str, Results]:
-    """All results files in a folder and below, later measurements over earlier ones; of the GPUs only the one measured
-    last. A kind of device without a file is empty. Its commit names those of all files that it holds rows of; its peak is
-    the highest seen, because the clock wanders."""
-    commits: dict[str, dict[tuple[str, str], str]] = {"cpu": {}, "gpu": {}}
-    found = {kind: Results(kind, folder=folder) for kind in ("cpu", "gpu")}
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))]
-    files = [file for file in files if isinstance(file, dict) and file.get("schema") == 1]
-    files.sort(key=lambda file: file["date"])
-    newest = {kind_of(file): file["machine"]["device"] for file in files}
-    for file in files:
-        if file["machine"]["device"] != newest[kind_of(file)]:
-            continue
-        results = found[kind_of(file)]
-        peaks = [head["peak"] for head in (results.head, file) if head.get("peak")]
-        results.head = {key: value for key, value in file.items() if key != "rows"}
-        if peaks:
-            results.head["peak"] = max(peaks, key=lambda peak: peak["flop_per_s"])
-        for facts in file["rows"]:
-            row = Row(**facts)
-            if row.status != NOT_MEASURED or (row.task, row.contender) not in results.rows:
-                results.rows[row.task, row.contender] = row
-                commits[results.kind][row.task, row.contender] = file["commit"]
-    for kind, results in found.items():
-        if results.head:
-            results.head["commit"] = ", ".join(dict.fromkeys(commits[kind].values()))
-    return found
+def load(folder: Path = FOLDER) -> list[Results]:
+    """Every results file of a folder, in the order of their names."""
+    found = [read(path) for path in sorted(folder.glob("*.json"))]
+    return [results for results in found if results is not None]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from benchmarks.cases import Case
 from benchmarks.cost import Machine, dense_flop, floor_seconds
+from benchmarks.models import PARTS
 from benchmarks.peers import CONTENDERS
-from benchmarks.psi import TITLES as PSI_TITLES
-from benchmarks.table4 import PARTS
-from benchmarks.tasks import MEASURED, Row
+from benchmarks.projection import TITLES
+from benchmarks.tasks import IMPRECISE, MEASURED, TIMED, Row
 
 ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 # questions whose rows are cascades, which the cost model knows
@@ -40,7 +40,7 @@ def _three(value: float) -> str:
 def title_of(contender: str) -> str:
     """A contender's name for people: a peer, a part of Table 4, or who runs Ψ (in which layout)."""
     stem, _, layout = contender.partition("/")
-    title = CONTENDERS[stem].title if stem in CONTENDERS else PARTS.get(stem) or PSI_TITLES.get(stem, stem)
+    title = CONTENDERS[stem].title if stem in CONTENDERS else PARTS.get(stem) or TITLES.get(stem, stem)
     return f"{title}, {layout}" if layout else title
 
 
@@ -55,7 +55,7 @@ def fastest(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _amount(row: Row) -> float:
-    if row.status != MEASURED:
+    if row.status not in TIMED:
         return float("inf")
     return row.memory if row.memory is not None else row.median or 0.0
 
@@ -76,11 +76,11 @@ def ratio(rows: Sequence[Row]) -> float | None:
 
 
 def efficiency(row: Row, machine: Machine | None) -> tuple[float, float] | None:
-    """The time of a cascade as a fraction of the machine's peak (in dense FLOP), and the floor as a fraction of it. The
-    peak of a CPU is that of fp32; processors differ in how much faster they multiply 16 bits."""
+    """The machine's peak (in dense FLOP) and the floor, as fractions of the time of a cascade. The peak of a CPU is that
+    of fp32; processors differ in how much faster they multiply 16 bits."""
     if machine is None or not row.median or row.question not in CASCADES:
         return None
-    if not machine.matrix_unit and row.dtype != "fp32":
+    if machine.exp_per_s is None and row.dtype != "fp32":
         return None
     case = Case(**row.case)  # type: ignore[arg-type]
     return (
@@ -95,7 +95,7 @@ def task(name: str, rows: Sequence[Row], machine: Machine | None = None) -> str:
     faster = ratio(rows)
     peer, first = best_peer(rows), fastest(rows).get("ours")
     for row in rows:
-        if row.status != MEASURED:
+        if row.status not in TIMED:
             what = f"{row.status}: {row.reason}"
         elif row.memory is not None:
             what = f"+{size(row.memory)}"
@@ -103,6 +103,8 @@ def task(name: str, rows: Sequence[Row], machine: Machine | None = None) -> str:
             what = f"{seconds(row.median):>9}  ({seconds(row.p20)} - {seconds(row.p80)}, {row.rounds} rounds)"
             if row.error is not None:
                 what += f"  error {row.error:.1e}"
+            if row.status == IMPRECISE:
+                what += f"  IMPRECISE: {row.reason}"
             found = efficiency(row, machine)
             if found:
                 what += "  {:.0%} of peak, {:.0%} of the floor".format(*found)

@@ -1,24 +1,28 @@
-"""The tables of README and docs, as Markdown, from rows: one function per table, found by its name.
+"""The tables of README and docs, as Markdown, from results files: one function per table, found by its name.
 
-A cell without a measurement says so; its reason, if there is one, is a note under the table.
+Processors stand one below the other, each with its name. A cell without a measurement has its reason as a note.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import predicted, show, table4
-from benchmarks.cases import CASES, Case
-from benchmarks.crossover import crossing, times_by_nodes
-from benchmarks.psi import ALL, PsiTask
+from benchmarks import models, show
+from benchmarks.projection import ALL, ProjectionTask
+from benchmarks.questions import DIRECTIONS, headline_dtype
 from benchmarks.results import Results
-from benchmarks.targets import CPU_TARGETS, GPU_TARGETS, Target
-from benchmarks.tasks import FAILED, MEASURED, Row, Task
+from benchmarks.tasks import FAILED, IMPRECISE, NOT_MEASURED, TIMED, Row, Task
 
-NOT_MEASURED = "not measured"
 EXPERIMENTS = Path(__file__).parent.parent / "docs" / "results"
+LETTERS = {"nodes": "N", "classes": "K", "embed": "D", "walks": "T", "batch": "B"}
+PROJECTED = {"forward": "evaluation", "forward+backward": "training step"}
+NO_CARD = "No card has been measured yet."
+LEFT_OUT = "left out of this case, where it would take minutes; compare it on the others"
+
+Table = Callable[[Results], str]
 
 
 class Notes:
@@ -45,239 +49,203 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], notes: Notes
     return body + ("\n" + notes.text() if notes and notes.reasons else "")
 
 
-def cell(row: Row, notes: Notes) -> str:
-    if row.status == MEASURED:
+def cell(row: Row | None, notes: Notes) -> str:
+    if row is None:
+        return "–" + notes.mark(LEFT_OUT)
+    if row.status in TIMED:
         if row.memory is not None:
             return show.size(row.memory)
-        return f"{show.seconds(row.median)} ({_range(row)})"
-    if row.status == FAILED:
-        return "failed" + notes.mark(row.reason)
-    return (NOT_MEASURED if row.status == NOT_MEASURED else "–") + notes.mark(row.reason)
+        mark = notes.mark(f"imprecise: {row.reason}") if row.status == IMPRECISE else ""
+        return f"{show.seconds(row.median)} (±{100 * spread(row):.0f}%){mark}"
+    told = {FAILED: "failed", NOT_MEASURED: NOT_MEASURED}.get(row.status, "–")
+    return told + notes.mark(row.reason)
 
 
-def left_out(notes: Notes) -> str:
-    return "–" + notes.mark("left out of this case, where it would take minutes; compare it on the others")
-
-
-def _range(row: Row) -> str:
-    assert row.p20 is not None
-    assert row.p80 is not None
-    assert row.median is not None
-    spread = max(row.p80 - row.median, row.median - row.p20) / row.median
-    return f"±{100 * spread:.0f}%"
+def spread(row: Row) -> float:
+    assert row.p20 is not None and row.p80 is not None and row.median
+    return max(row.p80 - row.median, row.median - row.p20) / row.median
 
 
 def times_best(rows: Sequence[Row]) -> str:
     faster = show.ratio(rows)
-    return NOT_MEASURED if faster is None else f"{faster:.1f}×"
-
-
-def efficiency(row: Row, results: Results) -> list[str]:
-    """Cells: the fraction of the machine's peak, and of the floor."""
-    found = show.efficiency(row, results.machine) if row.status == MEASURED else None
-    return [f"{100 * fraction:.0f}%" for fraction in found] if found else [NOT_MEASURED, NOT_MEASURED]
-
-
-def sizes_of(case: Case) -> str:
-    return f"`{case.name}` {case.sizes}"
+    return "–" if faster is None else f"{faster:.1f}×"
 
 
 def side_by_side(
-    results: Results,
-    tasks: Sequence[Task],
-    *,
-    label: Callable[[Task], str],
-    with_efficiency: bool = False,
-    ratio: bool = True,
+    results: Results, tasks: Sequence[Task], label: Callable[[Task], str], *, rates: bool = False, ratio: bool = True
 ) -> str:
-    """Tasks as rows, contenders as columns."""
+    """Tasks as rows, contenders as columns; rates: of the machine's peak, and of the floor, where they are known."""
     contenders = list(dict.fromkeys(name.split("/")[0] for task in tasks for name in task.contenders))
     header = ["", *map(show.title_of, contenders)]
     header += ["ours against the best peer"] if ratio else []
-    header += ["of peak", "of the floor"] if with_efficiency else []
+    found = {task: results.of(task) for task in tasks}
+    known = {task: show.efficiency(show.fastest(rows)["ours"], results.machine) for task, rows in found.items()}
+    rates = rates and any(known.values())
+    header += ["of peak", "of the floor"] if rates else []
     notes, lines = Notes(), []
-    for task in tasks:
-        found = results.of(task)
-        rows = show.fastest(found)
-        line = [label(task), *(cell(rows[name], notes) if name in rows else left_out(notes) for name in contenders)]
-        line += [times_best(found)] if ratio else []
-        line += efficiency(rows["ours"], results) if with_efficiency else []
-        lines.append(line)
+    for task, rows in found.items():
+        best = show.fastest(rows)
+        line = [label(task), *(cell(best.get(name), notes) for name in contenders)]
+        line += [times_best(rows)] if ratio else []
+        line += [f"{100 * fraction:.0f}%" for fraction in known[task] or ()] if rates else []
+        lines.append(line + [""] * (len(header) - len(line)))
     return markdown(header, lines, notes)
 
 
-def cascade(results: Results, dtype: str, kind: str) -> str:
-    tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
-    has_peak = results.kind != "cpu" or dtype == "fp32"
-    return side_by_side(
-        results,
-        tasks,
-        label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}",
-        with_efficiency=has_peak,
-    )
+def of_case(task: Task) -> str:
+    return f"`{task.case.name}` {task.case.sizes}, {show.ARROWS[task.direction]}"
 
 
-def replay(results: Results, dtype: str) -> str:
-    """The small cascades from CUDA graphs."""
-    tasks = [task for task in results.tasks("replay") if task.dtype == dtype]
-    return side_by_side(
-        results, tasks, label=lambda task: f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}", with_efficiency=True
-    )
+def cascade(dtype: str, question: str = "cascade") -> Table:
+    def table(results: Results) -> str:
+        tasks = [task for task in results.tasks(question) if (task.dtype, task.kind) == (dtype, "smooth")]
+        return side_by_side(results, tasks, of_case, rates=True) if tasks else ""
+
+    return table
 
 
-def errors(results: Results, dtype: str, kind: str) -> str:
-    """The largest relative error of output or gradients, of everyone, and the bound that ours is held to."""
-    tasks = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, kind)]
+def other_inputs(results: Results) -> str:
+    tasks = [task for task in results.tasks("cascade") if task.kind != "smooth"]
+
+    def label(task: Task) -> str:
+        return f"`{task.kind}`, {task.dtype}, `{task.case.name}`, {show.ARROWS[task.direction]}"
+
+    return side_by_side(results, tasks, label, rates=True) if tasks else ""
+
+
+def errors(results: Results) -> str:
+    """The largest relative error of output or gradients on `eval505`, of everyone, and the bound on ours."""
+    tasks = [task for task in results.tasks("cascade") if task.case.name == "eval505"]
     contenders = list(dict.fromkeys(name for task in tasks for name in task.contenders))
     lines = []
     for task in tasks:
         rows = {row.contender: row for row in results.of(task)}
-        found = [rows.get(name) for name in contenders]
-        shown = ["" if r is None else NOT_MEASURED if r.error is None else f"{r.error:.1e}" for r in found]
+        shown = [f"{rows[n].error:.1e}" if n in rows and rows[n].error is not None else "–" for n in contenders]
         bound = rows["ours"].bound
-        line = [f"`{task.case.name}`, {show.ARROWS[task.direction]}", *shown]
-        lines.append([*line, NOT_MEASURED if bound is None else f"{bound:.1e}"])
-    return markdown(["", *map(show.title_of, contenders), "bound on ours"], lines)
+        about = f"{task.dtype}, `{task.kind}`, {show.ARROWS[task.direction]}"
+        lines.append([about, *shown, "–" if bound is None else f"{bound:.1e}"])
+    return markdown(["`eval505`", *map(show.title_of, contenders), "bound on ours"], lines)
 
 
-def question(results: Results, name: str) -> str:
-    """Overhead, memory and the single walk: tasks as they come."""
+def question(name: str, label: Callable[[Task], str] = of_case, *, ratio: bool = True) -> Table:
+    """The tasks of a question as they come, but for its sweep over N, which is a figure."""
+
+    def table(results: Results) -> str:
+        tasks = [task for task in results.tasks(name) if not task.case.name.startswith("sweep")]
+        return side_by_side(results, tasks, label, rates=name == "walk", ratio=ratio) if tasks else ""
+
+    return table
+
+
+def of_walks(task: Task) -> str:
+    return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {show.ARROWS[task.direction]}"
+
+
+def of_levels(task: Task) -> str:
+    assert isinstance(task, ProjectionTask)
+    side, grid = task.side, task.case.grid[0]
+    what = "five levels of the image" if task.levels == ALL else f"{task.sizes[0][0]} channels"
+    side = side if task.levels == ALL else task.sizes[0][1]
+    return f"{what}, {side}² → {grid}², {PROJECTED[task.direction]}"
+
+
+def scaling(results: Results) -> str:
+    """K, D, T and B, one at a time."""
+    tasks = [task for task in results.tasks("scaling") if task.case.name != "sweep_nodes"]
 
     def label(task: Task) -> str:
-        if name == "overhead":
-            return f"{task.case.walks} walk{'s' * (task.case.walks > 1)}, {show.ARROWS[task.direction]}"
-        return f"{sizes_of(task.case)}, {show.ARROWS[task.direction]}"
+        size = task.case.name.removeprefix("sweep_")
+        return f"{LETTERS[size]} = {getattr(task.case, size)}, {show.ARROWS[task.direction]}"
 
-    # the sweep of memory over N is a figure
-    tasks = [task for task in results.tasks(name) if not task.case.name.startswith("sweep")]
-    return side_by_side(results, tasks, label=label, with_efficiency=name == "walk", ratio=name != "memory")
-
-
-def psi(results: Results, direction: str) -> str:
-    """Ψ: everyone in the memory layout that is faster for it; the five levels together, then one by one."""
-    tasks = [task for task in results.tasks("psi") if task.direction == direction]
-    return side_by_side(results, tasks, label=psi_label)
-
-
-def psi_memory(results: Results) -> str:
-    tasks = results.tasks("psi_memory")
-    return side_by_side(
-        results, tasks, label=lambda task: f"{psi_label(task)}, {PSI_DIRECTIONS[task.direction]}", ratio=False
-    )
-
-
-PSI_DIRECTIONS = {"forward": "evaluation", "forward+backward": "training step"}
-
-
-def psi_label(task: Task) -> str:
-    assert isinstance(task, PsiTask)
-    grid = task.case.grid[0]
-    if task.levels == ALL:
-        return f"**five levels of {task.side}²** → {grid}²"
-    channels, side = task.sizes[0]
-    return f"{channels} channels, {side}² → {grid}²"
-
-
-def scaling(results: Results, size: str) -> str:
-    tasks = [task for task in results.tasks("scaling") if task.case.name == f"sweep_{size}"]
-    letter = {"nodes": "N", "classes": "K", "embed": "D", "walks": "T", "batch": "B"}[size]
-    return side_by_side(
-        results,
-        tasks,
-        label=lambda task: f"{letter} = {getattr(task.case, size)}, {show.ARROWS[task.direction]}",
-        with_efficiency=True,
-    )
+    return side_by_side(results, tasks, label, rates=True) if tasks else ""
 
 
 def crossover(results: Results) -> str:
-    """From how many nodes on ours is faster, by the sweep over N."""
-    peers = [name for name in contenders_of(results.tasks("scaling")) if name != "ours"]
-    lines = []
-    for direction in ("forward", "forward+backward"):
-        times = times_by_nodes(results, direction)
-        line = [
-            show.ARROWS[direction],
-            *(crossing(times.get("ours", {}), times.get(name, {})) or NOT_MEASURED for name in peers),
-        ]
-        smallest = min(times.get("ours", {0: 0.0}))
-        best = min((times[name][smallest] for name in peers if smallest in times.get(name, {})), default=None)
-        line.append(f"{best / times['ours'][smallest]:.2f}× at N = {smallest}" if best else NOT_MEASURED)
-        lines.append(line)
-    return markdown(["ours is faster", *map(show.title_of, peers), "ours against the best peer"], lines)
+    """From how many nodes on is ours faster? Read off the sweep over N."""
+    tasks = [task for task in results.tasks("scaling") if task.case.name == "sweep_nodes"]
+    times: dict[tuple[str, str], dict[int, float]] = {}
+    for row in (row for task in tasks for row in results.of(task) if row.status in TIMED and row.median):
+        times.setdefault((row.direction, row.contender), {})[int(str(row.case["nodes"]))] = row.median or 0.0
+    peers = list(dict.fromkeys(name for task in tasks for name in task.contenders if name != "ours"))
+    lines = [
+        [show.ARROWS[d], *(crossing(times.get((d, "ours"), {}), times.get((d, name), {})) or "–" for name in peers)]
+        for d in DIRECTIONS
+    ]
+    return markdown(["ours is faster than", *map(show.title_of, peers)], lines) if tasks else ""
 
 
-def contenders_of(tasks: Sequence[Task]) -> list[str]:
-    return list(dict.fromkeys(name for task in tasks for name in task.contenders))
+def crossing(ours: dict[int, float], peer: dict[int, float]) -> str | None:
+    """Where ours overtakes a peer for good, between two measured N on a straight line through the logarithms; None
+    without a measurement."""
+    nodes = sorted(ours.keys() & peer.keys())
+    if not nodes:
+        return None
+    ahead = [math.log(peer[n] / ours[n]) for n in nodes]  # positive where ours is faster
+    behind = [place for place, value in enumerate(ahead) if value <= 0]
+    if not behind:
+        return f"at every N, {nodes[0]} to {nodes[-1]}"
+    last = behind[-1]
+    if last == len(nodes) - 1:
+        return f"nowhere up to N = {nodes[-1]}"
+    way = ahead[last] / (ahead[last] - ahead[last + 1])
+    place = nodes[last] * (nodes[last + 1] / nodes[last]) ** way
+    return f"from N ≈ {float(f'{place:.2g}'):.0f}"
 
 
-def models(results: Results) -> str:
-    """Table 4 of the paper beside ours."""
+def table4(results: Results) -> str:
+    """Table 4 of the paper beside ours, and DifNet-50 in units of Sim-Deeplab-101, as the paper puts it."""
     tasks = results.tasks("models")
+    if not tasks:
+        return ""
     notes, lines = Notes(), []
     for same in zip(*(results.of(task) for task in tasks), strict=True):
         name = same[0].contender
-        paper = show.seconds(table4.PAPER.get(name))
-        title = show.title_of(name) if name in table4.PARTS else f"Diffusion, {show.title_of(name)}"
-        lines.append([title, paper, *(cell(row, notes) for row in same)])
+        title = models.PARTS.get(name) or f"Diffusion, {show.title_of(name)}"
+        lines.append([title, show.seconds(models.PAPER.get(name)), *(cell(row, notes) for row in same)])
     heads = ["inference" if task.direction == "forward" else show.ARROWS[task.direction] for task in tasks]
-    table = markdown(["", f"paper ({table4.PAPER_DEVICE})", *heads], lines, notes)
-    return f"{table}\n\n{_against_the_baseline(results, tasks)}"
-
-
-def _against_the_baseline(results: Results, tasks: Sequence[Task]) -> str:
-    """DifNet-50 in units of Sim-Deeplab-101, as the paper puts it."""
+    table = markdown(["", f"paper ({models.PAPER_DEVICE})", *heads], lines, notes)
     times = [{row.contender: row.median for row in results.of(task)} for task in tasks]
-    pairs = [(found["difnet50"], found["sim_deeplab101"]) for found in times]
-    paper = [f"{table4.PAPER['difnet50'] / table4.PAPER['sim_deeplab101']:.2f}×", f"{table4.PAPER_BACKWARD_RATIO}×"]
-    ours = [f"{whole / base:.2f}×" if whole and base else NOT_MEASURED for whole, base in pairs]
-    if all(whole and base for whole, base in pairs):
-        backward = (pairs[1][0] - pairs[0][0]) / (pairs[1][1] - pairs[0][1])
-        ours[1] = f"{backward:.2f}×"
-    return markdown(
-        ["DifNet-50 against Sim-Deeplab-101", "paper", "measured"],
-        [
-            [what, *both]
-            for what, *both in zip(("inference", "forward + backward less inference"), paper, ours, strict=True)
-        ],
-    )
+    both = [(found["difnet50"], found["sim_deeplab101"]) for found in times]
+    told = [["inference", f"{models.PAPER['difnet50'] / models.PAPER['sim_deeplab101']:.2f}×", _over(*both[0])]]
+    if len(both) > 1 and all(whole and base for whole, base in both):
+        added = [after - before for before, after in zip(*both, strict=True)]  # type: ignore[operator]
+        told.append(["forward + backward less inference", f"{models.PAPER_BACKWARD_RATIO}×", _over(*added)])
+    return f"{table}\n\n{markdown(['DifNet-50 against Sim-Deeplab-101', 'paper', 'measured'], told)}"
 
 
-def headline(results: Results) -> str:
-    """The README's: the paper's cascades, ours and the best peer."""
-    dtype = "fp32" if results.kind == "cpu" else "bf16"
-    chosen = [task for task in results.tasks("cascade") if (task.dtype, task.kind) == (dtype, "smooth")]
-    lines = []
-    for name in dict.fromkeys(task.case.name for task in chosen):
-        line = [f"`{name}`, {CASES[name].what} {CASES[name].sizes}"]
-        for task in (task for task in chosen if task.case.name == name):
+def _over(whole: float | None, base: float | None) -> str:
+    return f"{whole / base:.2f}×" if whole and base else "–"
+
+
+def headline(found: Sequence[Results]) -> str:
+    """The paper's cascades: ours, and how many times the best peer takes, one processor beside the other."""
+    header, lines = ["five walks (B, N, D, K)"], {}
+    for results in found:
+        header += [f"{results.title}: forward", "best peer", "forward + backward", "best peer"]
+        wanted = (headline_dtype(results.on_gpu), "smooth")
+        for task in (task for task in results.tasks("cascade") if (task.dtype, task.kind) == wanted):
             rows = results.of(task)
-            ours, peer = next(row for row in rows if row.contender == "ours"), show.best_peer(rows)
-            line.append(show.seconds(ours.median) or NOT_MEASURED)
-            line.append(f"{show.seconds(peer.median)} ({peer.title})" if peer else NOT_MEASURED)
-            line.append(f"**{times_best(rows)}**" if show.ratio(rows) else NOT_MEASURED)
-        lines.append(line)
-    both = ["forward", "best peer", "ratio", "forward + backward", "best peer", "ratio"]
-    return markdown(["five walks (B, N, D, K)", *both], lines) + f"\n\n{machine_line(results, dtype)}"
-
-
-def machine_line(results: Results, dtype: str = "") -> str:
-    if not results.head:
-        return f"No measurement on a {results.kind.upper()} yet."
-    facts = results.head["machine"]
-    name = f"{facts['cpu']}, {facts['threads']} threads, {facts['simd']}" if results.kind == "cpu" else facts["device"]
-    peak = results.head.get("peak")
-    rate = f", multiply-add peak {peak['flop_per_s'] / 1e9:.0f} GFLOP/s ({peak['how']})" if peak else ""
-    told = f"{name}{rate}; torch {facts['torch']}; backend `{results.head['backend']}`"
-    return f"{dtype + ' on ' if dtype else ''}{told}; commit {results.head['commit']}, {results.head['date'][:10]}."
+            peer, ours = show.best_peer(rows), show.fastest(rows)["ours"]
+            line = lines.setdefault(task.case.name, [f"`{task.case.name}`, {task.case.what} {task.case.sizes}"])
+            line += [""] * (len(header) - 4 + 2 * DIRECTIONS.index(task.direction) - len(line))
+            against = f"**{times_best(rows)}** {show.seconds(peer.median)} ({peer.title})" if peer else "–"
+            line += [show.seconds(ours.median) or "–", against]
+    body = markdown(header, [line + [""] * (len(header) - len(line)) for line in lines.values()])
+    return "\n\n".join([body, *(machine(results) for results in found)])
 
 
 def machine(results: Results) -> str:
-    return machine_line(results)
+    facts, peak = results.head["machine"], results.head.get("peak")
+    name = results.title if results.on_gpu else f"{results.title}, {facts['threads']} threads"
+    rate = f", multiply-add peak {peak['flop_per_s'] / 1e9:.0f} GFLOP/s ({peak['how']})" if peak else ""
+    told = (
+        f"{headline_dtype(results.on_gpu)} on {name}{rate}; torch {facts['torch']}; backend `{results.head['backend']}`"
+    )
+    return f"{told}; commit {results.head['commit']}, {results.head['date'][:10]}."
 
 
-def targets(results: Results, asked: Sequence[Target]) -> str:
-    lines = [[what, must, goal, read(results) or NOT_MEASURED] for what, must, goal, read in asked]
-    return markdown(["", "must", "goal", "measured"], lines)
+def figure(kind: str, what: str) -> Table:
+    return lambda results: f"![{what}, {results.title}](figures/{kind}_{results.name}.svg)"
 
 
 def experiments(budget: str, part: str, folder: Path = EXPERIMENTS) -> str:
@@ -286,38 +254,85 @@ def experiments(budget: str, part: str, folder: Path = EXPERIMENTS) -> str:
 
     path = folder / f"{'rates' if part == 'rates_table' else 'experiments'}_{budget}.json"
     if not path.exists():
-        return f"The budget {budget}: {NOT_MEASURED}."
+        return f"The budget {budget} has not been run yet."
     return getattr(report, part)(json.loads(path.read_text(encoding="utf-8")))
 
 
-def all_tables(found: dict[str, Results]) -> dict[str, Callable[[], str]]:
+# tables of one machine each, by name
+PER_MACHINE: dict[str, Table] = {
+    "machine": machine,
+    "peers": figure("peers", "Time of each peer divided by ours"),
+    "cascade-fp32": cascade("fp32"),
+    "cascade-bf16": cascade("bf16"),
+    "other-inputs": other_inputs,
+    "replay-bf16": cascade("bf16", "replay"),
+    "replay-fp32": cascade("fp32", "replay"),
+    "walk": question("walk"),
+    "errors": errors,
+    "crossover": crossover,
+    "scaling-nodes": figure("scaling", "Seconds per walk against N, with roofline and floor"),
+    "scaling": scaling,
+    "memory-nodes": figure("memory", "Extra memory of one walk against N"),
+    "memory": question("memory", ratio=False),
+    "overhead": question("overhead", of_walks),
+    "projection": question("projection", of_levels),
+    "projection-memory": question("projection_memory", of_levels, ratio=False),
+    "table4": table4,
+}
+# what the block of a card shows, with its headings
+ON_A_CARD = {
+    "Cascades, called from Python": ("cascade-bf16", "cascade-fp32", "other-inputs"),
+    "Cascades by graph replay": ("replay-bf16", "replay-fp32"),
+    "Errors": ("errors",),
+    "Scaling": ("scaling-nodes", "crossover", "scaling"),
+    "Memory": ("memory",),
+    "A call on 16 nodes": ("overhead",),
+    "Ψ": ("projection",),
+    "Table 4 of the paper": ("table4",),
+}
+
+
+def stacked(found: Sequence[Results], table: Table) -> str:
+    told = [(results.title, table(results)) for results in found]
+    shown = [(title, text) for title, text in told if text]
+    return "\n\n".join(text if len(found) == 1 else f"{title}:\n\n{text}" for title, text in shown)
+
+
+def cards(found: Sequence[Results]) -> str:
+    blocks = []
+    for results in found:
+        blocks.append(f"### {results.title}\n\n{headline([results])}\n\n{kernels(results)}".rstrip())
+        for heading, names in ON_A_CARD.items():
+            told = [PER_MACHINE[name](results) for name in names if _has(results, name)]
+            if any(told):
+                blocks.append("\n\n".join([f"#### {heading}", *filter(None, told)]))
+    return "\n\n".join(blocks) or NO_CARD
+
+
+def _has(results: Results, name: str) -> bool:
+    return name != "scaling-nodes" or bool(results.tasks("scaling"))
+
+
+def kernels(results: Results) -> str:
+    """What a card says of single calls: the time of all kernels, the walks' share, launches, and the host."""
+    header = ["five walks, forward + backward", "kernels", "walks", "of the floor", "launches", "host, per launch"]
+    lines = []
+    for entry in (entry for entry in results.entries if entry["stage"] == "kernels" and "device_seconds" in entry):
+        line = [f"`{entry['case']}`, {entry['dtype']} {entry['precision']}"]
+        line += [show.seconds(entry[key]) for key in ("device_seconds", "walk_seconds")]
+        floor = entry.get("floor_seconds")
+        line += [f"{100 * floor / entry['walk_seconds']:.0f}%" if floor else "–", f"{entry['launches']:.0f}"]
+        lines.append([*line, show.seconds(entry["host_seconds"] / entry["launches"])])
+    return markdown(header, lines) if lines else ""
+
+
+def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
     """Every table by name."""
-    on_cpu, on_gpu = found["cpu"], found["gpu"]
-    tables: dict[str, Callable[[], str]] = {
-        "targets-cpu": lambda: targets(on_cpu, CPU_TARGETS),
-        "targets-gpu": lambda: targets(on_gpu, GPU_TARGETS),
-        "predicted-walk": lambda: predicted.walk(on_gpu.folder),
-        "predicted-psi": lambda: predicted.psi(on_gpu.folder),
-    }
+    cpus, gpus = [r for r in found if not r.on_gpu], [r for r in found if r.on_gpu]
+    tables: dict[str, Callable[[], str]] = {"headline": lambda: headline(cpus), "cards": lambda: cards(gpus)}
+    for name, table in PER_MACHINE.items():
+        tables[name] = lambda t=table: stacked(cpus, t)  # type: ignore[misc]
     for budget in ("cpu", "gpu"):
         for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
-            tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)
-    for kind, results in found.items():
-        tables[f"machine-{kind}"] = lambda r=results: machine(r)
-        tables[f"headline-{kind}"] = lambda r=results: headline(r)
-        tables[f"models-{kind}"] = lambda r=results: models(r)
-        for name in ("walk", "overhead", "memory"):
-            tables[f"{name}-{kind}"] = lambda r=results, n=name: question(r, n)
-        tables[f"psi-{kind}-evaluation"] = lambda r=results: psi(r, "forward")
-        tables[f"psi-{kind}-training"] = lambda r=results: psi(r, "forward+backward")
-        tables[f"psi-{kind}-memory"] = lambda r=results: psi_memory(r)
-        tables[f"crossover-{kind}"] = lambda r=results: crossover(r)
-        for size in ("nodes", "classes", "embed", "walks", "batch"):
-            tables[f"scaling-{kind}-{size}"] = lambda r=results, s=size: scaling(r, s)
-        for dtype in dict.fromkeys(task.dtype for task in results.tasks("replay")):
-            tables[f"replay-{kind}-{dtype}"] = lambda r=results, d=dtype: replay(r, d)
-        for dtype, inputs in dict.fromkeys((task.dtype, task.kind) for task in results.tasks("cascade")):
-            name = f"{kind}-{dtype}-{inputs}"
-            tables[f"cascade-{name}"] = lambda r=results, d=dtype, i=inputs: cascade(r, d, i)
-            tables[f"errors-{name}"] = lambda r=results, d=dtype, i=inputs: errors(r, d, i)
+            tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)  # type: ignore[misc]
     return tables

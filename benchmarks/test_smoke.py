@@ -7,24 +7,23 @@ ratio is taken within one run; a kernel that lost its point falls through them a
 from __future__ import annotations
 
 import pytest
-import torch
 
 from benchmarks import show
 from benchmarks.cascade import CascadeTask
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, TINY, Case
+from benchmarks.device import device, here
 from benchmarks.machine import processor_kind
 from benchmarks.memory import MemoryTask
-from benchmarks.peers import backend_in_use
-from benchmarks.questions import QUICK
+from benchmarks.peers import QUICK, backend_in_use
 from benchmarks.tasks import MEASURED, Task
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these gates are for a CPU")
+pytestmark = pytest.mark.skipif(here() != "cpu", reason="these gates are for a CPU")
 
 EVAL = CASES["eval505"].but(walks=1)
 CROP = CASES["train321_one"].but(walks=1)
 
 
-def _task(case: Case, direction: str, dtype: str = "fp32", contenders: tuple[str, ...] = QUICK) -> Task:
+def _task(case: Case, direction: str, dtype: str = "fp32", contenders: tuple[str, ...] = QUICK[False]) -> Task:
     return CascadeTask("smoke", case, direction, "smooth", dtype, contenders, 1.5)
 
 
@@ -46,9 +45,7 @@ GATES = {
     "other": {"eval": 1.0, "eval both": 1.0, "eval bf16": 1.0, "crop": 1.0, "crop both": 1.0},
 }
 # seconds of a call on 16 nodes; the target is 60 µs
-OVERHEAD = CascadeTask(
-    "smoke", Case("tiny", 1, 16, 64, 21, 1), "forward", "smooth", "fp32", ("ours", "dense"), 0.6, repeats=50
-)
+OVERHEAD = CascadeTask("smoke", TINY, "forward", "smooth", "fp32", ("ours", "dense"), 0.6, repeats=50)
 MOST_OVERHEAD = 200e-6
 # bytes: what is promised (docs/performance.md); the dense formula needs gigabytes here
 MEMORY = MemoryTask("smoke", CASES["eval505_h5"], "forward+backward", "smooth", "fp32", ("ours",))
@@ -56,7 +53,7 @@ MOST_MEMORY = 64 * 10**6
 
 
 def _needs_kernels() -> None:
-    if backend_in_use() == "reference":
+    if backend_in_use(device("cpu")) == "reference":
         pytest.fail("no compiled backend, nothing to guard: see `python -m difnet_kernels info`", pytrace=False)
 
 

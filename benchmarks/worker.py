@@ -16,7 +16,7 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.inputs import make_inputs
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # benchmarks.tasks would import what an old revision lacks
 
 
 def call_of(case: Case, dtype: str, direction: str) -> Callable[[], object]:
@@ -64,15 +64,6 @@ def serve() -> None:
         else:
             answer = seconds_of(call, question["repeats"])
         print(json.dumps({"seconds": answer}), flush=True)
-
-
-def run_alone() -> None:
-    """`REPEATS CASE-AS-JSON DTYPE DIRECTION`: that many calls on one thread, for whoever counts from outside."""
-    repeats, case, dtype, direction = sys.argv[1:]
-    torch.set_num_threads(1)
-    call = call_of(Case(**json.loads(case)), dtype, direction)
-    for _ in range(int(repeats)):
-        call()
 
 
 def run_counted() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.cases import Case
-from benchmarks.compare import alternate, compared, verdict
-from benchmarks.counts import Count
+from benchmarks.compare import alternate, compared, counted, verdict
+from benchmarks.counts import Unavailable
 
 TINY = Case("tiny", 1, 16, 64, 21, 1)
 
@@ -45,13 +45,21 @@ def test_a_difference_is_one_if_nearly_every_pair_shows_it(
     times: list[float], told: str, capsys: pytest.CaptureFixture[str]
 ):
     base, head = Pretender("base", [1.0] * 10, []), Pretender("head", times, [])
-    result = compared(base, head, [(TINY, "fp32", "forward")], 10)[0]  # type: ignore[arg-type]
-    assert verdict(float(result["p10"]), float(result["p90"])) == told
+    (spread,) = compared(base, head, [(TINY, "fp32", "forward")], 10)  # type: ignore[arg-type]
+    assert verdict(*spread) == told
     assert told in capsys.readouterr().out
 
 
-def test_counts_that_are_missing_say_why():
-    assert compare._told([Count(4e6, "callgrind, N = 400"), Count(2e6, "callgrind, N = 400")]).startswith(
-        "4.00 M -> 2.00 M per call, 2.000x"
-    )
-    assert compare._told([Count(None, reason="perf: not installed")] * 2) == "not available: perf: not installed"
+def test_counts_are_a_ratio_or_the_reason_that_there_are_none(monkeypatch: pytest.MonkeyPatch):
+    workers = [Pretender(name, [], []) for name in ("base", "head")]
+    for worker in workers:
+        worker.environment = worker.name  # type: ignore[attr-defined]
+    problems = [(TINY, "fp32", "forward")]
+    monkeypatch.setattr(compare, "instructions", lambda _, of: [4e6 if of == "base" else 2e6])
+    assert "4.00 M -> 2.00 M, 2.000x" in counted(*workers, problems)  # type: ignore[arg-type]
+
+    def missing(*_: object) -> list[float]:
+        raise Unavailable("valgrind is not installed")
+
+    monkeypatch.setattr(compare, "instructions", missing)
+    assert counted(*workers, problems) == "instructions were not counted: valgrind is not installed"  # type: ignore[arg-type]

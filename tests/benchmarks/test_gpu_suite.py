@@ -1,211 +1,181 @@
-"""The command that measures on a GPU, without one: it says so; and its stages end, fail and go on as it promises."""
+"""The command that measures on a card, without one: it says so; and a CPU in the card's place runs every stage."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import gpu_suite, machine, plots
-from benchmarks.cases import CASES
-from benchmarks.gpu import suite_tests
-from benchmarks.gpu.cases import chosen, remaining
-from benchmarks.gpu_suite import Stage
-from benchmarks.peers import UNCOMPILED
-from benchmarks.questions import DIRECTIONS, QUESTIONS, all_tasks
-from benchmarks.results import Results
+from benchmarks import gpu_stages, gpu_suite, record
+from benchmarks.device import REHEARSAL, device
+from benchmarks.gpu_suite import DONE, FIRST, LEAVE, MINUTES, NOT_STARTED, OUT_OF_TIME, Stage, entries, kept
+from benchmarks.peers import ON_GPU
+from benchmarks.questions import QUESTIONS, all_tasks
+from benchmarks.results import SCHEMA, load
 from benchmarks.tables import all_tables
-from benchmarks.tasks import MEASURED, Task
 
 ROOT = Path(__file__).parents[2]
-SAYS = "import sys; open(sys.argv[1], 'w').write('{{}}'); "
-FAKES = (
-    Stage("good", "writes its results", 30, ("-c", SAYS, "{out}")),
-    Stage("bad", "fails afterwards", 30, ("-c", SAYS + "sys.exit(4)", "{out}")),
-    Stage("slow", "never ends", 11, ("-c", SAYS + "import time; time.sleep(60)", "{out}")),
-    Stage("last", "runs all the same", 30, ("-c", SAYS, "{out}")),
-)
+HEAD = {"schema": SCHEMA, "date": "2026-01-02T03:04:05Z", "commit": "abc", "backend": "triton", "peak": None,
+        "machine": {"device": "NVIDIA H100 80GB HBM3", "arch": "sm_90", "multiprocessors": 132, "torch": "2.9"}}  # fmt: skip
 
 
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "no_gpu", lambda: None)
-    monkeypatch.setattr(gpu_suite, "STAGES", FAKES)
-    monkeypatch.setattr(gpu_suite, "NAMES", tuple(stage.name for stage in FAKES))
+def suite(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(folder), *options]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=400
+    )
 
 
-def ended(folder: Path) -> dict[str, str]:
-    listed = json.loads((folder / "suite.json").read_text(encoding="utf-8"))["stages"]
-    return {entry["stage"]: entry["ended"] for entry in listed}
+def told(folder: Path) -> dict[str, str]:
+    return {name: one["ended"] for name, one in json.loads((folder / "suite.json").read_text()).items()}
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    """From a checkout, in an empty environment; exit status 2, and no folder that could be taken for results."""
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=60)
+def test_without_a_card_it_says_so(tmp_path: Path):
+    """Exit status 2, and no folder that could be taken for results."""
+    done = suite(tmp_path / "out", CUDA_VISIBLE_DEVICES="", **{REHEARSAL: ""})
     assert done.returncode == 2, done.stderr
     assert "nothing was measured" in done.stderr and "CUDA" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failing_or_endless_stage_does_not_stop_the_next(
-    fakes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = [Stage(s.name, s.what, 5 if s.name == "slow" else s.seconds, s.command) for s in FAKES]
-    monkeypatch.setattr(gpu_suite, "STAGES", quick)
-    assert gpu_suite.main(["--out", str(tmp_path)]) == 1
-    assert ended(tmp_path) == {"good": "done", "bad": "failed with status 4", "slow": "out of time", "last": "done"}
-    assert all((tmp_path / f"{name}.json").exists() for name in ("good", "bad", "slow", "last"))
+@pytest.fixture
+def rehearsal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(REHEARSAL, "1")
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc")
+    device.cache_clear()
+    yield
+    device.cache_clear()
 
 
-GRANDCHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
-BEATS = "import sys, time\nwhile True: open(sys.argv[1], 'a').write('.'); time.sleep(0.05)"
+# tests in processes of their own are the same code three times
+@pytest.mark.parametrize("name", [name for name in gpu_suite.NAMES if name not in ("rows", "tests")])
+def test_every_stage_is_rehearsed(rehearsal: None, name: str, tmp_path: Path):
+    assert gpu_stages.main([name, "--out", str(tmp_path), "--seconds", "300"]) == 0
+    found = entries(tmp_path, name)
+    assert found and all(entry.get("passed") is not False for entry in found), found
 
 
-def test_what_a_stage_started_ends_with_it(tmp_path: Path) -> None:
-    ended = gpu_suite.run(Stage("parent", "has a child", 4, ("-c", GRANDCHILD, BEATS, "{out}")), tmp_path, 4)
-    beats = (tmp_path / "parent.json").stat().st_size
-    assert ended["ended"] == "out of time" and beats > 0
-    time.sleep(0.5)
-    assert (tmp_path / "parent.json").stat().st_size == beats
+def test_a_rehearsed_archive_fills_the_tables_and_is_no_result(tmp_path: Path):
+    """In the processes of the suite."""
+    done = suite(tmp_path / "out", "--stage", "device", "kernels", BENCHMARK_COMMIT="abc", **{REHEARSAL: "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert told(tmp_path / "out") == {"device": DONE, "kernels": DONE}
+    with pytest.raises(ValueError, match="rehearsal"):
+        kept(tmp_path / "out.tar.gz", tmp_path / "results")
+    path = kept(tmp_path / "out.tar.gz", tmp_path)
+    (results,) = load(tmp_path)
+    assert results.head["commit"] == "abc" and results.name == path.stem
+    block = all_tables([results])["cards"]()
+    assert "rehearsal" in block and "| `eval505`, bf16 high |" in block
 
 
-def test_a_stage_that_stopped_itself_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes on with what it has, in twice the time; a call without --resume starts anew."""
-    counts = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + ' '); sys.exit(3)"
+def test_a_stage_knows_every_name_and_the_shares_fit_the_first_call():
+    assert set(gpu_stages.ITEMS) == set(gpu_suite.NAMES)
+    assert sum(stage.seconds for stage in FIRST) <= 60 * MINUTES - LEAVE
+    assert 60 * MINUTES < 500
+
+
+def test_all_stages_together_ask_every_question_of_a_card():
+    asked = {(str(task), name) for task in all_tasks(True) for name in task.contenders}
+    found = set()
+    for name, items in gpu_stages.ITEMS.items():
+        if name not in ("rows", "soundness", "smoke", "tests", "sanitizer"):
+            tasks = [work.args[0] for about, work in items(device("cuda")) if "task" in about]  # type: ignore[attr-defined]
+            found |= {(str(task), contender) for task in tasks for contender in task.contenders}
+    missing = {(task, name) for task, name in asked - found if "memory" not in task}
+    assert missing == set()
+    assert {name for task in QUESTIONS["cascade"](True) for name in task.contenders} == set(ON_GPU)
+
+
+SAYS = "import json, sys, time; out = sys.argv[sys.argv.index('--out') + 1] + '/' + sys.argv[1] + '.0.jsonl'\n"
+FAKE = {
+    "good": "open(out, 'a').write(json.dumps({'asked': 1, 'passed': True}) + '\\n')",
+    "bad": "sys.exit(4)",
+    "slow": "open(out, 'a').write('.'); time.sleep(60)",
+    # dies of its first item, and gets on without it
+    "dies": "n = len(open(out, 'a+').readlines()) or sum(1 for _ in open(out)); "
+    "open(out, 'a').write(json.dumps({'begun': n}) + '\\n'); sys.exit(0 if n else 9)",
+}
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that are a line of Python each."""
+    real = subprocess.Popen
+
+    def popen(command: list[str], **settings: Any) -> subprocess.Popen[bytes]:
+        return real([command[0], "-c", SAYS + FAKE[command[3]], *command[3:]], **settings)
+
+    stages = tuple(Stage(name, name, 5) for name in FAKE)
+    monkeypatch.setattr(gpu_suite.subprocess, "Popen", popen)
     monkeypatch.setattr(gpu_suite, "no_gpu", lambda: None)
-    monkeypatch.setattr(gpu_suite, "STAGES", (Stage("half", "leaves out", 15, ("-c", counts, "{out}", "{seconds}")),))
-    monkeypatch.setattr(gpu_suite, "NAMES", ("half",))
-    for arguments, written in (((), "10 "), (("--resume",), "10 25 "), ((), "10 ")):
-        assert gpu_suite.main(["--out", str(tmp_path), *arguments]) == 0
-        assert ended(tmp_path) == {"half": "out of time"}
-        assert (tmp_path / "half.json").read_text(encoding="utf-8") == written
+    monkeypatch.setattr(gpu_suite, "LEAST", 0.5)
+    monkeypatch.setattr(gpu_suite, "STAGES", stages)
+    monkeypatch.setattr(gpu_suite, "NAMES", tuple(FAKE))
 
 
-def test_cases_go_on_with_the_rows_that_they_have(tmp_path: Path) -> None:
-    tasks = [Task("cascade", CASES["eval505"], direction, contenders=("ours", "dense")) for direction in DIRECTIONS]
-    done = [tasks[0].row(name, name, status=MEASURED) for name in ("ours", "dense")]
-    half = [tasks[1].row("ours", "ours", status=MEASURED), tasks[1].row("dense", "dense")]
-    out = tmp_path / "cases.json"
-    out.write_text(json.dumps({"rows": [row.as_dict() for row in done + half]}), encoding="utf-8")
-    assert remaining(tasks, out) == tasks[1:]
-    out.write_text(json.dumps({"rows": [tasks[1].row("dense", "dense", status=MEASURED).as_dict()]}), encoding="utf-8")
-    assert remaining(tasks, out) == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.1.json", "cases.2.json"]
+def test_no_stage_stops_the_next_and_one_that_dies_goes_on(fakes: None, tmp_path: Path):
+    assert gpu_suite.main(["--out", str(tmp_path / "o")]) == 1
+    ended = told(tmp_path / "o")
+    assert ended == {"good": DONE, "bad": "failed with status 4", "slow": OUT_OF_TIME, "dies": DONE}
+    assert (tmp_path / "o.tar.gz").exists()
 
 
-def test_every_table_and_figure_has_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a table or figure of the GPU is made from is asked by a stage of the default call."""
-    asked = set()
-
-    def tasks(results: Results, question: str) -> list[Task]:
-        if results.kind == "gpu":
-            asked.add(question)
-        return QUESTIONS[question]("cpu" if results.kind == "cpu" else "cuda")
-
-    monkeypatch.setattr(Results, "tasks", tasks)
-    found = {kind: Results(kind) for kind in ("cpu", "gpu")}
-    for name, table in all_tables(found).items():
-        if "gpu" in name:
-            table()
-    plots.figures(found)
-    answered = questions_of(tuple(stage for stage in gpu_suite.STAGES if stage.name not in gpu_suite.ALONE))
-    assert asked and asked <= answered
+def test_what_has_no_time_is_begun_by_a_later_call(fakes: None, tmp_path: Path):
+    gpu_suite.main(["--out", str(tmp_path / "o"), "--minutes", "0.11", "--stage", "good"])
+    before = entries(tmp_path / "o", "good")
+    gpu_suite.main(["--out", str(tmp_path / "o"), "--minutes", "0.1", "--resume"])
+    assert told(tmp_path / "o")["dies"] == NOT_STARTED
+    gpu_suite.main(["--out", str(tmp_path / "o"), "--resume", "--stage", "dies", "good"])
+    assert told(tmp_path / "o")["dies"] == DONE
+    assert entries(tmp_path / "o", "good") == before, "what is done is not done again"
 
 
-ASKED = {"device", "rows", "correctness", "soundness", "cases", "compilers", "memory", "graphs", "kernels", "table4"}
-
-
-def test_what_was_asked_for_fits_one_call() -> None:
-    """Even if every stage takes all of its share: no answer hangs on how fast the others were."""
-    assert {stage.name for stage in gpu_suite.FIRST} == ASKED
-    assert sum(stage.seconds for stage in gpu_suite.FIRST) <= 60 * gpu_suite.MINUTES - gpu_suite.LEAVE
-    assert gpu_suite.STAGES[: len(gpu_suite.FIRST)] == gpu_suite.FIRST
-    assert len(set(gpu_suite.NAMES)) == len(gpu_suite.NAMES)
-    # the rest needs no more than a call at a time
-    assert all(
-        stage.seconds <= 60 * gpu_suite.MINUTES for stage in gpu_suite.LATER if stage.name not in gpu_suite.ALONE
-    )
-
-
-def questions_of(stages: tuple[Stage, ...], *options: str) -> set[str]:
-    return {
-        stage.command[stage.command.index("--question") + 1] if "--question" in stage.command else "cascade"
-        for stage in stages
-        if "benchmarks.gpu.cases" in stage.command and all(option in stage.command for option in options)
-    }
-
-
-def test_everyone_meets_ours_sooner_or_later() -> None:
-    """The quick peers on everything in the first call, who needs a compiler on one case there and on the rest later."""
-    assert {"cascade", "replay"} <= questions_of(gpu_suite.FIRST, "--peers", "quick")
-    assert questions_of(gpu_suite.FIRST, "--case", "eval505", "--dtype", "bf16") == {"cascade"}
-    whole = tuple(stage for stage in gpu_suite.LATER if not {"--peers", "--case"} & set(stage.command))
-    assert {"cascade", "replay"} <= questions_of(whole)
-
-
-@pytest.mark.parametrize("question", ["cascade", "replay"])
-def test_a_choice_of_tasks_keeps_ours_and_the_quick_peers(question: str) -> None:
-    tasks = all_tasks("cuda", (question,))
-    quick = chosen(tasks, "quick", None, None)
-    assert [str(task) for task in quick] == [str(task) for task in tasks]
-    assert all(set(UNCOMPILED) == set(task.contenders) and "ours" in task.contenders for task in quick)
-    assert {"sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "dense"} <= set(UNCOMPILED)
-    one = chosen(tasks, "all", "eval505", "bf16")
-    assert one and {(task.case.name, task.dtype) for task in one} == {("eval505", "bf16")}
-    assert all({"flex", "dense_compiled", *UNCOMPILED} <= set(task.contenders) for task in one)
-
-
-def test_what_failed_waits_for_what_has_not_run(
-    fakes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert gpu_suite.main(["--out", str(tmp_path), "--stage", "bad"]) == 1
-    assert gpu_suite.main(["--out", str(tmp_path), "--resume", "--stage", "bad", "last", "good"]) == 1
-    begun = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line.endswith("...")]
-    assert begun == ["bad", "good", "last", "bad"]
-
-
-def test_results_of_test_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two files in real processes: one passes on the reference, one does not exist."""
-    monkeypatch.setattr(machine, "describe", lambda device: {"device": device})
-    monkeypatch.setattr(suite_tests, "BACKEND", "reference")
-    out = tmp_path / "tests.json"
-    arguments = [
-        "suite_tests",
-        "--out",
-        str(out),
-        "--seconds",
-        "60",
-        "--smoke",
-        "--files",
-        "kernels/test_sizes.py",
-        "nowhere.py",
+def test_what_a_stage_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    beats = tmp_path / "beats"
+    child = f"import time\nwhile True: open({str(beats)!r}, 'a').write('.'); time.sleep(0.05)"
+    parent = [
+        sys.executable,
+        "-c",
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])",
+        child,
     ]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert suite_tests.main() == 1
-    found = {entry["file"]: entry for entry in json.loads(out.read_text(encoding="utf-8"))["entries"]}
-    assert found["kernels/test_sizes.py"]["outcome"]["passed"] > 0 and found["kernels/test_sizes.py"]["failures"] == []
-    assert found["nowhere.py"]["status"] == 4 and "nowhere.py" in found["nowhere.py"]["reason"]
+    real = subprocess.Popen
+    monkeypatch.setattr(gpu_suite.subprocess, "Popen", lambda command, **settings: real(parent, **settings))
+    assert gpu_suite.run(Stage("parent", "has a child", 4), tmp_path, 4)["ended"] == OUT_OF_TIME
+    size = beats.stat().st_size
+    assert size > 0
+    time.sleep(0.5)
+    assert beats.stat().st_size == size
 
 
-def test_the_suite_tests_files_that_exist() -> None:
-    files = suite_tests.files()
-    assert len(files) > 15 and all((suite_tests.TESTS / file).exists() for file in files)
-    assert suite_tests.NETWORKS in files and not any(Path(file).name in suite_tests.ELSEWHERE for file in files)
+def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
+    path = tmp_path / "stage.0.jsonl"
+    record.replace(path, json.dumps({"begun": {"n": 0}}) + "\n")
+
+    def failing() -> dict[str, Any]:
+        raise RuntimeError("out of memory\nlong story")
+
+    items: list[gpu_stages.Item] = [({"n": 0}, dict), ({"n": 1}, failing), ({"n": 2}, lambda: {"passed": True})]
+    assert gpu_stages.run(items, path, 60) == 0
+    found = {entry["n"]: entry for entry in entries(tmp_path, "stage")}
+    assert found[0]["reason"] == "ended its process" and found[1]["reason"] == "RuntimeError: out of memory"
+    assert [found[n]["passed"] for n in (0, 1, 2)] == [False, False, True]
+    assert gpu_stages.run([({"n": 3}, dict)], path, -1) == gpu_suite.LEFT_OUT
 
 
-def test_a_later_call_goes_on(fakes: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One stage now, no time for the rest, then only what is not done yet; what is done is kept."""
-    assert gpu_suite.main(["--out", str(tmp_path), "--stage", "good"]) == 0
-    (tmp_path / "good.json").write_text("kept", encoding="utf-8")
-    assert gpu_suite.main(["--out", str(tmp_path), "--resume", "--minutes", "0"]) == 0
-    assert ended(tmp_path)["good"] == "done" and ended(tmp_path)["last"].startswith("not started")
-    assert "bad, slow, last. Go on with --resume" in capsys.readouterr().out
-    assert gpu_suite.main(["--out", str(tmp_path), "--resume", "--stage", "good", "last"]) == 0
-    assert ended(tmp_path)["last"] == "done"
-    assert (tmp_path / "good.json").read_text(encoding="utf-8") == "kept"
+def test_an_archive_without_its_card_is_refused(tmp_path: Path):
+    (tmp_path / "o").mkdir()
+    record.replace(tmp_path / "o" / "probe.0.jsonl", json.dumps({"asked": 1}) + "\n")
+    archive = gpu_suite.pack(tmp_path / "o")
+    with pytest.raises(ValueError, match="which card"):
+        kept(archive, tmp_path)
+    record.replace(tmp_path / "o" / "device.0.jsonl", json.dumps({"asked": 1, "head": HEAD}) + "\n{cut sho")
+    assert kept(gpu_suite.pack(tmp_path / "o"), tmp_path).name == "gpu_h100_80gb_hbm3.json"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import memory
+from benchmarks import cascade, memory
 from benchmarks.cases import Case
+from benchmarks.device import device
 from benchmarks.memory import MemoryTask
 from benchmarks.tasks import FAILED, MEASURED, UNAVAILABLE
 
 CASE = Case("small", 1, 2500, 8, 3, walks=1)
+CPU = device("cpu")
 
 
 def test_the_dense_formula_grows_by_its_matrices_and_ours_does_not():
-    rows = {row.contender: row for row in MemoryTask("memory", CASE, contenders=("ours", "dense")).measure("cpu")}
+    rows = {row.contender: row for row in MemoryTask("memory", CASE, contenders=("ours", "dense")).measure(CPU)}
     matrix = 4 * CASE.nodes**2
     assert {row.status for row in rows.values()} == {MEASURED}
     assert 1.8 * matrix < rows["dense"].memory < 3 * matrix
@@ -25,13 +29,22 @@ def test_the_dense_formula_grows_by_its_matrices_and_ours_does_not():
 
 
 def test_a_failure_is_a_reason_and_ours_may_not_fail():
-    task = MemoryTask("memory", CASE)
-    asked = {"kind": "no such kind", "dtype": "fp32", "direction": "forward"}
-    ours, peer = (memory.grown(task, "cascade", name, name, "cpu", asked) for name in ("ours", "dense"))
+    wrong = MemoryTask("memory", CASE, kind="no such kind")
+    ours, peer = (memory.grown(wrong, name, name, cascade.growing, CPU) for name in ("ours", "dense"))
     assert (ours.status, peer.status) == (FAILED, UNAVAILABLE)
     assert "no such kind" in peer.reason
     # and the next one is measured all the same
-    assert memory.grown(task, "cascade", "dense", "dense", "cpu", asked | {"kind": "smooth"}).status == MEASURED
+    right = MemoryTask("memory", CASE)
+    assert memory.grown(right, "dense", "dense", cascade.growing, CPU).status == MEASURED
+
+
+def _dies(task: MemoryTask, contender: str, on: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_who_is_killed_ran_out_of_memory():
+    row = memory.grown(MemoryTask("memory", CASE), "dense", "dense", _dies, CPU)  # type: ignore[arg-type]
+    assert row.status == UNAVAILABLE and row.reason == "killed: out of memory"
 
 
 @pytest.mark.parametrize("missing", ["clear_refs", "VmHWM"])
@@ -40,18 +53,19 @@ def test_where_a_peak_cannot_be_seen_every_row_says_so(missing: str, monkeypatch
     (tmp_path / "clear_refs").mkdir() if missing == "clear_refs" else (tmp_path / "clear_refs").touch()
     (tmp_path / "status").write_text("VmRSS: 1 kB\n")
     monkeypatch.setattr(memory, "PROCESS", tmp_path)
-    rows = MemoryTask("memory", CASE, contenders=("ours", "dense")).measure("cpu")
+    rows = MemoryTask("memory", CASE, contenders=("ours", "dense")).measure(CPU)
     assert {row.status for row in rows} == {UNAVAILABLE}
     assert all("does not show the peak memory" in row.reason and missing in row.reason for row in rows)
-    assert memory.unseen("cuda") is None
+    assert memory.unseen(device("cuda")) is None
 
 
 HELD = """
 import torch
 from benchmarks import memory
+from benchmarks.device import device
 
 held = torch.ones(2**22)
-print(memory.growth(lambda: None, lambda: held.clone(), "cpu") / held.nbytes)
+print(memory.growth(lambda: None, lambda: held.clone(), device("cpu")) / held.nbytes)
 """
 
 

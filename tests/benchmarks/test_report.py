@@ -3,171 +3,159 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import plots, record, report, results, show
-from benchmarks.clock import Timing, alternate
-from benchmarks.questions import ONCE, QUESTIONS, all_tasks, overhead
-from benchmarks.tables import all_tables
-from benchmarks.tasks import FAILED, MEASURED, UNAVAILABLE, Entrant, Row, contest
+from benchmarks.questions import ONCE, QUESTIONS, all_tasks
+from benchmarks.results import Results, load
+from benchmarks.tables import LEFT_OUT, NO_CARD, all_tables, crossing
+from benchmarks.tasks import IMPRECISE, MEASURED, NOT_MEASURED, UNAVAILABLE, Row
 
-HEAD = {
-    "schema": 1, "date": "2026-01-02T03:04:05Z", "commit": "abc", "backend": "cpu",
+HEAD: dict[str, Any] = {
+    "schema": results.SCHEMA, "date": "2026-01-02T03:04:05Z", "commit": "abc", "backend": "cpu",
     "peak": {"flop_per_s": 1e11, "how": "x"},
     "machine": {"device": "cpu", "cpu": "Some CPU", "threads": 2, "simd": "AVX2", "torch": "2.99"},
 }  # fmt: skip
+CARD = {**HEAD, "peak": None, "backend": "triton",
+        "machine": {"device": "NVIDIA H100", "arch": "sm_90", "multiprocessors": 132, "torch": "2.99"}}  # fmt: skip
 
 
-def measured(seconds: dict[str, float]) -> list[Row]:
+def measured(seconds: dict[str, float], *, on_gpu: bool = False, status: str = MEASURED) -> list[Row]:
     """Rows of every task: `seconds` by contender, the others unavailable."""
     rows = []
-    for task in all_tasks("cpu"):
+    for task in all_tasks(on_gpu):
         for name in task.contenders:
-            row = task.row(name, name)
-            if name in seconds:
-                times = {key: seconds[name] for key in ("median", "p20", "p80")}
-                rows.append(replace(row, status=MEASURED, error=1e-6, bound=1e-5, **times))
-            else:
+            row, taken = task.row(name, name), seconds.get(name.split("/")[0])
+            if taken is None:
                 rows.append(replace(row, status=UNAVAILABLE, reason=f"{name} is away"))
+                continue
+            times = {key: taken for key in ("median", "p20", "p80")}
+            rows.append(replace(row, status=status, error=1e-6, bound=1e-5, **times))
     return rows
+
+
+def told(folder: Path, head: dict[str, Any], rows: list[Row], name: str = "cpu") -> list[Results]:
+    record.write(folder / f"{name}.json", head, rows, complete=True)
+    return load(folder)
 
 
 def test_docs_agree_with_the_results_files():
     assert report.stale() == [], "run `make docs`"
 
 
-def test_without_results_every_cell_says_not_measured(tmp_path: Path):
-    tables = all_tables(results.load(tmp_path))
-    for name, table in tables.items():
-        assert not re.search(r"\d (ms|µs|s|ns|MiB|GiB)\b", table().replace("GTX 1080", "")) or name.startswith(
-            ("models", "targets", "experiments")
-        )
-    assert "not measured" in tables["headline-cpu"]()
-    assert "No measurement on a GPU yet" in tables["machine-gpu"]()
+def test_docs_hardly_ever_say_that_something_is_not_measured():
+    said = {path.name: path.read_text(encoding="utf-8").count("not measured") for path in report.documents()}
+    assert sum(said.values()) <= 10, said
+
+
+def test_a_card_that_has_not_spoken_is_one_sentence(tmp_path: Path):
+    assert all_tables(told(tmp_path, HEAD, measured({"ours": 0.01, "sdpa": 0.02})))["cards"]() == NO_CARD
 
 
 def test_tables_show_what_was_recorded(tmp_path: Path):
-    record.write(tmp_path / "cpu.json", HEAD, measured({"ours": 0.010, "sdpa": 0.035, "dense": 0.070}), complete=True)
-    found = results.load(tmp_path)
-    table = all_tables(found)["cascade-cpu-fp32-smooth"]()
-    line = next(line for line in table.splitlines() if "eval505`" in line and line.count("backward") == 0)
-    assert "10.0 ms" in line
-    assert "35.0 ms" in line
-    assert "3.5×" in line
-    assert "flex is away" in table
+    tables = all_tables(told(tmp_path, HEAD, measured({"ours": 0.010, "sdpa": 0.035, "dense": 0.070})))
+    table = tables["cascade-fp32"]()
+    line = next(line for line in table.splitlines() if "eval505`" in line and "backward" not in line)
     # 5 · 2 · 4096² · 85 FLOP in 10 ms of 1e11 FLOP/s
-    assert f"{100 * 5 * 2 * 4096**2 * 85 / 0.010 / 1e11:.0f}%" in line
-    assert "Some CPU, 2 threads" in all_tables(found)["headline-cpu"]()
+    for said in ("10.0 ms", "35.0 ms", "3.5×", f"{100 * 5 * 2 * 4096**2 * 85 / 0.010 / 1e11:.0f}%"):
+        assert said in line
+    assert "flex is away" in table and LEFT_OUT in table
+    assert "Some CPU, AVX2, 2 threads" in tables["headline"]()
+
+
+def test_processors_stand_side_by_side(tmp_path: Path):
+    told(tmp_path, HEAD, measured({"ours": 0.010, "sdpa": 0.035}), "cpu_a")
+    other = {**HEAD, "machine": {**HEAD["machine"], "cpu": "Other CPU"}}
+    tables = all_tables(told(tmp_path, other, measured({"ours": 0.020, "sdpa": 0.030}), "cpu_b"))
+    line = next(line for line in tables["headline"]().splitlines() if "`eval505`" in line)
+    assert "**3.5×**" in line and "**1.5×**" in line
+    assert [title in tables["walk"]() for title in ("Some CPU, AVX2:", "Other CPU, AVX2:")] == [True, True]
+
+
+def test_a_card_has_a_block_of_its_own_and_marks_what_is_imprecise(tmp_path: Path):
+    """With the time of all kernels, the launches and the host beside the walks' share."""
+    entry = {"stage": "kernels", "case": "eval505", "dtype": "bf16", "precision": "high", "device_seconds": 2e-4,
+             "walk_seconds": 1e-4, "floor_seconds": 5e-5, "launches": 20.0, "host_seconds": 1e-4}  # fmt: skip
+    rows = measured({"ours": 1e-4, "sdpa_flash": 2e-4}, on_gpu=True)
+    wrong = replace(rows[0], status=IMPRECISE, reason="output: error 3e-05 exceeds 1e-05")
+    block = all_tables(told(tmp_path, {**CARD, "entries": [entry]}, [wrong, *rows[1:]], "gpu_h100"))["cards"]()
+    assert "### NVIDIA H100" in block and "2.0×" in block and "imprecise: output: error 3e-05" in block
+    assert "| `eval505`, bf16 high | 200 µs | 100 µs | 50% | 20 | 5.00 µs |" in block
+
+
+def test_what_was_not_asked_is_not_shown_and_what_is_missing_says_so(tmp_path: Path):
+    rows = [row for row in measured({"ours": 0.01, "sdpa": 0.02}) if row.kind != "maps"]
+    late = [replace(row, status=NOT_MEASURED, reason="late") if row.contender == "dense" else row for row in rows]
+    tables = all_tables(told(tmp_path, HEAD, late))
+    assert "`maps`" not in tables["other-inputs"]() and "`network`" in tables["other-inputs"]()
+    assert "not measured [" in tables["walk"]()
 
 
 def test_a_changed_result_makes_the_docs_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "FIGURES", tmp_path / "docs" / "figures")
-    monkeypatch.setattr(report, "load", lambda _=None: results.load(tmp_path))
+    monkeypatch.setattr(report, "load", lambda: load(tmp_path))
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "performance.md"
-    page.write_text("before\n<!-- table:begin headline-cpu -->\n<!-- table:end -->\nafter\n")
-    record.write(tmp_path / "cpu.json", HEAD, measured({"ours": 0.010, "sdpa": 0.035}), complete=True)
+    page.write_text("before\n<!-- table:begin headline -->\n<!-- table:end -->\nafter\n")
+    told(tmp_path, HEAD, measured({"ours": 0.010, "sdpa": 0.035}))
     assert report.main([]) == 0
-    assert page.read_text().startswith("before\n")
-    assert page.read_text().endswith("after\n")
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
     assert report.stale() == []
-    record.write(tmp_path / "cpu.json", HEAD, measured({"ours": 0.011, "sdpa": 0.035}), complete=True)
+    told(tmp_path, {**HEAD, "commit": "def"}, measured({"ours": 0.011, "sdpa": 0.035}))
     stale = {line.split(":")[0].rpartition("/")[2] for line in report.stale()}
-    assert stale == {"performance.md", "scaling_cpu.svg", "sizes_cpu.svg", "peers_cpu.svg"}
+    assert stale == {"performance.md", "scaling_cpu.svg", "memory_cpu.svg", "peers_cpu.svg"}
     assert report.main(["--check"]) == 1
-    page.write_text(page.read_text().replace("10.0 ms", "1.0 ms"))
     assert report.main([]) == 0
     assert "11.0 ms" in page.read_text()
 
 
-def test_a_marker_with_a_wrong_name_or_without_an_end_is_an_error(tmp_path: Path):
-    found = results.load(tmp_path)
+def test_a_figure_is_drawn_from_the_numbers_of_its_results(tmp_path: Path):
+    """Twice the time of every peer is another picture."""
+    drawn = []
+    for name, taken in (("a", 0.035), ("b", 0.070)):
+        (tmp_path / name).mkdir()
+        plots.write(tmp_path / name, told(tmp_path / name, HEAD, measured({"ours": 0.010, "sdpa": taken})))
+        drawn.append({path.name: path.read_text() for path in (tmp_path / name).glob("*.svg")})
+    assert drawn[0].keys() == drawn[1].keys() >= {"peers_cpu.svg", "scaling_cpu.svg"}
+    assert all(drawn[0][name] != drawn[1][name] for name in ("peers_cpu.svg", "scaling_cpu.svg"))
+    assert "3.5×" in drawn[0]["peers_cpu.svg"] and "7.0×" in drawn[1]["peers_cpu.svg"]
+
+
+def test_a_marker_with_a_wrong_name_or_without_an_end_is_an_error():
     with pytest.raises(ValueError, match="no table 'nonsense'"):
-        report.filled("<!-- table:begin nonsense -->\n<!-- table:end -->", found)
+        report.filled("<!-- table:begin nonsense -->\n<!-- table:end -->", [])
     with pytest.raises(ValueError, match="each needs"):
-        report.filled("<!-- table:begin headline-cpu -->\n", found)
+        report.filled("<!-- table:begin headline -->\n", [])
 
 
-def test_later_files_win_and_foreign_files_are_ignored(tmp_path: Path):
-    later = HEAD | {"date": "2026-02-02T00:00:00Z", "commit": "def"}
-    record.write(tmp_path / "a.json", later, measured({"ours": 0.002}), complete=True)
-    record.write(tmp_path / "b.json", HEAD, measured({"ours": 0.001}), complete=True)
+def test_foreign_files_are_ignored(tmp_path: Path):
     (tmp_path / "c.json").write_text(json.dumps({"something": "else"}))
-    found = results.load(tmp_path)["cpu"]
-    assert found.head["commit"] == "def"
-    assert found.of(found.tasks("cascade")[0])[0].median == 0.002
-    lower = later | {"date": "2026-03-03T00:00:00Z", "commit": "ghi", "peak": {**HEAD["peak"], "flop_per_s": 1.0}}
-    part = [row for row in measured({"sdpa": 0.003}) if row.contender == "sdpa"]
-    record.write(tmp_path / "d.json", lower, part, complete=True)
-    found = results.load(tmp_path)["cpu"]
-    assert found.head["commit"] == "def, ghi", "rows of both are shown"
-    assert found.head["peak"] == HEAD["peak"], "a slow clock does not raise what was reached of the peak"
+    assert load(tmp_path) == []
 
 
-def test_figures_carry_the_digest_of_their_numbers(tmp_path: Path):
-    record.write(tmp_path / "cpu.json", HEAD, measured({"ours": 0.010, "sdpa": 0.035}), complete=True)
-    found = results.load(tmp_path)
-    plots.write(tmp_path, found)
-    for name, (_, data) in plots.figures(found).items():
-        assert plots.digest(data) in (tmp_path / name).read_text()
-    assert [64, 0.010, 0.010, 0.010] in plots.scaling_data(found["cpu"])["forward"]["series"]["ours"]
-
-
-def test_a_wrong_or_failing_contender_gets_no_time():
-    from benchmarks.correctness import Verdict
-
-    task = overhead()[0]
-
-    def broken():
-        raise RuntimeError("no such kernel\nlong story")
-
-    entrants = {
-        "ours": Entrant("ours", None, lambda: (lambda: None, Verdict(1.0, 0.1, "output"))),
-        "dense": Entrant("dense", None, broken),
-        "sdpa": Entrant("sdpa", "not here", broken),
-    }
-    rows = {row.contender: row for row in contest(replace(task, seconds=0.01), entrants, "cpu")}
-    assert rows["ours"].status == FAILED
-    assert "exceeds" in rows["ours"].reason
-    assert rows["dense"].reason == "RuntimeError: no such kernel"
-    assert rows["sdpa"].reason == "not here"
-    assert all(row.median is None for row in rows.values())
-
-
-def test_contenders_take_turns():
-    order: list[str] = []
-    timings = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=1, rounds=(4, 4))
-    assert "".join(order) == "abbaabba"
-    assert len(timings["a"].samples) == 4
-
-
-def test_quantiles():
-    timing = Timing((5.0, 1.0, 3.0, 2.0, 4.0))
-    assert (timing.quantile(0.2), timing.median, timing.quantile(0.8)) == pytest.approx((1.8, 3.0, 4.2))
-    assert Timing((2.0,)).quantile(0.8) == 2.0
-
-
-def test_tasks_have_names_of_their_own():
-    for device in ("cpu", "cuda"):
-        names = [str(task) for task in all_tasks(device)]
+def test_tasks_have_names_of_their_own_and_the_first_turn_asks_every_question():
+    for on_gpu in (False, True):
+        names = [str(task) for task in all_tasks(on_gpu)]
         assert len(names) == len(set(names))
-
-
-def test_the_first_turn_asks_every_question():
-    asked = {name for name, tasks in QUESTIONS.items() if tasks("cpu")}
-    assert {task.question for task in all_tasks("cpu") if task.turn == ONCE} == asked
+    asked = {name for name, of in QUESTIONS.items() if of(False)}
+    assert {task.question for task in all_tasks() if task.turn == ONCE} == asked
     assert set(QUESTIONS) - asked == {"replay"}, "a CPU has no graphs"
 
 
-def test_every_question_has_its_tests_under_pytest():
-    files = [path.read_text(encoding="utf-8") for path in Path(show.__file__).parent.glob("test_*.py")]
-    for name in QUESTIONS:
-        assert any(f'contenders_of("{name}")' in text for text in files), name
+def test_where_one_line_crosses_another_for_good():
+    ours = {64: 2.0, 256: 4.0, 1024: 8.0}
+    # behind by a factor of two at 64, ahead by as much at 256: level in the middle, at 128
+    assert crossing(ours, {64: 1.0, 256: 8.0, 1024: 64.0}) == "from N ≈ 130"
+    assert crossing(ours, {64: 4.0, 256: 2.0, 1024: 16.0}) == "from N ≈ 510", "the last crossing counts"
+    assert crossing(ours, dict.fromkeys(ours, 9.0)) == "at every N, 64 to 1024"
+    assert crossing(ours, dict.fromkeys(ours, 1.0)) == "nowhere up to N = 1024"
+    assert crossing(ours, {128: 1.0}) is None
+    assert crossing(ours, {64: 9.0, 65536: 1.0}) == "at every N, 64 to 64"
 
 
 def test_units():

@@ -9,9 +9,10 @@ import torch
 
 from benchmarks.cascade import runner
 from benchmarks.cases import CASES, Case
-from benchmarks.correctness import judge, truth_of, truth_of_some
+from benchmarks.device import device
 from benchmarks.inputs import KINDS, make_inputs
 from benchmarks.peers import CONTENDERS, Setting, cascade_of, dense_walk
+from benchmarks.truth import judge, truth_of
 from difnet_kernels import cascaded_random_walk
 
 SMALL = Case("small", 2, 169, 16, 5, walks=3)
@@ -35,7 +36,7 @@ def test_the_truth_is_that_of_the_reference_backend(kind: str):
 def test_row_blocks_do_not_change_the_truth(monkeypatch: pytest.MonkeyPatch):
     inputs = make_inputs(SMALL, "network", torch.float32)
     whole = truth_of(inputs, backward=True)
-    monkeypatch.setattr("benchmarks.correctness._row_blocks", lambda psi: [slice(i, i + 7) for i in range(0, 169, 7)])
+    monkeypatch.setattr("benchmarks.truth._row_blocks", lambda psi: [slice(i, i + 7) for i in range(0, 169, 7)])
     blocked = truth_of(inputs, backward=True)
     torch.testing.assert_close(whole.state, blocked.state, rtol=1e-12, atol=1e-13)
     for a, b in zip(whole.grads or [], blocked.grads or [], strict=True):
@@ -49,7 +50,7 @@ def test_row_blocks_do_not_change_the_truth(monkeypatch: pytest.MonkeyPatch):
 def test_contenders_pass(name: str, kind: str, dtype: torch.dtype, direction: str):
     inputs = make_inputs(SMALL, kind, dtype)
     contender = CONTENDERS[name]
-    state, grads = runner(contender.build(Setting(SMALL, dtype, "cpu", direction)), inputs, direction)()
+    state, grads = runner(contender.build(Setting(SMALL, dtype, device("cpu"), direction)), inputs, direction)()
     assert (grads is None) == (direction == "forward")
     verdict = judge(inputs, truth_of(inputs, backward=True), state, grads, fp32_logits=contender.fp32_logits)
     assert verdict.passed, verdict
@@ -99,27 +100,26 @@ def test_smooth_inputs_leave_no_pair_out_and_network_inputs_look_like_a_network(
         assert bool((x != 0).any(1).all())
 
 
+def test_maps_have_the_norms_of_a_network_and_weights_that_fade_through_the_denormals():
+    """Between e⁻⁸⁷ and e⁻¹⁰⁴ of its row's largest, a weight in fp32 is a denormal number."""
+    for psi in make_inputs(CASES["eval505"], "maps", torch.float32).psi:
+        nodes = psi.flatten(2)[0].mT
+        norms = nodes.square().sum(1)
+        assert norms.min() > 59 and norms.max() < 551 and norms.max() > 4 * norms.min()
+        logits = nodes @ nodes.mT
+        below = logits - logits.amax(-1, keepdim=True)
+        assert ((below < -87) & (below > -104)).float().mean() > 0.02
+
+
 def test_inputs_are_the_same_every_time():
     for first, second in zip(make_inputs(SMALL, "network", torch.float32).psi,
                              make_inputs(SMALL, "network", torch.float32).psi, strict=True):  # fmt: skip
         assert torch.equal(first, second)
 
 
-def test_some_nodes_of_the_truth_are_those_of_the_whole():
-    case = SMALL.but(walks=1)
-    inputs = make_inputs(case, "smooth", torch.float32)
-    whole, some = truth_of(inputs, backward=False), truth_of_some(inputs, 7)
-    assert some.nodes is not None
-    torch.testing.assert_close(some.state, whole.state[:, some.nodes], rtol=1e-12, atol=1e-13)
-    state, _ = runner(CONTENDERS["ours"].build(Setting(case, torch.float32, "cpu", "forward")), inputs, "forward")()
-    assert judge(inputs, some, state, None).passed
-    state.flatten(2)[..., some.nodes[3]] *= 1.001
-    assert not judge(inputs, some, state, None).passed
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_medium_allows_one_product_and_not_anything(kind: str):
-    """Logits of one fp16 product pass as "medium" alone; a twentieth of y passes as neither."""
+    """Logits of one fp16 product pass as "medium" alone; a quarter of y passes as neither."""
     inputs = make_inputs(SMALL, kind, torch.float32)
     truth = truth_of(inputs, backward=False)
     state = cascade_of(lambda psi, y: dense_walk(psi.half().float(), y))(
@@ -127,4 +127,4 @@ def test_medium_allows_one_product_and_not_anything(kind: str):
     )
     assert judge(inputs, truth, state, None, precision="medium").passed
     assert not judge(inputs, truth, state, None).passed
-    assert not judge(inputs, truth, state * 1.05, None, precision="medium").passed
+    assert not judge(inputs, truth, state * 1.25, None, precision="medium").passed

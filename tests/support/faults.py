@@ -122,7 +122,7 @@ def plant(sources: Path) -> None:
 
 def build(folder: Path) -> None:
     """A copy of the package and its tests in `folder`, with a library that holds every fault."""
-    for part in ("csrc", "difnet_kernels", "tests", "benchmarks"):
+    for part in ("csrc", "difnet_kernels", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for file in ("CMakeLists.txt", "pyproject.toml"):
         shutil.copy2(ROOT / file, folder / file)

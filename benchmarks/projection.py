@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Call
-from benchmarks.correctness import Verdict
+from benchmarks.device import Device
 from benchmarks.peers import uncompilable
 from benchmarks.tasks import DTYPES, Entrant, Row, Task, contest
+from benchmarks.truth import Verdict, worst_of
 
 # (channels, side) of the five maps that DifNet-50 compares, the image first, by the side of the image
 LEVELS = {
@@ -40,6 +41,8 @@ BOUND, GRADIENT_BOUND = 2e-5, 2e-4
 PEERS_TRAINING_BOUND = 1e-3
 BOUND_16_BITS = 4 * 2.0**-8
 
+# embeddings, and gradients of what was learned
+Made = tuple[list[Tensor], list[Tensor]]
 # T embeddings of T feature maps
 Psi = Callable[[Sequence[Tensor]], list[Tensor]]
 
@@ -152,19 +155,19 @@ def _compiled(level: Level) -> Callable[[Tensor], Tensor]:
     return torch.compile(level, dynamic=False)
 
 
-def runner(stem: str, problem: Problem, direction: str) -> Callable[[], tuple[list[Tensor], list[Tensor]]]:
+def runner(stem: str, problem: Problem, direction: str) -> Callable[[], Made]:
     """The call that is timed: embeddings, and in training the gradients of everything that was learned."""
     psi = build(stem, problem.levels)
     if direction == "forward":
 
-        def forward() -> tuple[list[Tensor], list[Tensor]]:
+        def forward() -> Made:
             with torch.no_grad():
                 return psi(problem.features), []
 
         return forward
     wanted = problem.wanted
 
-    def both() -> tuple[list[Tensor], list[Tensor]]:
+    def both() -> Made:
         made = psi(problem.features)
         return [p.detach() for p in made], list(torch.autograd.grad(made, wanted, problem.grads))
 
@@ -172,7 +175,7 @@ def runner(stem: str, problem: Problem, direction: str) -> Callable[[], tuple[li
 
 
 @dataclass(frozen=True)
-class PsiTask(Task):
+class ProjectionTask(Task):
     """Ψ of some levels of an image of `side`²; forward is evaluation, forward+backward is a training step."""
 
     side: int = 321
@@ -186,16 +189,16 @@ class PsiTask(Task):
     def sizes(self) -> list[tuple[int, int]]:
         return [LEVELS[self.side][level] for level in self.levels]
 
-    def measure(self, device: str) -> list[Row]:
-        problem = make_problem(self.case, self.sizes, self.direction, DTYPES[self.dtype], device)
+    def measure(self, on: Device) -> list[Row]:
+        problem = make_problem(self.case, self.sizes, self.direction, DTYPES[self.dtype], on.torch)
         twin = problem.double()
         truth = runner("layers", twin, self.direction)()
         del twin
         torch.compiler.reset()  # every shape compiled for itself, and no limit on how many
-        entrants = {name: self._entrant(name, problem, truth, device) for name in self.contenders}
-        return contest(self, entrants, device)
+        entrants = {name: self._entrant(name, problem, truth, on) for name in self.contenders}
+        return contest(self, entrants, on)
 
-    def _entrant(self, name: str, problem: Problem, truth: tuple[list[Tensor], list[Tensor]], device: str) -> Entrant:
+    def _entrant(self, name: str, problem: Problem, truth: Made, on: Device) -> Entrant:
         stem, layout = name.split("/")
 
         def prepare() -> tuple[Call, Verdict]:
@@ -203,53 +206,45 @@ class PsiTask(Task):
             run = runner(stem, own, self.direction)
             return run, judge(own, run(), truth, exact=stem == "ours" or self.direction == "forward")
 
-        return Entrant(title_of(name), why_not(stem, self.direction, device), prepare)
+        return Entrant(title_of(name), why_not(stem, self.direction, on), prepare)
 
 
-def why_not(stem: str, direction: str, device: str) -> str | None:
+def why_not(stem: str, direction: str, on: Device) -> str | None:
     if stem == "folded" and direction != "forward":
         return "a batch normalisation can be folded in evaluation only"
-    return uncompilable(device) if stem == "compiled" else None
+    return uncompilable(on) if stem == "compiled" else None
 
 
-def judge(
-    problem: Problem,
-    found: tuple[list[Tensor], list[Tensor]],
-    truth: tuple[list[Tensor], list[Tensor]],
-    *,
-    exact: bool = True,
-) -> Verdict:
+def judge(problem: Problem, found: Made, truth: Made, *, exact: bool = True) -> Verdict:
     """Embeddings and gradients against fp64, each relative to its largest value. exact: statistics without rounding
     that grows with the image."""
     wide = problem.features[0].dtype == torch.float32
     bound = BOUND_16_BITS if not wide else BOUND if exact else PEERS_TRAINING_BOUND
     gradient_bound = GRADIENT_BOUND if exact else PEERS_TRAINING_BOUND
-    checks = []
-    for level, (ours, true) in enumerate(zip(found[0], truth[0], strict=True)):
-        checks.append((f"psi[{level}]", _error(ours, true, true), bound))
+    checks = [
+        Verdict(_error(ours, true, true), bound, f"psi[{level}]")
+        for level, (ours, true) in enumerate(zip(found[0], truth[0], strict=True))
+    ]
     names = {id(p): name for name, p in problem.levels.named_parameters()}
     weights = [true for x, true in zip(problem.wanted, truth[1], strict=False) if x.dim() > 1]
     for x, ours, true in zip(problem.wanted, found[1], truth[1], strict=False):
         name = names.get(id(x), "features")
         # batch statistics take away whatever a bias adds: its gradient is zero, and what is left is rounding
         scale = torch.stack([w.abs().max() for w in weights]).max() if ".conv." in name else true
-        checks.append((f"gradient of {name}", _error(ours, true, scale), gradient_bound))
-    worst = max(checks, key=lambda check: check[1] / check[2] if check[1] == check[1] else float("inf"))
-    return Verdict(error=worst[1], bound=worst[2], worst=worst[0])
+        checks.append(Verdict(_error(ours, true, scale), gradient_bound, f"gradient of {name}"))
+    return worst_of(checks)
 
 
 def _error(ours: Tensor, true: Tensor, scale: Tensor) -> float:
     return ((ours.double() - true).abs().max() / scale.abs().max()).item()
 
 
-def growing(
-    case: Case, side: int, levels: Sequence[int], direction: str, dtype: str, contender: str, device: str
-) -> tuple[Call, Call]:
+def growing(task: ProjectionTask, contender: str, on: Device) -> tuple[Call, Call]:
     """A small call that loads all code, and the call whose memory counts."""
     stem, layout = contender.split("/")
-    sizes = [LEVELS[side][level] for level in levels]
-    tiny = [(channels, 16) for channels, _ in sizes]
-    return tuple(
-        runner(stem, make_problem(size_case, at, direction, DTYPES[dtype], device).laid_out(LAYOUTS[layout]), direction)
-        for size_case, at in ((case.but(nodes=16), tiny), (case, sizes))
-    )
+
+    def sized(case: Case, sizes: Sequence[tuple[int, int]]) -> Call:
+        problem = make_problem(case, sizes, task.direction, DTYPES[task.dtype], on.torch)
+        return runner(stem, problem.laid_out(LAYOUTS[layout]), task.direction)
+
+    return sized(task.case.but(nodes=16), [(channels, 16) for channels, _ in task.sizes]), sized(task.case, task.sizes)

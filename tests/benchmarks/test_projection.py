@@ -7,8 +7,9 @@ import torch
 
 from benchmarks import show
 from benchmarks.cases import Case
-from benchmarks.psi import LAYOUTS, Problem, judge, make_problem, runner, why_not
-from benchmarks.questions import psi
+from benchmarks.device import device
+from benchmarks.projection import LAYOUTS, Problem, judge, make_problem, runner, why_not
+from benchmarks.questions import projection
 from benchmarks.tasks import MEASURED, UNAVAILABLE, Row
 
 SMALL = Case("small", 2, 25, 8, 21)
@@ -25,7 +26,7 @@ def small(direction: str) -> Problem:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("stem", ["ours", "layers", "folded"])
 def test_contenders_pass(stem: str, direction: str, layout: str):
-    if why_not(stem, direction, "cpu"):
+    if why_not(stem, direction, device("cpu")):
         assert (stem, direction) == ("folded", "forward+backward")
         return
     problem = small(direction)
@@ -74,7 +75,7 @@ def test_a_wrong_embedding_does_not_get_a_time():
 
 
 def test_everyone_counts_in_the_layout_that_is_faster_for_them():
-    task = psi("cpu")[0]
+    task = projection(False)[0]
 
     def row(name: str, median: float) -> Row:
         return task.row(name, name, status=MEASURED, median=median)

@@ -1,7 +1,7 @@
-"""No time without truth: every contender's result and gradients are compared with fp64 before it is timed.
+"""The truth that results are compared with before they are timed: W1-W4 and B1-B7 in fp64, on the same rounded inputs.
 
-The truth is W1-W4 and B1-B7 in fp64, on the same rounded inputs, in blocks of rows so that large cases fit; it is
-written down once more here, apart from the package, so that no benchmark is judged by the code it measures.
+An independent truth: the equations are written once more here, apart from the package, so that no benchmark is judged by
+the code it measures. It goes in blocks of rows, so that large cases fit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ MEDIUM_PER_LOGIT = 1e-4
 
 @dataclass(frozen=True)
 class Truth:
-    """yᵀ and the gradients of ⟨grad, yᵀ⟩, node-major where they are fields; `largest_logit` = max ‖ψ_i‖².
-
-    nodes: at which of them `state` is known, None for all.
-    """
+    """yᵀ and the gradients of ⟨grad, yᵀ⟩, node-major where they are fields; `largest_logit` = max ‖ψ_i‖²."""
 
     state: Tensor
     grads: list[Tensor] | None
     largest_logit: float
     walks: int
-    nodes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,10 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.error <= self.bound
+
+    @property
+    def told(self) -> str:
+        return f"{self.worst}: error {self.error:.2g} exceeds {self.bound:.2g}"
 
 
 def truth_of(inputs: Inputs, *, backward: bool) -> Truth:
@@ -75,21 +75,6 @@ def truth_of(inputs: Inputs, *, backward: bool) -> Truth:
     return Truth(states[-1], grads, largest, len(psi))
 
 
-def truth_of_some(inputs: Inputs, count: int) -> Truth:
-    """The first walk at `count` nodes spread over the image: for problems whose whole truth would take minutes."""
-    s, psi = _nodes(inputs.seed), _nodes(inputs.psi[0])
-    nodes = torch.linspace(0, s.shape[1] - 1, count, device=s.device).round().long()
-    walked = torch.empty(s.shape[0], count, s.shape[2], dtype=s.dtype, device=s.device)
-    for rows in _row_blocks(psi):  # as many rows at once as the whole truth takes
-        here = nodes[rows]
-        if len(here):
-            walked[:, rows] = torch.softmax(psi[:, here] @ psi.mT, -1) @ s
-    mu, beta = inputs.mu[0].item(), inputs.beta[0].item()
-    seed = s[:, nodes]
-    state = beta * (mu * walked + (1 - mu) * seed) + (1 - beta) * seed
-    return Truth(state, None, psi.square().sum(-1).max().item(), 1, nodes)
-
-
 def judge(
     inputs: Inputs,
     truth: Truth,
@@ -106,8 +91,7 @@ def judge(
     precision: "medium" allows what one 16-bit product makes of a logit.
     """
     dtype, walks, bound = inputs.seed.dtype, len(inputs.psi), output_bound(inputs, truth, fp32_logits, precision)
-    state = state.flatten(2).mT if truth.nodes is None else state.flatten(2).mT[:, truth.nodes]
-    checks = [("output", _relative(state, truth.state), bound)]
+    checks = [("output", _relative(state.flatten(2).mT, truth.state), bound)]
     if grads is not None and truth.grads is not None:
         names = ["seed", *(f"psi[{t}]" for t in range(walks)), "mu", "beta"]
         gate = max(1e-4 if dtype == torch.float32 else 2e-2, bound)
@@ -129,13 +113,20 @@ def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def output_bound(inputs: Inputs, truth: Truth, fp32_logits: bool, precision: str = "high") -> float:
-    spacing = SPACING.get(inputs.seed.dtype, 0.0)
-    logits = 4 * 2.0**-24 * truth.largest_logit + 2e-6 + spacing
+    return logit_bound(truth.largest_logit, len(inputs.psi), inputs.seed.dtype, fp32_logits, precision)
+
+
+def logit_bound(
+    largest: float, walks: int, dtype: torch.dtype, fp32_logits: bool = True, precision: str = "high"
+) -> float:
+    """Of the output of so many walks, relative to its largest value: what rounding does to the largest logit."""
+    spacing = SPACING.get(dtype, 0.0)
+    bound = 4 * 2.0**-24 * largest + 2e-6 + spacing
     if spacing and not fp32_logits:
-        logits = min(1.0, spacing * truth.largest_logit) + 4 * spacing
+        bound = min(1.0, spacing * largest) + 4 * spacing
     if precision == "medium":
-        logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * truth.largest_logit))
-    return len(inputs.psi) * logits
+        bound = max(bound, min(1.0, MEDIUM_PER_LOGIT * largest))
+    return walks * bound
 
 
 def _nodes(x: Tensor) -> Tensor:

@@ -1,1 +1,0 @@
-"""The stages of `benchmarks.gpu_suite`: each module is one command that writes one results file."""
