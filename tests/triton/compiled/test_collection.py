@@ -8,11 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 COLLECT = """
+import dataclasses
 import sys
 import pytest
-from difnet_kernels.backends import triton
+from difnet_kernels.backends import BACKENDS
 
-triton.unusable = lambda: None
+BACKENDS["triton"] = dataclasses.replace(BACKENDS["triton"], unusable=lambda: None)
 sys.exit(pytest.main(["tests", "--ignore=tests/triton", "--ignore=tests/models", "--ignore=tests/benchmarks",
                       "--backends", "triton", "--collect-only", "-q", "-p", "no:cacheprovider"]))
 """
