@@ -71,10 +71,10 @@ def forward(
     """T walks into states (S, B, K, N): every step when S = T, else the last."""
     last = len(psi) - 1
     current = seed if state is None else state  # (W5)
-    for t, p in enumerate(psi):
+    for t, (p, w, lse) in enumerate(zip(psi, walked.unbind(), row_lse.unbind(), strict=True)):
         # between walks the state is node-major and of the accumulation dtype, whatever the caller's is
-        following = states[-1] if t == last else torch.empty_like(walked[t]).mT
-        walk(current, seed, p, mu, beta, t, following, walked[t], row_lse[t])
+        following = states[-1] if t == last else torch.empty_like(w).mT
+        walk(current, seed, p, mu, beta, t, following, w, lse)
         if t < last and states.shape[0] > 1:
             states[t].copy_(following)
         current = following
@@ -100,11 +100,11 @@ def backward(
 ) -> None:
     """T walks backwards, from what `forward` left in walked and row_lse. grad_states (S, B, K, N) has the gradient of every
     step when S = T, else of the last; without a state (grad_state None) that of y⁰ is added to grad_seed (W5)."""
-    walks = len(psi)
-    states = _recomputed(seed if state is None else state, seed, mu, beta, walked)
+    walks, saved = walked.unbind(), row_lse.unbind()
+    states = _recomputed(seed if state is None else state, seed, mu, beta, walks)
     grad = grad_states[-1]
-    total_seed = torch.zeros_like(walked[0])
-    for t in reversed(range(walks)):
+    total_seed = torch.zeros_like(walks[0])
+    for t in reversed(range(len(psi))):
         before = torch.empty_like(total_seed)
         walk(
             grad,
@@ -114,8 +114,8 @@ def backward(
             mu,
             beta,
             t,
-            walked[t],
-            row_lse[t],
+            walks[t],
+            saved[t],
             grad_state=before,
             grad_seed=total_seed,
             grad_psi=grad_psi[t],
@@ -123,7 +123,7 @@ def backward(
             grad_beta=grad_beta,
         )
         grad = before.mT
-        if t > 0 and grad_states.shape[0] == walks:
+        if t > 0 and grad_states.shape[0] > 1:
             grad = grad + grad_states[t - 1]
     if grad_state is None:
         grad_seed.copy_(grad + total_seed.mT)  # (W5): the seed is also the first state
@@ -132,10 +132,13 @@ def backward(
         grad_seed.copy_(total_seed.mT)
 
 
-def _recomputed(first: Tensor, seed: Tensor, mu: Tensor, beta: Tensor, walked: Tensor) -> list[Tensor]:
+def _recomputed(first: Tensor, seed: Tensor, mu: Tensor, beta: Tensor, walked: Sequence[Tensor]) -> list[Tensor]:
     """y⁰ ... yᵀ⁻¹ as (B, K, N): only `walked` is kept of a forward, because W3 and W4 cost next to nothing."""
     states = [first]
-    for t in range(walked.shape[0] - 1):
-        state, s = (x.mT.to(walked.dtype) for x in (states[t], seed))
-        states.append(reference.step(walked[t], s, state, mu[t], beta[t]).mT)
+    if len(walked) == 1:
+        return states
+    y, s = (x.mT.to(walked[0].dtype) for x in (first, seed))
+    for w, m, b in zip(walked[:-1], mu.unbind()[:-1], beta.unbind()[:-1], strict=True):
+        y = reference.step(w, s, y, m, b)
+        states.append(y.mT)
     return states
