@@ -31,13 +31,15 @@ class Problem:
     gradients: bool = True
 
     @staticmethod
-    def of(seed: Tensor, psi: Sequence[Tensor], precision: str, gradients: bool = True) -> Problem:
+    def of(
+        seed: Tensor, psi: Sequence[Tensor], precision: str, *, state: Tensor | None = None, gradients: bool = True
+    ) -> Problem:
         return Problem(
             batch=seed.shape[0],
             classes=seed.shape[1],
             nodes=math.prod(seed.shape[2:]),
             embeds=tuple([p.shape[1] for p in psi]),
-            dtypes=(seed.dtype, *[p.dtype for p in psi]),
+            dtypes=tuple([x.dtype for x in (seed, *psi, *(() if state is None else (state,)))]),
             device=seed.device,
             precision=precision,
             gradients=gradients,
@@ -199,6 +201,86 @@ def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
         raise ValueError(
             f"{name} must be on the device of features, {features.device}; got {x.device}. Move it with "
             f"{name}.to(features.device)."
+        )
+
+
+def check_cascade(
+    state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, precision: str
+) -> None:
+    """What the operator itself demands, whoever calls it: a traced graph has lost the checks of the public functions.
+
+    A right call passes by a few comparisons; only a wrong one is looked at again, for what to say.
+    """
+    batch, grid, device = seed.shape[0], seed.shape[2:], seed.device
+    fields = psi if state is None else (*psi, state)
+    accumulate = accumulation_dtype(seed, fields)
+    gates = (len(psi),)
+    if (
+        all(x.shape[0] == batch and x.shape[2:] == grid and x.device == device and x.shape[1] > 0 for x in fields)
+        and mu.shape == gates
+        and beta.shape == gates
+        and mu.dtype == accumulate
+        and beta.dtype == accumulate
+        and mu.device == device
+        and beta.device == device
+        and seed.dim() > 2
+        and seed.shape[1] > 0
+        and seed.dtype in FLOATS
+        and all(x.dtype in FLOATS for x in fields)
+        and (state is None or state.shape[1] == seed.shape[1])
+        and precision in PRECISIONS
+        and gates[0] > 0
+    ):
+        return
+    check_field("seed", seed)
+    check_embeddings(psi, seed)
+    if state is not None:
+        check_state(state, seed)
+    for name, gate in (("mu", mu), ("beta", beta)):
+        check_gates(name, gate, len(psi), seed, accumulate)
+        if gate.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums of these fields run; got {gate.dtype}. Convert it with "
+                f"{name}.to({accumulate})."
+            )
+    check_precision(precision)
+
+
+def check_state(state: Tensor, seed: Tensor) -> None:
+    check_on_grid("state", state, seed)
+    if state.shape[1] != seed.shape[1]:
+        raise ValueError(f"state and seed must have the same classes; got {state.shape[1]} and {seed.shape[1]}.")
+
+
+def check_saved(
+    grad_states: Sequence[Tensor | None],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    walked: Tensor,
+    row_lse: Tensor,
+    wanted: Sequence[bool],
+) -> None:
+    """What backward demands beside the arguments of forward."""
+    sizes = (len(psi), seed.shape[0], math.prod(seed.shape[2:]))
+    accumulate = accumulation_dtype(seed, psi if state is None else (*psi, state))
+    for name, x, shape in (("walked", walked, (*sizes, seed.shape[1])), ("row_lse", row_lse, sizes)):
+        if x.shape != shape or x.dtype != accumulate or x.device != seed.device:
+            raise ValueError(
+                f"{name} must be what cascade_forward returned with gradients=True, {shape} of {accumulate} on "
+                f"{seed.device}; got {tuple(x.shape)} of {x.dtype} on {x.device}."
+            )
+    if len(grad_states) not in (1, len(psi)):
+        raise ValueError(f"grad_states must hold 1 gradient, or {len(psi)}, one per walk; got {len(grad_states)}.")
+    for t, grad in enumerate(grad_states):
+        if grad is not None and (grad.shape != seed.shape or grad.device != seed.device or grad.dtype not in FLOATS):
+            raise ValueError(
+                f"grad_states[{t}] must be {tuple(seed.shape)}, floating point and on {seed.device}; got "
+                f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}."
+            )
+    if len(wanted) != len(psi) + 4:
+        raise ValueError(
+            f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
         )
 
 

@@ -106,7 +106,7 @@ def test_backward_runs_the_backend_that_ran_forward(table: dict[str, Backend], n
 
 def test_an_operator_refuses_a_name_that_nobody_has() -> None:
     with pytest.raises(ValueError, match=r"backend must be None or one of .*'tpu'"):
-        OPS.cascade_forward(None, SEED, [PSI], GATE, GATE, "high", "tpu", False)
+        OPS.cascade_forward(None, SEED, [PSI], GATE, GATE, "high", "tpu", False, True)
 
 
 def test_every_backend_is_a_record_of_what_it_brings() -> None:
