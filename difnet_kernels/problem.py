@@ -171,8 +171,11 @@ def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype
     return check_gates(name, gate.reshape(1), 1, seed, dtype)
 
 
-def check_projection(features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> None:
-    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S."""
+def check_projection(
+    features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], *, last: str = "bias"
+) -> None:
+    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S. `last` is
+    what the caller calls the bias."""
     check_field("features", features)
     axes = features.dim() - 2
     if axes > 3:
@@ -186,11 +189,20 @@ def check_projection(features: Tensor, weight: Tensor, bias: Tensor | None, grid
             f"{tuple(weight.shape)}."
         )
     if bias is not None:
-        _check_parameter("bias", bias, features, 1)
+        _check_parameter(last, bias, features, 1)
         if bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+            raise ValueError(f"{last} must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+    check_grid(grid, axes, features)
+
+
+def check_grid(grid: Sequence[int], axes: int, features: Tensor) -> None:
+    rule = f"grid must be {axes} positive sizes, one per spatial axis of features {tuple(features.shape)}"
+    if isinstance(grid, (str, dict, set)) or not hasattr(grid, "__len__") or not hasattr(grid, "__getitem__"):
+        raise TypeError(f"{rule}; got {grid!r} ({type(grid).__name__}). Write it as {(8,) * axes}, for example.")
+    if any(isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) for size in grid):
+        raise TypeError(f"{rule}, in integers; got {grid!r}. Round them first.")
     if len(grid) != axes or min(grid) < 1:
-        raise ValueError(f"grid must be {axes} positive sizes for features {tuple(features.shape)}; got {tuple(grid)}.")
+        raise ValueError(f"{rule}; got {tuple(grid)}.")
 
 
 def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
@@ -282,6 +294,51 @@ def check_saved(
         raise ValueError(
             f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
         )
+
+
+def check_volume(features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int]) -> None:
+    """What Ψ's operator itself demands: features (B, C, Z, H, W), weight (D, C) and slope (D,) of the accumulation dtype."""
+    if features.dim() != 5:
+        raise ValueError(f"features must be a volume (B, C, Z, H, W); got {tuple(features.shape)}. Add axes of one.")
+    check_projection(features, weight, slope, grid, last="slope")
+    accumulate = accumulation_dtype(features, [weight])
+    for name, x in (("weight", weight), ("slope", slope)):
+        if x is not None and x.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums run; got {x.dtype}. Convert it with {name}.to({accumulate})."
+            )
+
+
+def check_pooled(
+    grads: Sequence[Tensor | None], features: Tensor, weight: Tensor, position: Tensor, z: Tensor | None, mean: Tensor
+) -> None:
+    """What Ψ's backward demands of what forward returned, and of grads = (grad_peak, grad_mean, grad_variance)."""
+    embed = weight.shape[0]
+    pooled = (features.shape[0], embed, *position.shape[2:])
+    if position.dim() != 5 or position.shape != pooled or position.dtype != torch.int32:
+        raise ValueError(
+            f"position must be what projection_forward returned, (B, D, *grid) of int32 with B = {pooled[0]} and D = {embed}; "
+            f"got {tuple(position.shape)} of {position.dtype}."
+        )
+    per_channel = (embed,)
+    shapes = {
+        "grad_peak": (grads[0], pooled),
+        "grad_mean": (grads[1], per_channel),
+        "grad_variance": (grads[2], per_channel),
+        "z": (z, (pooled[0], embed, *features.shape[2:])),
+        "mean": (mean if mean.numel() > 0 or grads[2] is not None else None, per_channel),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is not None and (x.shape != shape or x.dtype not in FLOATS or x.device != features.device):
+            raise ValueError(
+                f"{name} must be {shape}, floating point and on {features.device}; got {tuple(x.shape)} of {x.dtype} on "
+                f"{x.device}."
+            )
+    for name, x in (("grad_mean", grads[1]), ("grad_variance", grads[2]), ("z", z), ("mean", mean)):
+        if x is not None and x.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}; got {x.dtype}.")
+    if position.device != features.device:
+        raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
 
 
 def check_precision(precision: str) -> None:

@@ -22,8 +22,8 @@ class Backend:
     unusable() -> str | None: why it cannot run on this machine at all.
     refuses(Problem), refuses_projection(Projection) -> str | None: why it cannot run this cascade or this Ψ, on the device
         that the problem names and in the directions that it asks for.
-    cascade_forward, cascade_backward: a whole cascade, its arguments as `cascade.forward` and `cascade.backward` have them
-        after the walk. A backend that brings single walks gets its cascade from those two.
+    cascade_forward, cascade_backward: a cascade, its arguments as `cascade.forward` and `cascade.backward` have them after
+        the walk. A backend that brings single walks gets its cascade from those two.
     projection_forward, projection_backward: Ψ, arguments as in reference.py.
 
     What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other.
@@ -76,8 +76,8 @@ BACKENDS: dict[str, Backend] = {
             unusable=triton.unusable,
             refuses=triton.refuses,
             refuses_projection=triton.refuses_projection,
-            cascade_forward=triton.cascade_forward,
-            cascade_backward=triton.cascade_backward,
+            cascade_forward=partial(cascade.whole_forward, triton.cascade_forward),
+            cascade_backward=partial(cascade.whole_backward, triton.cascade_backward),
             projection_forward=triton.projection_forward,
             projection_backward=triton.projection_backward,
         ),

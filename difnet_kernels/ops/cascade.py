@@ -87,6 +87,7 @@ def _forward(
 
 @torch.library.register_fake("difnet_kernels::cascade_forward", lib=LIBRARY)
 def _forward_fake(state, seed, psi, mu, beta, precision, backend, all_steps, gradients):  # type: ignore[no-untyped-def]
+    check_cascade(state, seed, psi, mu, beta, precision)
     return _empty_forward(state, seed, psi, all_steps, gradients)
 
 
@@ -139,6 +140,8 @@ def _backward(
 def _backward_fake(  # type: ignore[no-untyped-def]
     grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, backend, wanted
 ):
+    check_cascade(state, seed, psi, mu, beta, precision)
+    check_saved(grad_states, state, seed, psi, walked, row_lse, wanted)
     return _empty_backward(state, seed, psi, mu, beta, wanted)
 
 

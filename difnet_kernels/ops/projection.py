@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difnet_kernels import backends
 from difnet_kernels.ops.library import LIBRARY, TAGS
-from difnet_kernels.problem import Projection
+from difnet_kernels.problem import Projection, check_pooled, check_volume
 
 LIBRARY.define(
     "projection_forward(Tensor features, Tensor weight, Tensor? slope, SymInt[] grid, bool statistics, str backend) "
@@ -45,6 +45,7 @@ def _empty_forward(
 def _forward(
     features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int], statistics: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_volume(features, weight, slope, grid)
     run = backends.choose(backend, Projection.of(features, weight, grid, gradients=not backend))
     peak, position, mean, variance = _empty_forward(features, weight, grid, statistics)
     if peak.numel() == 0:  # no image
@@ -64,6 +65,7 @@ def _forward(
 
 @torch.library.register_fake("difnet_kernels::projection_forward", lib=LIBRARY)
 def _forward_fake(features, weight, slope, grid, statistics, backend):  # type: ignore[no-untyped-def]
+    check_volume(features, weight, slope, grid)
     return _empty_forward(features, weight, grid, statistics)
 
 
@@ -87,6 +89,8 @@ def _backward(
     want_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    check_volume(features, weight, None, position.shape[2:])
+    check_pooled((grad_peak, grad_mean, grad_variance), features, weight, position, z, mean)
     run = backends.choose(backend, Projection.of(features, weight, position.shape[2:]))
     grad_features, grad_weight = _empty_backward(features, weight, want_features, want_weight)
     if position.numel() == 0:
@@ -112,6 +116,8 @@ def _backward(
 def _backward_fake(  # type: ignore[no-untyped-def]
     grad_peak, grad_mean, grad_variance, features, weight, position, z, mean, want_features, want_weight, backend
 ):
+    check_volume(features, weight, None, position.shape[2:])
+    check_pooled((grad_peak, grad_mean, grad_variance), features, weight, position, z, mean)
     return _empty_backward(features, weight, want_features, want_weight)
 
 
