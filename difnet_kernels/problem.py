@@ -158,8 +158,10 @@ def check_gates(
             raise ValueError(
                 f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
             )
-    # filled where they are read: a copy from the host would wait for the device, and cannot be captured in a graph
-    return torch.cat([torch.full((1,), float(gate), dtype=dtype, device=seed.device) for gate in gates])
+    # made where they are read: a copy from the host would wait for the device, and cannot be captured in a graph. A product
+    # and not torch.full, because the compiler keeps the factor of a product open and compiles once for all its values
+    one = torch.ones((1,), dtype=dtype, device=seed.device)
+    return torch.cat([one * (gate if isinstance(gate, (int, float)) else float(gate)) for gate in gates])
 
 
 def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype) -> Tensor:
