@@ -1,12 +1,14 @@
-"""The cascade as two torch operators: schema, kernels, fake kernels and autograd, once for all backends."""
+"""The cascade as two torch operators: schema, kernels, fake kernels, autograd and FLOPs, once for all backends."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
 from difnet_kernels.ops.library import LIBRARY, TAGS
@@ -191,3 +193,28 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
 
 torch.library.register_autograd("difnet_kernels::cascade_forward", _differentiate, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("difnet_kernels::cascade_backward", _refuse_second_derivative, lib=LIBRARY)
+
+
+# What FlopCounterMode counts: the products of the equations as they stand, 2 for each multiply-add. A backend that uses the
+# symmetry of S executes fewer. As torch counts attention, what backward computes again is counted again.
+
+
+def _flops(seed: Sequence[int], channels: int) -> int:
+    """A product over `channels` (or of that many) for every ordered pair of nodes."""
+    return 2 * seed[0] * math.prod(seed[2:]) ** 2 * channels
+
+
+@register_flop_formula(torch.ops.difnet_kernels.cascade_forward)
+def _forward_flops(state: Any, seed: Sequence[int], psi: Sequence[Sequence[int]], *rest: Any, **more: Any) -> int:
+    return sum(_flops(seed, p[1] + seed[1]) for p in psi)  # (W1, W2)
+
+
+@register_flop_formula(torch.ops.difnet_kernels.cascade_backward)
+def _backward_flops(
+    grads: Any, state: Any, seed: Sequence[int], psi: Sequence[Sequence[int]], *rest: Any, **more: Any
+) -> int:
+    want_state, want_seed, *want_psi, want_mu, want_beta = rest[-1]
+    to_the_start = want_state or want_seed or want_mu or want_beta
+    earliest = 0 if to_the_start else [*want_psi, True].index(True)
+    walks = list(zip(psi, want_psi, strict=True))[earliest:]
+    return sum(_flops(seed, p[1] + seed[1]) * (1 + want) for p, want in walks)  # (W1, B6), and (B4, B5)

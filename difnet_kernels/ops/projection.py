@@ -1,4 +1,4 @@
-"""Ψ's projection and pooling as two torch operators: schema, kernels, fake kernels and autograd, for all backends.
+"""Ψ's projection and pooling as two torch operators: schema, kernels, fake kernels, autograd, FLOPs, for all backends.
 
 z = W f at every pixel of `features` (B, C, Z, H, W), never stored. Of it remain, for each node of `grid` and each channel,
 the value (`peak`) and the flat index (`position`) of the pixel that wins the node's window, and, if `statistics` are wanted,
@@ -8,10 +8,13 @@ negative the least z wins, where it is zero the window's first pixel does, as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
 from difnet_kernels.ops.library import LIBRARY, TAGS
@@ -156,3 +159,28 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
 
 torch.library.register_autograd("difnet_kernels::projection_forward", _differentiate, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("difnet_kernels::projection_backward", _refuse_second_derivative, lib=LIBRARY)
+
+
+def _product_flops(features: Sequence[int], weight: Sequence[int]) -> int:
+    """z = W f at every pixel, or one of its two gradients; 2 for each multiply-add."""
+    return 2 * features[0] * math.prod(features[2:]) * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.difnet_kernels.projection_forward)
+def _forward_flops(features: Sequence[int], weight: Sequence[int], *rest: Any, **more: Any) -> int:
+    return _product_flops(features, weight)  # (Ψ1)
+
+
+@register_flop_formula(torch.ops.difnet_kernels.projection_backward)
+def _backward_flops(
+    grad_peak: Any,
+    grad_mean: Any,
+    grad_variance: Any,
+    features: Sequence[int],
+    weight: Sequence[int],
+    *rest: Any,
+    **more: Any,
+) -> int:
+    _, z, _, want_features, want_weight, *_ = rest
+    again = grad_variance is not None and z is None
+    return _product_flops(features, weight) * (again + want_features + want_weight)  # (Ψ2, Ψ3, Ψ4)
