@@ -1,13 +1,13 @@
 """The cascade around single walks: W5, the steps, the recomputed states and the sums of gradients, for every backend that
-brings walks. A backend that runs a whole cascade itself does not come here.
+brings walks; and what a backend needs that runs a whole cascade itself.
 
 Fields are (B, C, N) with any strides and any float dtype; `walked` and `row_lse` are what ops/cascade.py allocates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class WalkForward(Protocol):
 
 
 class WalkBackward(Protocol):
-    """Walk t backwards (B1-B7): fills grad_state (B, N, K), grad_psi (B, D, N), grad_mu[t] and grad_beta[t], and adds to
-    grad_seed (B, N, K)."""
+    """Walk t backwards (B1-B7): fills grad_state (B, N, K), grad_psi (B, D, N) unless it is None, grad_mu[t] and
+    grad_beta[t], and adds to grad_seed (B, N, K)."""
 
     def __call__(
         self,
@@ -49,7 +49,7 @@ class WalkBackward(Protocol):
         row_lse: Tensor,
         grad_state: Tensor,
         grad_seed: Tensor,
-        grad_psi: Tensor,
+        grad_psi: Tensor | None,
         grad_mu: Tensor,
         grad_beta: Tensor,
     ) -> None: ...
@@ -64,25 +64,32 @@ def forward(
     beta: Tensor,
     precision: str,
     *,
-    states: Tensor,
-    walked: Tensor,
-    row_lse: Tensor,
+    states: Sequence[Tensor],
+    walked: Tensor | None,
+    row_lse: Tensor | None,
 ) -> None:
-    """T walks into states (S, B, K, N): every step when S = T, else the last."""
+    """T walks into the states (B, K, N): every step if there are T of them, else the last. Without gradients `walked` and
+    `row_lse` are None: what a walk leaves is overwritten by the next."""
     last = len(psi) - 1
     current = seed if state is None else state  # (W5)
-    for t, p in enumerate(psi):
+    if walked is None or row_lse is None:
+        batch, classes, nodes = seed.shape
+        all_walked = [mu.new_empty((batch, nodes, classes))] * len(psi)
+        all_lse = [mu.new_empty((batch, nodes))] * len(psi)
+    else:
+        all_walked, all_lse = list(walked.unbind()), list(row_lse.unbind())
+    for t, (p, w, lse) in enumerate(zip(psi, all_walked, all_lse, strict=True)):
         # between walks the state is node-major and of the accumulation dtype, whatever the caller's is
-        following = states[-1] if t == last else torch.empty_like(walked[t]).mT
-        walk(current, seed, p, mu, beta, t, following, walked[t], row_lse[t])
-        if t < last and states.shape[0] > 1:
+        following = states[-1] if t == last else torch.empty_like(w).mT
+        walk(current, seed, p, mu, beta, t, following, w, lse)
+        if t < last and len(states) > 1:
             states[t].copy_(following)
         current = following
 
 
 def backward(
     walk: WalkBackward,
-    grad_states: Tensor,
+    grad_states: Sequence[Tensor],
     state: Tensor | None,
     seed: Tensor,
     psi: Sequence[Tensor],
@@ -93,49 +100,86 @@ def backward(
     precision: str,
     *,
     grad_state: Tensor | None,
-    grad_seed: Tensor,
-    grad_psi: Sequence[Tensor],
-    grad_mu: Tensor,
-    grad_beta: Tensor,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
 ) -> None:
-    """T walks backwards, from what `forward` left in walked and row_lse. grad_states (S, B, K, N) has the gradient of every
-    step when S = T, else of the last; without a state (grad_state None) that of y⁰ is added to grad_seed (W5)."""
-    walks = len(psi)
-    states = _recomputed(seed if state is None else state, seed, mu, beta, walked)
+    """T walks backwards, from what `forward` left in walked and row_lse. grad_states has the gradient of every state that
+    forward filled; a gradient that is None is not wanted. Without a state that of y⁰ is added to grad_seed (W5)."""
+    walks, saved = walked.unbind(), row_lse.unbind()
+    states = _recomputed(seed if state is None else state, seed, mu, beta, walks)
+    to_the_start = any(x is not None for x in (grad_state, grad_seed, grad_mu, grad_beta))
+    earliest = 0 if to_the_start else next(t for t, p in enumerate(grad_psi) if p is not None)
+    of_mu = torch.empty_like(mu) if grad_mu is None else grad_mu
+    of_beta = torch.empty_like(beta) if grad_beta is None else grad_beta
     grad = grad_states[-1]
-    total_seed = torch.zeros_like(walked[0])
-    for t in reversed(range(walks)):
+    total_seed = torch.zeros_like(walks[0])
+    for t in reversed(range(earliest, len(psi))):
         before = torch.empty_like(total_seed)
-        walk(
-            grad,
-            states[t],
-            seed,
-            psi[t],
-            mu,
-            beta,
-            t,
-            walked[t],
-            row_lse[t],
-            grad_state=before,
-            grad_seed=total_seed,
-            grad_psi=grad_psi[t],
-            grad_mu=grad_mu,
-            grad_beta=grad_beta,
-        )
+        fields = (grad, states[t], seed, psi[t])
+        walk(*fields, mu, beta, t, walks[t], saved[t], before, total_seed, grad_psi[t], of_mu, of_beta)
         grad = before.mT
-        if t > 0 and grad_states.shape[0] == walks:
+        if t > 0 and len(grad_states) > 1:
             grad = grad + grad_states[t - 1]
-    if grad_state is None:
-        grad_seed.copy_(grad + total_seed.mT)  # (W5): the seed is also the first state
-    else:
+    if grad_state is not None:
         grad_state.copy_(grad)
-        grad_seed.copy_(total_seed.mT)
+    if grad_seed is not None:
+        # (W5): without a state the seed is also the first state
+        grad_seed.copy_(total_seed.mT if state is not None else grad + total_seed.mT)
 
 
-def _recomputed(first: Tensor, seed: Tensor, mu: Tensor, beta: Tensor, walked: Tensor) -> list[Tensor]:
+def _recomputed(first: Tensor, seed: Tensor, mu: Tensor, beta: Tensor, walked: Sequence[Tensor]) -> list[Tensor]:
     """y⁰ ... yᵀ⁻¹ as (B, K, N): only `walked` is kept of a forward, because W3 and W4 cost next to nothing."""
     states = [first]
-    for t in range(walked.shape[0] - 1):
-        state, s = (x.mT.to(walked.dtype) for x in (states[t], seed))
-        states.append(reference.step(walked[t], s, state, mu[t], beta[t]).mT)
+    if len(walked) == 1:
+        return states
+    y, s = (x.mT.to(walked[0].dtype) for x in (first, seed))
+    for w, m, b in zip(walked[:-1], mu.unbind()[:-1], beta.unbind()[:-1], strict=True):
+        y = reference.step(w, s, y, m, b)
+        states.append(y.mT)
     return states
+
+
+def whole_forward(
+    run: Callable[..., None],
+    *fields_and_gates: Any,
+    states: Sequence[Tensor],
+    walked: Tensor | None,
+    row_lse: Tensor | None,
+) -> None:
+    """For a backend that runs the cascade itself, into states (S, B, K, N) and into memory for what it always writes."""
+    _, seed, psi, mu, *_ = fields_and_gates
+    batch, classes, nodes = seed.shape
+    walked = mu.new_empty((len(psi), batch, nodes, classes)) if walked is None else walked
+    row_lse = mu.new_empty((len(psi), batch, nodes)) if row_lse is None else row_lse
+    if len(states) == 1:
+        run(*fields_and_gates, states=states[0].unsqueeze(0), walked=walked, row_lse=row_lse)
+        return
+    together = states[0].new_empty((len(states), *seed.shape))
+    run(*fields_and_gates, states=together, walked=walked, row_lse=row_lse)
+    for state, filled in zip(states, together.unbind(), strict=True):
+        state.copy_(filled)
+
+
+def whole_backward(
+    run: Callable[..., None],
+    grad_states: Sequence[Tensor],
+    *fields_and_gates: Any,
+    grad_state: Tensor | None,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
+) -> None:
+    """For a backend that runs the cascade itself, from grad_states (S, B, K, N) and into memory for what nobody wants."""
+    state, seed, psi, mu, beta, *_ = fields_and_gates
+    run(
+        grad_states[0].unsqueeze(0) if len(grad_states) == 1 else torch.stack(list(grad_states)),
+        *fields_and_gates,
+        grad_state=torch.empty_like(state) if grad_state is None and state is not None else grad_state,
+        grad_seed=torch.empty_like(seed) if grad_seed is None else grad_seed,
+        grad_psi=[torch.empty_like(p) if grad is None else grad for p, grad in zip(psi, grad_psi, strict=True)],
+        grad_mu=torch.empty_like(mu) if grad_mu is None else grad_mu,
+        grad_beta=torch.empty_like(beta) if grad_beta is None else grad_beta,
+    )

@@ -20,6 +20,7 @@ from difnet_kernels.problem import (
     check_on_grid,
     check_precision,
     check_projection,
+    check_state,
     flat,
 )
 
@@ -64,10 +65,11 @@ def cascaded_random_walk(
     beta = check_gates("beta", beta, len(embeddings), seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
+    gradients = _differentiated(seed, *embeddings, mu, beta)
     states, _, _ = torch.ops.difnet_kernels.cascade_forward(
-        None, seed, embeddings, mu, beta, precision, backend or "", return_steps
+        None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients
     )
-    return states.unbind(0) if return_steps else states
+    return tuple(states) if return_steps else states[0]
 
 
 def random_walk(
@@ -91,20 +93,25 @@ def random_walk(
     torch.Size([1, 21, 1681])
     """
     check_field("seed", seed)
-    check_on_grid("state", state, seed)
-    if state.shape[1] != seed.shape[1]:
-        raise ValueError(f"state and seed must have the same classes; got {state.shape[1]} and {seed.shape[1]}.")
+    check_state(state, seed)
     check_on_grid("psi", psi, seed)
-    # the operator returns a state like its seed, so the walk's own field decides dtype and memory format here
-    seed = seed.to(state.dtype)
-    accumulate = accumulation_dtype(seed, [psi])
+    accumulate = accumulation_dtype(seed, [psi, state])
     mu, beta = check_gate("mu", mu, seed, accumulate), check_gate("beta", beta, seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
-    next_state, _, _ = torch.ops.difnet_kernels.cascade_forward(
-        state, seed, [psi], mu, beta, precision, backend or "", False
+    gradients = _differentiated(state, seed, psi, mu, beta)
+    states, _, _ = torch.ops.difnet_kernels.cascade_forward(
+        state, seed, [psi], mu, beta, precision, backend or "", False, gradients
     )
-    return next_state
+    return states[0]
+
+
+def _differentiated(*inputs: Tensor) -> bool:
+    """Whether a backward may come, for which forward must keep what it needs. A program that is traced may be trained
+    later, with inputs that require gradients where those of the trace did not."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return True
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def psi_projection(

@@ -31,13 +31,15 @@ class Problem:
     gradients: bool = True
 
     @staticmethod
-    def of(seed: Tensor, psi: Sequence[Tensor], precision: str, gradients: bool = True) -> Problem:
+    def of(
+        seed: Tensor, psi: Sequence[Tensor], precision: str, *, state: Tensor | None = None, gradients: bool = True
+    ) -> Problem:
         return Problem(
             batch=seed.shape[0],
             classes=seed.shape[1],
             nodes=math.prod(seed.shape[2:]),
             embeds=tuple([p.shape[1] for p in psi]),
-            dtypes=(seed.dtype, *[p.dtype for p in psi]),
+            dtypes=tuple([x.dtype for x in (seed, *psi, *(() if state is None else (state,)))]),
             device=seed.device,
             precision=precision,
             gradients=gradients,
@@ -156,8 +158,10 @@ def check_gates(
             raise ValueError(
                 f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
             )
-    # filled where they are read: a copy from the host would wait for the device, and cannot be captured in a graph
-    return torch.cat([torch.full((1,), float(gate), dtype=dtype, device=seed.device) for gate in gates])
+    # made where they are read: a copy from the host would wait for the device, and cannot be captured in a graph. A product
+    # and not torch.full, because the compiler keeps the factor of a product open and compiles once for all its values
+    one = torch.ones((1,), dtype=dtype, device=seed.device)
+    return torch.cat([one * (gate if isinstance(gate, (int, float)) else float(gate)) for gate in gates])
 
 
 def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -169,8 +173,11 @@ def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype
     return check_gates(name, gate.reshape(1), 1, seed, dtype)
 
 
-def check_projection(features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int]) -> None:
-    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S."""
+def check_projection(
+    features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], *, last: str = "bias"
+) -> None:
+    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S. `last` is
+    what the caller calls the bias."""
     check_field("features", features)
     axes = features.dim() - 2
     if axes > 3:
@@ -184,11 +191,20 @@ def check_projection(features: Tensor, weight: Tensor, bias: Tensor | None, grid
             f"{tuple(weight.shape)}."
         )
     if bias is not None:
-        _check_parameter("bias", bias, features, 1)
+        _check_parameter(last, bias, features, 1)
         if bias.shape[0] != weight.shape[0]:
-            raise ValueError(f"bias must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+            raise ValueError(f"{last} must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+    check_grid(grid, axes, features)
+
+
+def check_grid(grid: Sequence[int], axes: int, features: Tensor) -> None:
+    rule = f"grid must be {axes} positive sizes, one per spatial axis of features {tuple(features.shape)}"
+    if isinstance(grid, (str, dict, set)) or not hasattr(grid, "__len__") or not hasattr(grid, "__getitem__"):
+        raise TypeError(f"{rule}; got {grid!r} ({type(grid).__name__}). Write it as {(8,) * axes}, for example.")
+    if any(isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) for size in grid):
+        raise TypeError(f"{rule}, in integers; got {grid!r}. Round them first.")
     if len(grid) != axes or min(grid) < 1:
-        raise ValueError(f"grid must be {axes} positive sizes for features {tuple(features.shape)}; got {tuple(grid)}.")
+        raise ValueError(f"{rule}; got {tuple(grid)}.")
 
 
 def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
@@ -200,6 +216,131 @@ def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
             f"{name} must be on the device of features, {features.device}; got {x.device}. Move it with "
             f"{name}.to(features.device)."
         )
+
+
+def check_cascade(
+    state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, precision: str
+) -> None:
+    """What the operator itself demands, whoever calls it: a traced graph has lost the checks of the public functions.
+
+    A right call passes by a few comparisons; only a wrong one is looked at again, for what to say.
+    """
+    batch, grid, device = seed.shape[0], seed.shape[2:], seed.device
+    fields = psi if state is None else (*psi, state)
+    accumulate = accumulation_dtype(seed, fields)
+    gates = (len(psi),)
+    if (
+        all(x.shape[0] == batch and x.shape[2:] == grid and x.device == device and x.shape[1] > 0 for x in fields)
+        and mu.shape == gates
+        and beta.shape == gates
+        and mu.dtype == accumulate
+        and beta.dtype == accumulate
+        and mu.device == device
+        and beta.device == device
+        and seed.dim() > 2
+        and seed.shape[1] > 0
+        and seed.dtype in FLOATS
+        and all(x.dtype in FLOATS for x in fields)
+        and (state is None or state.shape[1] == seed.shape[1])
+        and precision in PRECISIONS
+        and gates[0] > 0
+    ):
+        return
+    check_field("seed", seed)
+    check_embeddings(psi, seed)
+    if state is not None:
+        check_state(state, seed)
+    for name, gate in (("mu", mu), ("beta", beta)):
+        check_gates(name, gate, len(psi), seed, accumulate)
+        if gate.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums of these fields run; got {gate.dtype}. Convert it with "
+                f"{name}.to({accumulate})."
+            )
+    check_precision(precision)
+
+
+def check_state(state: Tensor, seed: Tensor) -> None:
+    check_on_grid("state", state, seed)
+    if state.shape[1] != seed.shape[1]:
+        raise ValueError(f"state and seed must have the same classes; got {state.shape[1]} and {seed.shape[1]}.")
+
+
+def check_saved(
+    grad_states: Sequence[Tensor | None],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    walked: Tensor,
+    row_lse: Tensor,
+    wanted: Sequence[bool],
+) -> None:
+    """What backward demands beside the arguments of forward."""
+    sizes = (len(psi), seed.shape[0], math.prod(seed.shape[2:]))
+    accumulate = accumulation_dtype(seed, psi if state is None else (*psi, state))
+    for name, x, shape in (("walked", walked, (*sizes, seed.shape[1])), ("row_lse", row_lse, sizes)):
+        if x.shape != shape or x.dtype != accumulate or x.device != seed.device:
+            raise ValueError(
+                f"{name} must be what cascade_forward returned with gradients=True, {shape} of {accumulate} on "
+                f"{seed.device}; got {tuple(x.shape)} of {x.dtype} on {x.device}."
+            )
+    if len(grad_states) not in (1, len(psi)):
+        raise ValueError(f"grad_states must hold 1 gradient, or {len(psi)}, one per walk; got {len(grad_states)}.")
+    for t, grad in enumerate(grad_states):
+        if grad is not None and (grad.shape != seed.shape or grad.device != seed.device or grad.dtype not in FLOATS):
+            raise ValueError(
+                f"grad_states[{t}] must be {tuple(seed.shape)}, floating point and on {seed.device}; got "
+                f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}."
+            )
+    if len(wanted) != len(psi) + 4:
+        raise ValueError(
+            f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
+        )
+
+
+def check_volume(features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int]) -> None:
+    """What Ψ's operator itself demands: features (B, C, Z, H, W), weight (D, C) and slope (D,) of the accumulation dtype."""
+    if features.dim() != 5:
+        raise ValueError(f"features must be a volume (B, C, Z, H, W); got {tuple(features.shape)}. Add axes of one.")
+    check_projection(features, weight, slope, grid, last="slope")
+    accumulate = accumulation_dtype(features, [weight])
+    for name, x in (("weight", weight), ("slope", slope)):
+        if x is not None and x.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums run; got {x.dtype}. Convert it with {name}.to({accumulate})."
+            )
+
+
+def check_pooled(
+    grads: Sequence[Tensor | None], features: Tensor, weight: Tensor, position: Tensor, z: Tensor | None, mean: Tensor
+) -> None:
+    """What Ψ's backward demands of what forward returned, and of grads = (grad_peak, grad_mean, grad_variance)."""
+    embed = weight.shape[0]
+    pooled = (features.shape[0], embed, *position.shape[2:])
+    if position.dim() != 5 or position.shape != pooled or position.dtype != torch.int32:
+        raise ValueError(
+            f"position must be what projection_forward returned, (B, D, *grid) of int32 with B = {pooled[0]} and D = {embed}; "
+            f"got {tuple(position.shape)} of {position.dtype}."
+        )
+    per_channel = (embed,)
+    shapes = {
+        "grad_peak": (grads[0], pooled),
+        "grad_mean": (grads[1], per_channel),
+        "grad_variance": (grads[2], per_channel),
+        "z": (z, (pooled[0], embed, *features.shape[2:])),
+        "mean": (mean if mean.numel() > 0 or grads[2] is not None else None, per_channel),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is not None and (x.shape != shape or x.dtype not in FLOATS or x.device != features.device):
+            raise ValueError(
+                f"{name} must be {shape}, floating point and on {features.device}; got {tuple(x.shape)} of {x.dtype} on "
+                f"{x.device}."
+            )
+    for name, x in (("grad_mean", grads[1]), ("grad_variance", grads[2]), ("z", z), ("mean", mean)):
+        if x is not None and x.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}; got {x.dtype}.")
+    if position.device != features.device:
+        raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
 
 
 def check_precision(precision: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from difnet_kernels import cascade
 from difnet_kernels.backends import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +35,8 @@ def _files(folder: Path) -> list[Path]:
 def _sources_of(name: str) -> list[Path]:
     """Its own module or folder in Python, its folder in C++, and cascade.py if that strings its walks."""
     homes = [PACKAGE / "backends" / f"{name}.py", PACKAGE / "backends" / name, ROOT / "csrc" / name]
-    shared = isinstance(BACKENDS[name].cascade_forward, partial)
+    forward = BACKENDS[name].cascade_forward
+    shared = isinstance(forward, partial) and forward.func is cascade.forward
     return [path for home in homes for path in _files(home)] + [PACKAGE / "cascade.py"] * shared
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +23,8 @@ class Backend:
     unusable() -> str | None: why it cannot run on this machine at all.
     refuses(Problem), refuses_projection(Projection) -> str | None: why it cannot run this cascade or this Ψ, on the device
         that the problem names and in the directions that it asks for.
-    cascade_forward, cascade_backward: a whole cascade, its arguments as `cascade.forward` and `cascade.backward` have them
-        after the walk. A backend that brings single walks gets its cascade from those two.
+    cascade_forward, cascade_backward: a cascade, its arguments as `cascade.forward` and `cascade.backward` have them after
+        the walk. A backend that brings single walks gets its cascade from those two.
     projection_forward, projection_backward: Ψ, arguments as in reference.py.
 
     What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other.
@@ -57,6 +58,9 @@ class Backend:
         return self.refuses_projection(problem) if isinstance(problem, Projection) else self.refuses(problem)
 
 
+# nodes up to which a call that names no backend may store N x N: 16 MiB for each image in fp32
+DENSE_NODES = 2048
+
 # in order of preference; the dense reference is the last resort because it stores N x N
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -76,8 +80,8 @@ BACKENDS: dict[str, Backend] = {
             unusable=triton.unusable,
             refuses=triton.refuses,
             refuses_projection=triton.refuses_projection,
-            cascade_forward=triton.cascade_forward,
-            cascade_backward=triton.cascade_backward,
+            cascade_forward=partial(cascade.whole_forward, triton.cascade_forward),
+            cascade_backward=partial(cascade.whole_backward, triton.cascade_backward),
             projection_forward=triton.projection_forward,
             projection_backward=triton.projection_backward,
         ),
@@ -110,21 +114,54 @@ def check_name(name: str | None) -> None:
 
 
 def choose(name: str, problem: Problem | Projection) -> Backend:
-    """The backend called `name`, or for "" the first that can run `problem`. A named one never falls back.
+    """The backend called `name`, or for "" the first that can run `problem`. A named one never falls back, and a call that
+    names none gets the dense reference only where N x N is small, with a warning.
 
     Pure: the same problem gives the same backend, so forward and backward of an unnamed call meet.
     """
     check_name(name or None)
-    reasons = {}
+    reasons: dict[str, str] = {}
     for candidate in [name] if name else BACKENDS:
-        reason = why_not(candidate, problem)
-        if reason is None:
+        reason = why_not(candidate, problem) or ("" if name else _too_dense(candidate, problem))
+        if not reason:
+            if reasons and candidate == "reference" and isinstance(problem, Problem):
+                _warn_once(_told(reasons))
             return BACKENDS[candidate]
         reasons[candidate] = reason
-    told = "; ".join(f"{candidate}: {reason}" for candidate, reason in reasons.items())
     usable = [other for other in BACKENDS if why_not(other, problem) is None]
-    advice = f" Usable here: {usable}." if usable else ""
-    raise BackendUnavailable(f"no backend can run this problem ({told}).{advice} See `python -m difnet_kernels info`.")
+    advice = f" Usable here by name: {usable}." if usable else ""
+    raise BackendUnavailable(
+        f"no backend can run this problem ({_told(reasons)}).{advice} See `python -m difnet_kernels info`."
+    )
+
+
+def _told(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def _too_dense(name: str, problem: Problem | Projection) -> str:
+    """Why a call that names no backend does not get `name`; "" if it does. Ψ in the reference stores no N x N."""
+    if name != "reference" or isinstance(problem, Projection) or problem.nodes <= DENSE_NODES:
+        return ""
+    size = 4 * problem.batch * problem.nodes**2 / 2**30
+    return (
+        f"it stores N x N numbers, {size:.1f} GiB for each P of N = {problem.nodes}, and above N = {DENSE_NODES} runs only by "
+        'name; mend what keeps the others from running, or pass backend="reference"'
+    )
+
+
+_warned: list[str] = []  # the reasons of the one warning of this process
+
+
+def _warn_once(reasons: str) -> None:
+    if _warned:
+        return
+    _warned.append(reasons)
+    warnings.warn(
+        f"difnet_kernels uses its dense reference, which stores N x N numbers, because no other backend can run this problem "
+        f"({reasons}). Above N = {DENSE_NODES} such a call raises; `python -m difnet_kernels info` says what is missing.",
+        stacklevel=2,
+    )
 
 
 def resolve(name: str, problem: Problem | Projection) -> str:

@@ -117,7 +117,7 @@ def walk_backward(
     row_lse: Tensor,
     grad_state: Tensor,
     grad_seed: Tensor,
-    grad_psi: Tensor,
+    grad_psi: Tensor | None,
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
@@ -126,7 +126,8 @@ def walk_backward(
     of_state, of_seed, of_psi, grad_mu[t], grad_beta[t] = walk_gradients(grad, y, s, p, mu[t], beta[t], walked, row_lse)
     grad_state.copy_(of_state)
     grad_seed += of_seed
-    grad_psi.copy_(of_psi.mT)
+    if grad_psi is not None:
+        grad_psi.copy_(of_psi.mT)
 
 
 def _project(features: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ψ's projection and pooling as two torch operators: schema, kernels, fake kernels and autograd, for all backends.
+"""Ψ's projection and pooling as two torch operators: schema, kernels, fake kernels, autograd, FLOPs, for all backends.
 
 z = W f at every pixel of `features` (B, C, Z, H, W), never stored. Of it remain, for each node of `grid` and each channel,
 the value (`peak`) and the flat index (`position`) of the pixel that wins the node's window, and, if `statistics` are wanted,
@@ -8,14 +8,17 @@ negative the least z wins, where it is zero the window's first pixel does, as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
 from difnet_kernels.ops.library import LIBRARY, TAGS
-from difnet_kernels.problem import Projection
+from difnet_kernels.problem import Projection, check_pooled, check_volume
 
 LIBRARY.define(
     "projection_forward(Tensor features, Tensor weight, Tensor? slope, SymInt[] grid, bool statistics, str backend) "
@@ -45,6 +48,7 @@ def _empty_forward(
 def _forward(
     features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int], statistics: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_volume(features, weight, slope, grid)
     run = backends.choose(backend, Projection.of(features, weight, grid, gradients=not backend))
     peak, position, mean, variance = _empty_forward(features, weight, grid, statistics)
     if peak.numel() == 0:  # no image
@@ -64,6 +68,7 @@ def _forward(
 
 @torch.library.register_fake("difnet_kernels::projection_forward", lib=LIBRARY)
 def _forward_fake(features, weight, slope, grid, statistics, backend):  # type: ignore[no-untyped-def]
+    check_volume(features, weight, slope, grid)
     return _empty_forward(features, weight, grid, statistics)
 
 
@@ -87,6 +92,8 @@ def _backward(
     want_weight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    check_volume(features, weight, None, position.shape[2:])
+    check_pooled((grad_peak, grad_mean, grad_variance), features, weight, position, z, mean)
     run = backends.choose(backend, Projection.of(features, weight, position.shape[2:]))
     grad_features, grad_weight = _empty_backward(features, weight, want_features, want_weight)
     if position.numel() == 0:
@@ -112,6 +119,8 @@ def _backward(
 def _backward_fake(  # type: ignore[no-untyped-def]
     grad_peak, grad_mean, grad_variance, features, weight, position, z, mean, want_features, want_weight, backend
 ):
+    check_volume(features, weight, None, position.shape[2:])
+    check_pooled((grad_peak, grad_mean, grad_variance), features, weight, position, z, mean)
     return _empty_backward(features, weight, want_features, want_weight)
 
 
@@ -150,3 +159,28 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
 
 torch.library.register_autograd("difnet_kernels::projection_forward", _differentiate, setup_context=_save, lib=LIBRARY)
 torch.library.register_autograd("difnet_kernels::projection_backward", _refuse_second_derivative, lib=LIBRARY)
+
+
+def _product_flops(features: Sequence[int], weight: Sequence[int]) -> int:
+    """z = W f at every pixel, or one of its two gradients; 2 for each multiply-add."""
+    return 2 * features[0] * math.prod(features[2:]) * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.difnet_kernels.projection_forward)
+def _forward_flops(features: Sequence[int], weight: Sequence[int], *rest: Any, **more: Any) -> int:
+    return _product_flops(features, weight)  # (Ψ1)
+
+
+@register_flop_formula(torch.ops.difnet_kernels.projection_backward)
+def _backward_flops(
+    grad_peak: Any,
+    grad_mean: Any,
+    grad_variance: Any,
+    features: Sequence[int],
+    weight: Sequence[int],
+    *rest: Any,
+    **more: Any,
+) -> int:
+    _, z, _, want_features, want_weight, *_ = rest
+    again = grad_variance is not None and z is None
+    return _product_flops(features, weight) * (again + want_features + want_weight)  # (Ψ2, Ψ3, Ψ4)

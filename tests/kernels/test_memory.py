@@ -181,11 +181,19 @@ def test_guard_bands_around_the_results_stay(backend: str, layout: str) -> None:
     frames = [guarded((steps, 2, 5, 65), layout == "channels_last"), guarded((2, 2, 65, 5)), guarded((2, 2, 65))]
     (_, states), (_, walked), (_, row_lse) = frames
     run.cascade_forward(
-        None, inputs.seed, inputs.psi, inputs.mu, inputs.beta, "high", states=states, walked=walked, row_lse=row_lse
+        None,
+        inputs.seed,
+        inputs.psi,
+        inputs.mu,
+        inputs.beta,
+        "high",
+        states=list(states),
+        walked=walked,
+        row_lse=row_lse,
     )
     gradients = [guarded((2, 5, 65)), guarded((2, 6, 65)), guarded((2, 6, 65)), guarded((2,)), guarded((2,))]
     run.cascade_backward(
-        inputs.grad.unsqueeze(0),
+        [inputs.grad],
         None,
         inputs.seed,
         inputs.psi,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels import BACKENDS, BackendUnavailable, cascaded_random_walk, psi_projection
-from difnet_kernels.backends import Backend, choose, why_not
+from difnet_kernels import BACKENDS, BackendUnavailable, backends, cascaded_random_walk, psi_projection, random_walk
+from difnet_kernels.backends import DENSE_NODES, Backend, choose, why_not
 from difnet_kernels.problem import Problem
 
 SEED, PSI, GATE = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5), torch.tensor([0.5])
@@ -106,7 +107,7 @@ def test_backward_runs_the_backend_that_ran_forward(table: dict[str, Backend], n
 
 def test_an_operator_refuses_a_name_that_nobody_has() -> None:
     with pytest.raises(ValueError, match=r"backend must be None or one of .*'tpu'"):
-        OPS.cascade_forward(None, SEED, [PSI], GATE, GATE, "high", "tpu", False)
+        OPS.cascade_forward(None, SEED, [PSI], GATE, GATE, "high", "tpu", False, True)
 
 
 def test_every_backend_is_a_record_of_what_it_brings() -> None:
@@ -115,3 +116,61 @@ def test_every_backend_is_a_record_of_what_it_brings() -> None:
         assert backend.cascade_forward is not None and backend.projection_forward is not None
         reason = why_not(name, Problem.of(SEED, [PSI], "high"))
         assert reason is None or reason == backend.unusable() or "cpu" in reason
+
+
+def _reference_alone(table: dict[str, Backend]) -> None:
+    for name in list(table):
+        if name != "reference":
+            table[name] = replace(table[name], unusable=lambda: "there is none here")
+
+
+@pytest.fixture
+def unwarned() -> Iterator[None]:
+    backends._warned.clear()
+    yield
+    backends._warned.clear()
+
+
+def _of(nodes: int) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    return torch.randn(1, 1, nodes), [torch.randn(1, 1, nodes)], GATE, GATE
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("unwarned")
+def test_a_small_problem_may_be_dense_with_one_warning(table: dict[str, Backend]) -> None:
+    _reference_alone(table)
+    with pytest.warns(UserWarning, match=r"dense reference, which stores N x N.*cpu: there is none here"):
+        cascaded_random_walk(*_of(DENSE_NODES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cascaded_random_walk(*_of(DENSE_NODES))
+        psi_projection(SEED, torch.randn(4, 3), None, None, (2, 2))
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("unwarned")
+def test_a_large_problem_is_dense_only_by_name(table: dict[str, Backend]) -> None:
+    _reference_alone(table)
+    inputs = _of(DENSE_NODES + 1)
+    with pytest.raises(
+        BackendUnavailable, match=r"cpu: there is none here.*reference: it stores N x N.*by name"
+    ) as told:
+        cascaded_random_walk(*inputs)
+    assert 'backend="reference"' in str(told.value)
+    with pytest.raises(BackendUnavailable):
+        random_walk(inputs[0], inputs[1][0], inputs[0], 0.5, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cascaded_random_walk(*inputs, backend="reference")
+
+
+@pytest.mark.smoke
+def test_the_choice_is_that_of_the_tensors_device() -> None:
+    """Not of the current one: the problem says where its tensors are, and each backend looks there."""
+    problem = Problem.of(SEED, [PSI], "high")
+    assert why_not("cpu", replace(problem, device=torch.device("cuda", 1))) == (
+        "it runs on the CPU; the tensors are on cuda:1"
+        if BACKENDS["cpu"].unusable() is None
+        else BACKENDS["cpu"].unusable()
+    )
+    assert "the tensors are on cpu" in str(BACKENDS["triton"].refuses(problem))

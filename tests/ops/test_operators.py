@@ -48,14 +48,14 @@ def test_cascade_forward(backend: str, with_state: bool, steps: bool, layout: st
     (seed, *psi), made = _inputs(layout, "fp32", 2, grad=True)
     state = torch.randn_like(seed).requires_grad_() if with_state else None
     gates = made.mu.requires_grad_(), made.beta.requires_grad_()
-    torch.library.opcheck(OPS.cascade_forward.default, (state, seed, psi, *gates, "high", backend, steps))
+    torch.library.opcheck(OPS.cascade_forward.default, (state, seed, psi, *gates, "high", backend, steps, True))
 
 
 @pytest.mark.parametrize("dtype", ["fp64", "bf16", "fp16"])
 def test_cascade_forward_in_other_dtypes(backend: str, dtype: str) -> None:
     (seed, *psi), made = _inputs("channels_last", dtype, 1, grad=True)
     gates = made.mu.requires_grad_(), made.beta.requires_grad_()
-    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, psi, *gates, "high", backend, False))
+    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, psi, *gates, "high", backend, False, True))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd"])
@@ -65,21 +65,23 @@ def test_cascade_backward(backend: str, with_state: bool, steps: bool, layout: s
     (seed, *psi), made = _inputs(layout, "fp32", 2, grad=False)
     state = torch.randn_like(seed) if with_state else None
     arguments = (state, seed, psi, made.mu, made.beta)
-    states, walked, row_lse = OPS.cascade_forward(*arguments, "high", backend, steps)
-    torch.library.opcheck(
-        OPS.cascade_backward.default,
-        (torch.randn_like(states), *arguments, walked, row_lse, "high", backend, steps),
-    )
+    states, walked, row_lse = OPS.cascade_forward(*arguments, "high", backend, steps, True)
+    grads = [torch.randn_like(y) for y in states]
+    for wanted in ([True] * 6, [False, True, False, True, False, True]):
+        torch.library.opcheck(
+            OPS.cascade_backward.default, (grads, *arguments, walked, row_lse, "high", backend, wanted)
+        )
 
 
 @pytest.mark.parametrize("grad_layout", ["contiguous", "expanded"])
 def test_cascade_backward_of_strange_gradients(backend: str, grad_layout: str) -> None:
     (seed, *psi), made = _inputs("channels_last", "fp32", 1, grad=False)
-    states, walked, row_lse = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False)
-    grad = torch.ones(states.shape) if grad_layout == "contiguous" else torch.ones(1).expand(states.shape)
+    states, walked, row_lse = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False, True)
+    shape = states[0].shape
+    grad = torch.ones(shape) if grad_layout == "contiguous" else torch.ones(1).expand(shape)
     torch.library.opcheck(
         OPS.cascade_backward.default,
-        (grad, None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, False),
+        ([grad], None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, [True] * 5),
     )
 
 
@@ -117,7 +119,7 @@ def test_nothing(backend: str, empty: str) -> None:
     shape = (0, 3, 5) if empty == "batch" else (2, 3, 0)
     seed, psi = torch.randn(shape).requires_grad_(), torch.randn(shape).requires_grad_()
     gates = torch.tensor([0.5]).requires_grad_(), torch.tensor([0.5]).requires_grad_()
-    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, [psi], *gates, "high", backend, False))
+    torch.library.opcheck(OPS.cascade_forward.default, (None, seed, [psi], *gates, "high", backend, False, True))
 
 
 def _projected(layout: str, dtype: str = "fp32") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int]]:

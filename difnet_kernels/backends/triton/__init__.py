@@ -25,16 +25,34 @@ def unusable() -> str | None:
         return None
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "no CUDA device"
-    major, minor = torch.cuda.get_device_capability()
+    too_old = [_too_old(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
+    return None if None in too_old else too_old[0]
+
+
+@functools.cache
+def _too_old(device: torch.device) -> str | None:
+    """Why the kernels do not run on this GPU, whichever is the current one."""
+    if not torch.cuda.is_available():
+        return None  # which `unusable` says
+    major, minor = torch.cuda.get_device_capability(device)
     if major * 10 + minor < MIN_ARCH:
         return f"the GPU is sm_{major}{minor}; the kernels need sm_{MIN_ARCH} or later"
     return None
 
 
+def _elsewhere(device: torch.device) -> str | None:
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return None
+    if device.type != "cuda":
+        return f"the tensors are on {device}; move them to a CUDA device"
+    return _too_old(device)
+
+
 def refuses(problem: Problem) -> str | None:
     """Why this problem cannot run although the backend can."""
-    if problem.device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
-        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    elsewhere = _elsewhere(problem.device)
+    if elsewhere is not None:
+        return elsewhere
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or another backend"
     widest = max(problem.embeds)
@@ -50,8 +68,9 @@ def refuses(problem: Problem) -> str | None:
 
 def refuses_projection(problem: Projection) -> str | None:
     """Why this projection Ψ cannot run although the backend can."""
-    if problem.device.type != "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "1":
-        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    elsewhere = _elsewhere(problem.device)
+    if elsewhere is not None:
+        return elsewhere
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or another backend"
     if problem.embed > MAX_EMBED:
