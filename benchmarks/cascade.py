@@ -63,6 +63,21 @@ class CascadeTask(Task):
 
         return Entrant(contender.title, contender.why_not(setting), prepare)
 
+    def title_of(self, name: str) -> str:
+        return CONTENDERS[name].title
+
+    def why_not(self, name: str, on: Device) -> str | None:
+        return CONTENDERS[name].why_not(Setting(self.case, DTYPES[self.dtype], on, self.direction))
+
+    def growing(self, name: str, on: Device) -> tuple[Call, Call]:
+        dtype = DTYPES[self.dtype]
+        cascade = CONTENDERS[name].build(Setting(self.case, dtype, on, self.direction))
+        # 4² nodes leave no trace
+        small, large = (
+            make_inputs(c, self.kind, dtype, on.torch) for c in (self.case.but(nodes=16, batch=1), self.case)
+        )
+        return runner(cascade, small, self.direction), runner(cascade, large, self.direction)
+
 
 def replay_of(run: Callable[[], Made], on: Device, *, exact: bool) -> tuple[Call, Made]:
     """`run` from a CUDA graph, and what its replay has written. exact: raises RuntimeError unless that has the bits of
@@ -109,12 +124,3 @@ def problem(case: Case, kind: str, dtype: str, device: str, judged: int | None =
         inputs = make_inputs(case, kind, DTYPES[dtype], device)
         _PROBLEM[key] = inputs, truth_of(inputs.first(judged or case.walks), backward=True)
     return _PROBLEM[key]
-
-
-def growing(task: Task, contender: str, on: Device) -> tuple[Call, Call]:
-    """A small call that loads all code, and the call whose memory counts."""
-    cascade = CONTENDERS[contender].build(Setting(task.case, DTYPES[task.dtype], on, task.direction))
-    # 4² nodes leave no trace
-    sizes = (task.case.but(nodes=16, batch=1), task.case)
-    tiny, whole = (make_inputs(case, task.kind, DTYPES[task.dtype], on.torch) for case in sizes)
-    return runner(cascade, tiny, task.direction), runner(cascade, whole, task.direction)

@@ -18,22 +18,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks import show
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, TINY, Case
 from benchmarks.clock import Timing
 from benchmarks.counts import Problem, Unavailable, instructions, smaller
+from benchmarks.questions import DIRECTIONS
 
 ROOT = Path(__file__).parent.parent
 # one walk is enough to compare kernels with; the tiny one compares the way to them
+WALK, CROP = (CASES[name].but(walks=1) for name in ("eval505", "train321_one"))
 PROBLEMS: tuple[Problem, ...] = (
-    (CASES["eval505"].but(walks=1), "fp32", "forward"),
-    (CASES["eval505"].but(walks=1), "fp32", "forward+backward"),
-    (CASES["eval505"].but(walks=1), "bf16", "forward"),
-    (CASES["eval505"].but(walks=1), "bf16", "forward+backward"),
-    (CASES["train321_one"].but(walks=1), "fp32", "forward"),
-    (CASES["train321_one"].but(walks=1), "fp32", "forward+backward"),
-    (Case("tiny", 1, 16, 64, 21, 1), "fp32", "forward"),
+    *((case, "fp32", direction) for case in (WALK, CROP) for direction in DIRECTIONS),
+    *((WALK, "bf16", direction) for direction in DIRECTIONS),
+    (TINY, "fp32", "forward"),
 )
 
 
@@ -45,32 +44,28 @@ class Worker:
         # the package of this revision first, then the benchmarks of the working tree, whatever the current folder holds
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
         self._away = tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", "from benchmarks.worker import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-            cwd=self._away.name,
-        )
+        command = [sys.executable, "-c", "from benchmarks.worker import serve; serve()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, env=self.environment, cwd=self._away.name, **pipes)
         self.about = self._answer()
         loaded = Path(str(self.about["package"])).resolve()
         if not loaded.is_relative_to(package.resolve()):
             self.close()
             raise RuntimeError(f"{name} should load the package of {package}, but loads {loaded}.")
 
-    def ask(self, **question: object) -> dict[str, object]:
+    def seconds(self, **question: object) -> float:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
-        return self._answer()
+        return float(self._answer()["seconds"])
 
-    def _answer(self) -> dict[str, object]:
+    def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.name} ended; its message is above.")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -84,9 +79,8 @@ def installed(revision: str) -> Iterator[Path]:
     """A folder with the package of `revision`, built from its own sources."""
     with tempfile.TemporaryDirectory() as name:
         source, site = Path(name) / "source", Path(name) / "site"
-        subprocess.run(
-            ["git", "worktree", "add", "--detach", str(source), revision], cwd=ROOT, check=True, stdout=sys.stderr
-        )
+        add = ["git", "worktree", "add", "--detach", str(source), revision]
+        subprocess.run(add, cwd=ROOT, check=True, stdout=sys.stderr)
         try:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
             subprocess.run([*pip, "--target", str(site), str(source)], check=True, stdout=sys.stderr)
@@ -99,12 +93,12 @@ def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str
     """The times of both, taken in turns."""
     question = {"case": asdict(case), "dtype": dtype, "direction": direction}
     # short calls are repeated within a sample until it lasts long enough for the clock
-    alone = max(float(worker.ask(task="prepare", **question)["seconds"]) for worker in (base, head))
+    alone = max(worker.seconds(task="prepare", repeats=1, times=3, **question) for worker in (base, head))
     repeats = max(1, round(5e-3 / alone))
     samples: dict[str, list[float]] = {base.name: [], head.name: []}
     for number in range(rounds):
         for worker in (base, head) if number % 2 == 0 else (head, base):
-            samples[worker.name].append(float(worker.ask(task="time", repeats=repeats)["seconds"]))
+            samples[worker.name].append(worker.seconds(task="time", repeats=repeats, times=1))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
@@ -128,7 +122,7 @@ def verdict(low: float, high: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--base", required=True, help="the revision to compare the working tree with")
     parser.add_argument("--head", help="another revision instead of the working tree")
     parser.add_argument("--rounds", type=int, default=21, help="turns of each per problem (default 21)")

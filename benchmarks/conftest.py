@@ -24,10 +24,9 @@ _START = time.monotonic()
 
 
 class Tape:
-    """A clock that stands still until `play` moves it by one recorded sample."""
+    """A clock that stands still until it is moved by one recorded sample."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self) -> float:
         return self.now

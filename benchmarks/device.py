@@ -1,4 +1,4 @@
-"""What depends on the device that is measured: a CPU, a CUDA GPU, or a CPU that plays a GPU in a rehearsal.
+"""What depends on the device that is measured: a CPU, a CUDA card, or a CPU that plays a card in a rehearsal.
 
 The rehearsal runs every stage of `gpu_suite` on small problems, so that no import, path or archive fails on a card.
 """
@@ -11,20 +11,20 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
 REHEARSAL = "BENCHMARK_REHEARSAL"
-# a kernel's name -> seconds and launches in one call
-Kernels = dict[str, tuple[float, float]]
 
 
-class Cpu:
-    name, torch, on_gpu, backend = "cpu", "cpu", False, None
-    rehearsed = False
+class Device:
+    """A CPU. What only a card can do (growth, captured, profiled) raises NotImplementedError."""
+
+    name, torch, on_gpu, rehearsed = "cpu", "cpu", False, False
+    backend: str | None = None
 
     def seconds(self, call: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -41,24 +41,35 @@ class Cpu:
         except (OSError, StopIteration):
             return 8 * 2**30
 
+    def facts(self) -> dict[str, Any]:
+        """For the header of a results file."""
+        return {}
 
-class Cuda:
+    def growth(self, run: Callable[[], object]) -> int:
+        """Bytes that the allocator holds more at the worst moment of `run` than before."""
+        raise NotImplementedError
+
+    def captured(self, call: Callable[[], Made]) -> tuple[Callable[[], None], Made]:
+        """The replay of `call` as a CUDA graph, and the tensors that a replay writes."""
+        raise NotImplementedError
+
+    def profiled(self, call: Callable[[], object]) -> dict[str, tuple[float, float]]:
+        """Seconds and launches in one call, by kernel."""
+        raise NotImplementedError
+
+
+class Card(Device):
     name, torch, on_gpu, backend = "cuda", "cuda", True, "triton"
-    rehearsed = False
 
     def seconds(self, call: Callable[[], object]) -> float:
         """By events; the L2 cache is flushed before."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flushed().zero_()
+        _flush_buffer().zero_()
         begin.record()
         call()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) * 1e-3
-
-    @cache  # noqa: B019  one device lives as long as its process
-    def _flushed(self) -> Tensor:
-        return torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -67,7 +78,6 @@ class Cuda:
         return torch.cuda.mem_get_info()[0]
 
     def growth(self, run: Callable[[], object]) -> int:
-        """Bytes that the allocator holds more at the worst moment of `run` than before."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -77,7 +87,6 @@ class Cuda:
         return torch.cuda.max_memory_allocated() - before
 
     def captured(self, call: Callable[[], Made]) -> tuple[Callable[[], None], Made]:
-        """The replay of `call` as a CUDA graph, and the tensors that a replay writes."""
         here, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
@@ -97,36 +106,33 @@ class Cuda:
             raise cause or error from None
         return graph.replay, made
 
-    def profiled(self, call: Callable[[], object], times: int = 3) -> Kernels:
+    def profiled(self, call: Callable[[], object]) -> dict[str, tuple[float, float]]:
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            for _ in range(times):
+            for _ in range(3):
                 call()
             torch.cuda.synchronize()
-        return {
-            event.key: (event.device_time_total * 1e-6 / times, event.count / times)
-            for event in seen.key_averages()
-            if event.device_time_total > 0
-        }
+        events = [event for event in seen.key_averages() if event.device_time_total > 0]
+        return {event.key: (event.device_time_total * 1e-6 / 3, event.count / 3) for event in events}
 
-    def facts(self) -> dict[str, object]:
-        properties = torch.cuda.get_device_properties(0)
-        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-        return {
-            "device": properties.name,
-            "arch": f"sm_{properties.major}{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "gpu_memory_gib": round(properties.total_memory / 2**30),
-            "cuda": torch.version.cuda,
-            "nvidia_smi": said("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"),
-        }
+    def facts(self) -> dict[str, Any]:
+        chip = torch.cuda.get_device_properties(0)
+        query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+        asked = ["nvidia-smi", query, "--format=csv,noheader"]
+        smi = subprocess.run(asked, capture_output=True, text=True).stdout.strip() if shutil.which(asked[0]) else None
+        memory = round(chip.total_memory / 2**30)
+        return {"device": chip.name, "arch": f"sm_{chip.major}{chip.minor}", "multiprocessors": chip.multi_processor_count,
+                "gpu_memory_gib": memory, "cuda": torch.version.cuda, "nvidia_smi": smi}  # fmt: skip
 
 
-class Rehearsal(Cpu):
-    """A CPU that answers like a GPU: a graph is the call itself, a profile one kernel."""
+class Rehearsal(Device):
+    """A CPU that answers like a card: a graph is the call itself, a profile one kernel."""
 
     name, on_gpu, rehearsed = "cuda", True, True
+
+    def facts(self) -> dict[str, Any]:
+        return {"device": "rehearsal on a CPU", "arch": "sm_90", "multiprocessors": 1}
 
     def growth(self, run: Callable[[], object]) -> int:
         run()
@@ -141,24 +147,21 @@ class Rehearsal(Cpu):
 
         return replay, made
 
-    def profiled(self, call: Callable[[], object], times: int = 1) -> Kernels:
+    def profiled(self, call: Callable[[], object]) -> dict[str, tuple[float, float]]:
         return {"walk_rehearsed": (self.seconds(call), 1.0)}
 
-    def facts(self) -> dict[str, object]:
-        return {"device": "rehearsal on a CPU", "arch": "sm_90", "multiprocessors": 1}
 
-
-Device = Cpu | Cuda | Rehearsal
+@cache
+def _flush_buffer() -> Tensor:
+    return torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
 
 
 @cache
 def device(name: str) -> Device:
-    """The device called "cpu" or "cuda"; the environment variable BENCHMARK_REHEARSAL puts a CPU in a GPU's place."""
+    """The device called "cpu" or "cuda"; the environment variable BENCHMARK_REHEARSAL puts a CPU in a card's place."""
     if name == "cpu":
-        return Cpu()
-    if name != "cuda":
-        raise ValueError(f"device must be 'cpu' or 'cuda'; got {name!r}.")
-    return Rehearsal() if os.environ.get(REHEARSAL) else Cuda()
+        return Device()
+    return Rehearsal() if os.environ.get(REHEARSAL) else Card()
 
 
 def tensors_of(made: object) -> list[Tensor]:
@@ -169,13 +172,5 @@ def tensors_of(made: object) -> list[Tensor]:
 
 
 def here() -> str:
-    """What this machine can measure: its GPU, if it has one."""
+    """What this machine can measure: its card, if it has one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def said(*command: str) -> str | None:
-    """The first line of what a command says, or None where it is not installed or fails."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None

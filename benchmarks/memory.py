@@ -10,16 +10,15 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
-from benchmarks import cascade, projection
+from benchmarks.cascade import CascadeTask
 from benchmarks.clock import Call
 from benchmarks.device import Device, device
-from benchmarks.peers import CONTENDERS, Setting
-from benchmarks.tasks import DTYPES, MEASURED, UNAVAILABLE, Row, Task, failure_of, first_line
+from benchmarks.projection import ProjectionTask
+from benchmarks.tasks import MEASURED, UNAVAILABLE, Row, Task, failure_of, first_line
 
 PATIENCE = 120
 # pages of their own for whatever is not small, so that freeing it shows (glibc)
@@ -27,42 +26,29 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 PROCESS = Path("/proc/self")
 
 
-@dataclass(frozen=True)
-class MemoryTask(Task):
-    """Peak extra memory of a cascade: what the process (or the GPU's allocator) holds more at the worst moment than
-    before the call."""
+class Grown(Task):
+    """Peak extra memory: what the process (or a card's allocator) holds more at the worst moment than before the call."""
 
     def measure(self, on: Device) -> list[Row]:
-        setting = Setting(self.case, DTYPES[self.dtype], on, self.direction)
-        asked = {name: CONTENDERS[name].why_not(setting) for name in self.contenders}
-        return [grown(self, name, CONTENDERS[name].title, cascade.growing, on, asked[name]) for name in asked]
+        return [self._row(name, on) for name in self.contenders]
+
+    def _row(self, name: str, on: Device) -> Row:
+        title = self.title_of(name)
+        if reason := self.why_not(name, on) or unseen(on):
+            return self.row(name, title, status=UNAVAILABLE, reason=reason)
+        # a card's allocator counts what each call takes; a process keeps what it has freed
+        answer = _answer(self, name, on) if on.on_gpu else _in_a_process(self, name, on.name)
+        if isinstance(answer, int):
+            return self.row(name, title, status=MEASURED, memory=answer)
+        return self.row(name, title, status=failure_of(name), reason=answer)
 
 
-@dataclass(frozen=True)
-class ProjectionMemoryTask(projection.ProjectionTask):
-    """The same of Ψ."""
-
-    def measure(self, on: Device) -> list[Row]:
-        return [grown(self, name, projection.title_of(name), projection.growing, on) for name in self.contenders]
+class MemoryTask(Grown, CascadeTask):
+    """Of a cascade."""
 
 
-def grown(
-    task: Task,
-    contender: str,
-    title: str,
-    growing: Callable[..., tuple[Call, Call]],
-    on: Device,
-    why_not: str | None = None,
-) -> Row:
-    """The row of one contender, measured in a process of its own. growing: gives a small call, and the one that counts."""
-    why_not = why_not or unseen(on)
-    if why_not:
-        return task.row(contender, title, status=UNAVAILABLE, reason=why_not)
-    # a GPU's allocator counts what each call takes; a process keeps what it has freed
-    answer = _answer(growing, task, contender, on) if on.on_gpu else _in_a_process(growing, task, contender, on.name)
-    if isinstance(answer, int):
-        return task.row(contender, title, status=MEASURED, memory=answer)
-    return task.row(contender, title, status=failure_of(contender), reason=answer)
+class ProjectionMemoryTask(Grown, ProjectionTask):
+    """Of Ψ."""
 
 
 def unseen(on: Device) -> str | None:
@@ -108,22 +94,17 @@ def _status(name: str) -> int:
     return int(found.split()[1]) * 1024
 
 
-def _in_a_process(growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, name: str) -> int | str:
+def _in_a_process(task: Task, contender: str, on: str) -> int | str:
     """Bytes, or why there are none."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    before = {key: os.environ.get(key) for key in ALLOCATOR}
-    os.environ.update(ALLOCATOR)  # for the server, which starts with the first process
     told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(tell, growing, task, contender, name))
-    try:
+    process = context.Process(target=_measure, args=(tell, task, contender, on))
+    with mock.patch.dict(os.environ, ALLOCATOR):  # for the server, which starts with the first process
         process.start()
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
     tell.close()
     try:
-        answer = told.recv()
+        answer: int | str = told.recv()
     except EOFError:
         process.join()
         alarmed = process.exitcode == -signal.SIGALRM
@@ -132,15 +113,13 @@ def _in_a_process(growing: Callable[..., tuple[Call, Call]], task: Task, contend
     return answer
 
 
-def _measure(
-    tell: Connection, growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, name: str
-) -> None:
+def _measure(tell: Connection, task: Task, contender: str, on: str) -> None:
     signal.alarm(PATIENCE)
-    tell.send(_answer(growing, task, contender, device(name)))
+    tell.send(_answer(task, contender, device(on)))
 
 
-def _answer(growing: Callable[..., tuple[Call, Call]], task: Task, contender: str, on: Device) -> int | str:
+def _answer(task: Task, contender: str, on: Device) -> int | str:
     try:
-        return growth(*growing(task, contender, on), on)
+        return growth(*task.growing(contender, on), on)
     except Exception as error:
         return first_line(error)

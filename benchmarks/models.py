@@ -32,12 +32,10 @@ GRID = CASES["eval505"]
 PARTS = {
     "seed_branch": "DifNet-50, seed branch",
     "similarity_branch": "DifNet-50, similarity branch",
-    "difnet50": "DifNet-50, branches one after the other",
-    "difnet50_overlapped": "DifNet-50, branches side by side",
+    "difnet50": "DifNet-50",
     "sim_deeplab101": "Sim-Deeplab-101",
     "diffusion_replayed": "Diffusion, difnet_kernels, by graph replay",
 }
-ON_GPU_ONLY = ("difnet50_overlapped", "diffusion_replayed")
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,8 @@ class Networks:
         self._truth: DiffusionTruth | None = None
 
     def why_not(self, name: str) -> str | None:
-        if name in ON_GPU_ONLY:
-            return None if self.on.on_gpu else "on a GPU only"
+        if name == "diffusion_replayed":
+            return None if self.on.on_gpu else "graphs are replayed on a GPU only"
         return CONTENDERS[name].why_not(self.setting) if name in CONTENDERS else None
 
     def preparing(self, name: str) -> Callable[[], tuple[Call, Verdict | None]]:
@@ -117,11 +115,6 @@ class Networks:
         return self.difnet.similarity_branch(self.image)
 
     def difnet50(self) -> Tensor:
-        seed, levels = self.seed_branch(), (self.image, *self.similarity_branch())
-        y = self.difnet.walk.diffuse(seed, self.difnet.walk.embeddings(levels, seed.shape[2:]))
-        return nn.functional.interpolate(y, size=self.image.shape[2:], mode="bilinear", align_corners=False)
-
-    def difnet50_overlapped(self) -> Tensor:
         return self.difnet(self.image)
 
     def sim_deeplab101(self) -> Tensor:

@@ -7,11 +7,12 @@ nodes are rows in memory: the layout that suits all of them.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from benchmarks.cases import Case
 from benchmarks.cost import dense_bytes
 from benchmarks.device import Device
-from difnet_kernels.backends import reference
+from difnet_kernels import cascaded_random_walk
+from difnet_kernels.backends import BACKENDS, reference
+from difnet_kernels.problem import Problem
 
 Cascade = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
 # w = P y for node-major psi (B, N, D) and state (B, N, K)
@@ -71,17 +74,8 @@ def dense_walk(psi: Tensor, state: Tensor) -> Tensor:
     return torch.softmax(psi @ psi.mT, -1) @ state
 
 
-def _ours(setting: Setting) -> Cascade:
-    from difnet_kernels import cascaded_random_walk
-
-    return cascaded_random_walk
-
-
 def backend_in_use(on: Device, dtype: torch.dtype = torch.float32) -> str:
     """The backend that `cascaded_random_walk` chooses for a small problem."""
-    from difnet_kernels.backends import BACKENDS
-    from difnet_kernels.problem import Problem
-
     field = torch.zeros(1, 8, 16, dtype=dtype, device=on.torch)
     problem = Problem.of(field, [field], "high")
     return next(name for name, backend in BACKENDS.items() if backend.why_not(problem) is None)
@@ -129,9 +123,9 @@ def _sdpa(backend: str | None, widths: Callable[[int, int], tuple[int, int]]) ->
 
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        def only(*arguments: Tensor) -> Tensor:
+        def only(seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor) -> Tensor:
             with sdpa_kernel(getattr(SDPBackend, backend)):
-                return cascade(*arguments)
+                return cascade(seed, psi, mu, beta)
 
         return only
 
@@ -178,38 +172,16 @@ def _keops(setting: Setting) -> Cascade:
     return cascade_of(walk)
 
 
-def _flash_attention(module: str) -> Callable[[Setting], Cascade]:
-    def build(setting: Setting) -> Cascade:
-        attention = importlib.import_module(module).flash_attn_func
-        wide = _up(max(setting.case.embed, setting.case.classes), 8)
-
-        def walk(psi: Tensor, state: Tensor) -> Tensor:
-            classes = state.shape[-1]
-            q = pad(psi, (0, wide - psi.shape[-1])).unsqueeze(2)  # (B, N, 1 head, D)
-            out = attention(q, q, pad(state, (0, wide - classes)).unsqueeze(2), softmax_scale=1.0)
-            return (out[0] if isinstance(out, tuple) else out)[:, :, 0, :classes]
-
-        return cascade_of(walk)
-
-    return build
-
-
-def _needs(module: str, *, gpu: bool = False, half: bool = False) -> Callable[[Setting], str | None]:
-    def why_not(setting: Setting) -> str | None:
-        if gpu and not setting.on_gpu:
-            return "runs on a GPU only"
-        if half and setting.dtype not in (torch.float16, torch.bfloat16):
-            return "takes fp16 and bf16 only"
-        if module and importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
-        return None
-
-    return why_not
+def _on_gpu(setting: Setting, half: bool = False) -> str | None:
+    if half and setting.dtype not in (torch.float16, torch.bfloat16):
+        return "takes fp16 and bf16 only"
+    return None if setting.on_gpu else "runs on a GPU only"
 
 
 def _keops_unfit(setting: Setting) -> str | None:
-    missing = _needs("pykeops")(setting)
-    return missing or ("KeOps has no bf16" if setting.dtype == torch.bfloat16 else None)
+    if find_spec("pykeops") is None:
+        return "pykeops is not installed"
+    return "KeOps has no bf16" if setting.dtype == torch.bfloat16 else None
 
 
 def _sdpa_unfit(setting: Setting) -> str | None:
@@ -220,22 +192,19 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-_on_gpu, _half_on_gpu = partial(_needs, gpu=True), partial(_needs, gpu=True, half=True)
+_half_on_gpu = partial(_on_gpu, half=True)
 CONTENDERS = {
     name: Contender(name, title, why_not, build, fp32_logits=name == "ours")
     for name, title, why_not, build in (
-        ("ours", "difnet_kernels", _ours_unfit, _ours),
+        ("ours", "difnet_kernels", _ours_unfit, lambda _: cast(Cascade, cascaded_random_walk)),
         ("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
         ("dense_compiled", "dense, torch.compile", lambda s: uncompilable(s.on) or _too_large(s), _compiled),
         ("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
-        ("sdpa_flash", "SDPA, flash", _half_on_gpu(""), _sdpa("FLASH_ATTENTION", _same_widths)),
-        ("sdpa_efficient", "SDPA, memory-efficient", _on_gpu(""), _sdpa("EFFICIENT_ATTENTION", _own_widths)),
-        ("sdpa_cudnn", "SDPA, cuDNN", _half_on_gpu(""), _sdpa("CUDNN_ATTENTION", _own_widths)),
+        ("sdpa_flash", "SDPA, flash", _half_on_gpu, _sdpa("FLASH_ATTENTION", _same_widths)),
+        ("sdpa_efficient", "SDPA, memory-efficient", _on_gpu, _sdpa("EFFICIENT_ATTENTION", _own_widths)),
+        ("sdpa_cudnn", "SDPA, cuDNN", _half_on_gpu, _sdpa("CUDNN_ATTENTION", _own_widths)),
         ("flex", "FlexAttention", _flex_unfit, _flex),
         ("keops", "KeOps", _keops_unfit, _keops),
-        ("flash_attention_2", "FlashAttention-2", _half_on_gpu("flash_attn"), _flash_attention("flash_attn")),
-        ("flash_attention_3", "FlashAttention-3", _half_on_gpu("flash_attn_interface"),
-         _flash_attention("flash_attn_interface")),
     )
 }  # fmt: skip
 ON_CPU = ("ours", "dense", "dense_compiled", "sdpa", "flex", "keops")

@@ -8,10 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.cases import CASES, Case
 from benchmarks.clock import Call
@@ -19,6 +22,7 @@ from benchmarks.device import Device
 from benchmarks.peers import uncompilable
 from benchmarks.tasks import DTYPES, Entrant, Row, Task, contest
 from benchmarks.truth import Verdict, worst_of
+from difnet_kernels import psi_projection
 
 # (channels, side) of the five maps that DifNet-50 compares, the image first, by the side of the image
 LEVELS = {
@@ -43,18 +47,11 @@ BOUND_16_BITS = 4 * 2.0**-8
 
 # embeddings, and gradients of what was learned
 Made = tuple[list[Tensor], list[Tensor]]
-# T embeddings of T feature maps
-Psi = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 def named(stems: Sequence[str]) -> tuple[str, ...]:
     """Contenders by what they are and the layout they run in."""
     return tuple(f"{stem}/{layout}" for stem in stems for layout in LAYOUTS)
-
-
-def title_of(contender: str) -> str:
-    stem, layout = contender.split("/")
-    return f"{TITLES[stem]}, {layout}"
 
 
 class Level(nn.Module):
@@ -67,7 +64,7 @@ class Level(nn.Module):
         self.norm = nn.BatchNorm2d(embed)
 
     def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.adaptive_max_pool2d(self.norm(self.conv(features)), self.grid)
+        return adaptive_max_pool2d(self.norm(self.conv(features)), self.grid)
 
 
 @dataclass(frozen=True)
@@ -107,10 +104,11 @@ def make_problem(
         return (torch.randn(shape, generator=draw) / spacing).floor().add(0.5).mul(spacing)
 
     training = direction != "forward"
-    levels = nn.ModuleList(Level(channels, case.embed, case.grid) for channels, _ in sizes).train(training)
+    made = [Level(channels, case.embed, case.grid) for channels, _ in sizes]
     with torch.no_grad():
-        for level, (channels, _) in zip(levels, sizes, strict=True):
+        for level, (channels, _) in zip(made, sizes, strict=True):
             conv, norm = level.conv, level.norm
+            assert conv.bias is not None and norm.running_mean is not None and norm.running_var is not None
             scale = 2.0 ** -round(channels.bit_length() / 2)  # a power of two near channels^-1/2
             conv.weight.copy_(lattice(conv.weight.shape, 0.125) * scale)
             conv.bias.copy_(lattice(conv.bias.shape, 0.125))
@@ -124,40 +122,33 @@ def make_problem(
     grads = [torch.randn(case.batch, case.embed, *case.grid, generator=draw) for _ in sizes]
     # nobody asks for the gradient of the image
     ready = [f.to(device, dtype).requires_grad_(training and f.shape[1] > 3) for f in features]
-    return Problem(levels.to(device, dtype), ready, [g.to(device, dtype) for g in grads])
+    levels = nn.ModuleList(made).train(training).to(device, dtype)
+    return Problem(levels, ready, [g.to(device, dtype) for g in grads])
 
 
-def build(stem: str, levels: nn.ModuleList) -> Psi:
-    """Ψ of all levels as this contender computes it."""
-    each = {"ours": _ours, "layers": lambda level: level, "folded": _folded, "compiled": _compiled}[stem]
-    built = [each(level) for level in levels]
-    return lambda features: [psi(map_) for psi, map_ in zip(built, features, strict=True)]
-
-
-def _ours(level: Level) -> Callable[[Tensor], Tensor]:
-    from difnet_kernels import psi_projection
-
+def as_run_by(stem: str, level: Level) -> Callable[[Tensor], Tensor]:
+    """Ψ of one map as this contender computes it."""
     conv, norm, grid = level.conv, level.norm, level.grid
-    return lambda features: psi_projection(features, conv.weight.flatten(1), conv.bias, norm, grid)
-
-
-def _folded(level: Level) -> Callable[[Tensor], Tensor]:
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    conv = fuse_conv_bn_eval(level.conv, level.norm)
-    return lambda features: nn.functional.adaptive_max_pool2d(conv(features), level.grid)
-
-
-def _compiled(level: Level) -> Callable[[Tensor], Tensor]:
-    # ten levels share one forward, two more than a compiler keeps by default before it quietly runs the rest eagerly
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(level, dynamic=False)
+    if stem == "ours":
+        return lambda features: psi_projection(features, conv.weight.flatten(1), conv.bias, norm, grid)
+    if stem == "folded":
+        folded = fuse_conv_bn_eval(conv, norm)
+        return lambda features: adaptive_max_pool2d(folded(features), grid)
+    if stem == "compiled":
+        # ten levels share one forward, two more than a compiler keeps by default before it quietly runs the rest eagerly
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        return torch.compile(level, dynamic=False)
+    return level
 
 
 def runner(stem: str, problem: Problem, direction: str) -> Callable[[], Made]:
     """The call that is timed: embeddings, and in training the gradients of everything that was learned."""
-    psi = build(stem, problem.levels)
+    levels = [as_run_by(stem, cast(Level, level)) for level in problem.levels]
+
+    def psi(features: Sequence[Tensor]) -> list[Tensor]:
+        return [level(map_) for level, map_ in zip(levels, features, strict=True)]
+
     if direction == "forward":
 
         def forward() -> Made:
@@ -206,13 +197,27 @@ class ProjectionTask(Task):
             run = runner(stem, own, self.direction)
             return run, judge(own, run(), truth, exact=stem == "ours" or self.direction == "forward")
 
-        return Entrant(title_of(name), why_not(stem, self.direction, on), prepare)
+        return Entrant(self.title_of(name), self.why_not(name, on), prepare)
 
+    def title_of(self, name: str) -> str:
+        stem, layout = name.split("/")
+        return f"{TITLES[stem]}, {layout}"
 
-def why_not(stem: str, direction: str, on: Device) -> str | None:
-    if stem == "folded" and direction != "forward":
-        return "a batch normalisation can be folded in evaluation only"
-    return uncompilable(on) if stem == "compiled" else None
+    def why_not(self, name: str, on: Device) -> str | None:
+        if name.startswith("folded") and self.direction != "forward":
+            return "a batch normalisation can be folded in evaluation only"
+        return uncompilable(on) if name.startswith("compiled") else None
+
+    def growing(self, name: str, on: Device) -> tuple[Call, Call]:
+        stem, layout = name.split("/")
+
+        def sized(case: Case, sizes: Sequence[tuple[int, int]]) -> Call:
+            problem = make_problem(case, sizes, self.direction, DTYPES[self.dtype], on.torch)
+            return runner(stem, problem.laid_out(LAYOUTS[layout]), self.direction)
+
+        return sized(self.case.but(nodes=16), [(channels, 16) for channels, _ in self.sizes]), sized(
+            self.case, self.sizes
+        )
 
 
 def judge(problem: Problem, found: Made, truth: Made, *, exact: bool = True) -> Verdict:
@@ -237,14 +242,3 @@ def judge(problem: Problem, found: Made, truth: Made, *, exact: bool = True) -> 
 
 def _error(ours: Tensor, true: Tensor, scale: Tensor) -> float:
     return ((ours.double() - true).abs().max() / scale.abs().max()).item()
-
-
-def growing(task: ProjectionTask, contender: str, on: Device) -> tuple[Call, Call]:
-    """A small call that loads all code, and the call whose memory counts."""
-    stem, layout = contender.split("/")
-
-    def sized(case: Case, sizes: Sequence[tuple[int, int]]) -> Call:
-        problem = make_problem(case, sizes, task.direction, DTYPES[task.dtype], on.torch)
-        return runner(stem, problem.laid_out(LAYOUTS[layout]), task.direction)
-
-    return sized(task.case.but(nodes=16), [(channels, 16) for channels, _ in task.sizes]), sized(task.case, task.sizes)

@@ -30,29 +30,20 @@ BUSY = 0.5  # a load above this before the start means that somebody else is com
 
 def header(on: Device) -> dict[str, Any]:
     """What a results file says before its rows."""
-    return {
-        "schema": SCHEMA,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": machine.commit(),
-        "backend": backend_in_use(on),
-        "machine": machine.describe(on),
-        "peak": None if on.on_gpu else machine.cpu_peak(),
-    }
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    peak = None if on.on_gpu else machine.cpu_peak()
+    about = {"schema": SCHEMA, "date": date, "commit": machine.commit(), "backend": backend_in_use(on)}
+    return {**about, "machine": machine.describe(on), "peak": peak}
 
 
-def write(path: Path, head: dict[str, Any], rows: Iterable[Row | dict[str, Any]], *, complete: bool) -> None:
+def write(path: Path, head: dict[str, Any], rows: Iterable[dict[str, Any]], *, complete: bool) -> None:
     """Write a results file as a whole or not at all."""
-    listed = [row.as_dict() if isinstance(row, Row) else row for row in rows]
     # one row per line: a changed number is a changed line
-    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in listed)
+    lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in rows)
     facts = ",\n".join(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
-    replace(path, f'{{\n{facts},\n "complete": {json.dumps(complete)},\n "rows": [\n  {lines}\n ]\n}}\n')
-
-
-def replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(f'{{\n{facts},\n "complete": {json.dumps(complete)},\n "rows": [\n  {lines}\n ]\n}}\n', "utf-8")
     os.replace(partial, path)
 
 
@@ -64,24 +55,22 @@ def not_measured(task: Task, minutes: float) -> list[Row]:
 
 def record(tasks: Sequence[Task], on: Device, path: Path, *, minutes: float) -> list[Row]:
     """Measure `tasks` until `minutes` are over; the rows of every task, measured or not."""
-    start = time.monotonic()
-    head = header(on)
+    start, head = time.monotonic(), header(on)
     rows: list[Row] = []
     for number, task in enumerate(tasks, 1):
         spent = time.monotonic() - start
         if spent > 60 * minutes:
             rows += not_measured(task, minutes)
             continue
-        print(f"[{number}/{len(tasks)}, {spent:.0f} s] ", end="", flush=True)
         found = task.measure(on)
-        print(show.task(str(task), found, machine_of(head)).lstrip(), flush=True)
+        print(f"[{number}/{len(tasks)}, {spent:.0f} s]", show.task(str(task), found, machine_of(head)), flush=True)
         rows += found
-        write(path, head, rows, complete=False)
-    if not on.on_gpu:
+        write(path, head, [row.as_dict() for row in rows], complete=False)
+    if head["peak"]:
         # the clock wanders: a fraction of peak is taken of the highest rate seen around the measurements
-        head["peak"] = max(head["peak"], machine.cpu_peak(), key=lambda peak: peak["flop_per_s"])
+        head["peak"] = max(head["peak"], machine.cpu_peak() or head["peak"], key=lambda peak: peak["flop_per_s"])
     head["seconds"] = round(time.monotonic() - start)
-    write(path, head, rows, complete=True)
+    write(path, head, [row.as_dict() for row in rows], complete=True)
     return rows
 
 
@@ -90,13 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=default, help=f"the results file (default {default.name})")
     parser.add_argument("--only", nargs="*", default=(), choices=tuple(QUESTIONS), help="some questions only")
-    parser.add_argument(
-        "--minutes", type=float, default=MINUTES, help=f"start no task after this time (default {MINUTES:g})"
-    )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"begin no task later (default {MINUTES:g})")
     options = parser.parse_args(arguments)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > BUSY:
-        told = f"warning: load {load:.1f} before the start; numbers of a busy machine are not worth keeping"
+    if machine.load() > BUSY:
+        told = f"warning: load {machine.load():.1f} before the start; numbers of a busy machine are not worth keeping"
         print(told, file=sys.stderr)
     rows = record(all_tasks(False, tuple(options.only)), device("cpu"), options.out, minutes=options.minutes)
     failed = [row for row in rows if row.status == FAILED]

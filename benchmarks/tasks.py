@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.cases import Case
 from benchmarks.clock import Call, alternate
-from benchmarks.device import Device, device
+from benchmarks.device import Device
 from benchmarks.truth import Verdict
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,9 +94,17 @@ class Task:
     def measure(self, on: Device) -> list[Row]:
         raise NotImplementedError
 
-    def measured(self, name: str) -> list[Row]:
-        """On the device of this name."""
-        return self.measure(device(name))
+    def title_of(self, name: str) -> str:
+        """What a contender is called."""
+        raise NotImplementedError
+
+    def why_not(self, name: str, on: Device) -> str | None:
+        """The reason that a contender cannot take the task, or None."""
+        raise NotImplementedError
+
+    def growing(self, name: str, on: Device) -> tuple[Call, Call]:
+        """A small call of a contender that loads all code, and the call whose memory counts."""
+        raise NotImplementedError
 
 
 def contest(

@@ -1,7 +1,7 @@
-"""The truth that results are compared with before they are timed: W1-W4 and B1-B7 in fp64, on the same rounded inputs.
+"""The truth that results are compared with before they are timed, in fp64 on the same rounded inputs.
 
-An independent truth: the equations are written once more here, apart from the package, so that no benchmark is judged by
-the code it measures. It goes in blocks of rows, so that large cases fit.
+An independent truth: W1-W4 are written once more here, and torch differentiates them, so that no benchmark is judged by
+the code it measures. Rows come in blocks that the backward computes again, so that large cases fit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.inputs import Inputs
 
@@ -47,32 +48,22 @@ class Verdict:
 
 
 def truth_of(inputs: Inputs, *, backward: bool) -> Truth:
-    s = _nodes(inputs.seed)
-    psi = [_nodes(p) for p in inputs.psi]
-    gates = [(m.item(), b.item()) for m, b in zip(inputs.mu.double(), inputs.beta.double(), strict=True)]
-    states, walked, lse = [s], [], []
-    for p, (mu, beta) in zip(psi, gates, strict=True):
-        w, row_lse = _walk(p, states[-1])
-        walked.append(w)
-        lse.append(row_lse)
-        states.append(beta * (mu * w + (1 - mu) * s) + (1 - beta) * states[-1])
-    largest = max(p.square().sum(-1).max().item() for p in psi)
+    fields = [_nodes(x) for x in (inputs.seed, *inputs.psi)]
+    s, *psi, mus, betas = (x.detach().double().requires_grad_() for x in (*fields, inputs.mu, inputs.beta))
+    y = s
+    with torch.set_grad_enabled(backward):
+        for p, mu, beta in zip(psi, mus, betas, strict=True):
+            blocks = [checkpoint(_walked, p[:, rows], p, y, use_reentrant=False) for rows in _row_blocks(p)]
+            y = beta * (mu * torch.cat(blocks, 1) + (1 - mu) * s) + (1 - beta) * y  # (W3, W4)
+    largest = max(p.detach().square().sum(-1).max().item() for p in psi)
     if not backward:
-        return Truth(states[-1], None, largest, len(psi))
+        return Truth(y, None, largest, len(psi))
+    found = torch.autograd.grad(y, [s, *psi, mus, betas], _nodes(inputs.grad))
+    return Truth(y.detach(), list(found), largest, len(psi))
 
-    g, grad_seed = _nodes(inputs.grad), torch.zeros_like(s)
-    grad_psi, grad_mu, grad_beta = [], [], []
-    for t in reversed(range(len(psi))):
-        mu, beta = gates[t]
-        mixed = mu * walked[t] + (1 - mu) * s
-        grad_mu.insert(0, beta * ((walked[t] - s) * g).sum())  # (B7)
-        grad_beta.insert(0, ((mixed - states[t]) * g).sum())  # (B7)
-        grad_seed += beta * (1 - mu) * g  # (B1)
-        dpsi, dy = _walk_backward(psi[t], states[t], walked[t], lse[t], beta * mu * g)
-        grad_psi.insert(0, dpsi)
-        g = (1 - beta) * g + dy
-    grads = [grad_seed + g, *grad_psi, torch.stack(grad_mu), torch.stack(grad_beta)]
-    return Truth(states[-1], grads, largest, len(psi))
+
+def _walked(rows: Tensor, psi: Tensor, state: Tensor) -> Tensor:
+    return torch.softmax(rows @ psi.mT, -1) @ state  # (W1, W2)
 
 
 def judge(
@@ -90,7 +81,8 @@ def judge(
     which at large logits means nearly nothing: read the error that is printed next to their time.
     precision: "medium" allows what one 16-bit product makes of a logit.
     """
-    dtype, walks, bound = inputs.seed.dtype, len(inputs.psi), output_bound(inputs, truth, fp32_logits, precision)
+    dtype, walks = inputs.seed.dtype, len(inputs.psi)
+    bound = logit_bound(truth.largest_logit, walks, dtype, fp32_logits, precision)
     checks = [("output", _relative(state.flatten(2).mT, truth.state), bound)]
     if grads is not None and truth.grads is not None:
         names = ["seed", *(f"psi[{t}]" for t in range(walks)), "mu", "beta"]
@@ -110,10 +102,6 @@ def judge(
 
 def worst_of(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=lambda v: v.error / v.bound if v.error == v.error else float("inf"))
-
-
-def output_bound(inputs: Inputs, truth: Truth, fp32_logits: bool, precision: str = "high") -> float:
-    return logit_bound(truth.largest_logit, len(inputs.psi), inputs.seed.dtype, fp32_logits, precision)
 
 
 def logit_bound(
@@ -137,28 +125,6 @@ def _row_blocks(psi: Tensor) -> list[slice]:
     # about 64 MB of fp64 per block of rows
     rows = max(1, 2**23 // (psi.shape[0] * psi.shape[1]))
     return [slice(i, i + rows) for i in range(0, psi.shape[1], rows)]
-
-
-def _walk(psi: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    walked, lse = torch.empty_like(state), psi.new_empty(psi.shape[:2])
-    for rows in _row_blocks(psi):
-        logits = psi[:, rows] @ psi.mT  # (W1)
-        lse[:, rows] = logits.logsumexp(-1)
-        walked[:, rows] = logits.sub_(lse[:, rows].unsqueeze(-1)).exp_() @ state  # (W2)
-    return walked, lse
-
-
-def _walk_backward(psi: Tensor, state: Tensor, walked: Tensor, lse: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """The generic form, ∂S then ∂ψ = (∂S + ∂Sᵀ) ψ in two products: not the symmetric one of the kernels."""
-    grad_psi, grad_state = torch.zeros_like(psi), torch.zeros_like(state)
-    delta = (h * walked).sum(-1, keepdim=True)  # (B2)
-    for rows in _row_blocks(psi):
-        P = (psi[:, rows] @ psi.mT).sub_(lse[:, rows].unsqueeze(-1)).exp_()
-        grad_state += P.mT @ h[:, rows]  # (B6)
-        grad_logits = P.mul_((h[:, rows] @ state.mT).sub_(delta[:, rows]))
-        grad_psi[:, rows] += grad_logits @ psi
-        grad_psi += grad_logits.mT @ psi[:, rows]  # (B5)
-    return grad_psi, grad_state
 
 
 def _relative(ours: Tensor, true: Tensor) -> float:

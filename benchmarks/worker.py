@@ -1,6 +1,6 @@
-"""The other end of `benchmarks.compare`: runs ours on request, whichever revision of the package it finds.
+"""The other end of `benchmarks.compare` and `benchmarks.counts`: runs ours, whichever revision of the package it finds.
 
-Uses only the public function, so that it runs every revision that has it.
+Uses only the public functions, so that it runs every revision that has them.
 """
 
 from __future__ import annotations
@@ -16,27 +16,20 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.inputs import make_inputs
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # benchmarks.tasks would import what an old revision lacks
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def call_of(case: Case, dtype: str, direction: str) -> Callable[[], object]:
     from difnet_kernels import cascaded_random_walk
 
-    inputs = make_inputs(case, "smooth", DTYPES[dtype])
-    if direction == "forward":
+    inputs = make_inputs(case, "smooth", DTYPES[dtype]).leaves()
 
-        def forward() -> object:
-            with torch.no_grad():
-                return cascaded_random_walk(inputs.seed, inputs.psi, inputs.mu, inputs.beta)
+    def call() -> object:
+        with torch.set_grad_enabled(direction != "forward"):
+            state = cascaded_random_walk(inputs.seed, inputs.psi, inputs.mu, inputs.beta)
+        return state if direction == "forward" else torch.autograd.grad(state, inputs.differentiable, inputs.grad)
 
-        return forward
-    leaves = inputs.leaves()
-
-    def both() -> object:
-        state = cascaded_random_walk(leaves.seed, leaves.psi, leaves.mu, leaves.beta)
-        return torch.autograd.grad(state, leaves.differentiable, leaves.grad)
-
-    return both
+    return call
 
 
 def seconds_of(call: Callable[[], object], repeats: int) -> float:
@@ -47,28 +40,25 @@ def seconds_of(call: Callable[[], object], repeats: int) -> float:
 
 
 def serve() -> None:
+    """A line of JSON about the package, then one for every line that is read."""
     import difnet_kernels
-    from difnet_kernels import backends
+    from difnet_kernels.backends import BACKENDS
 
-    reasons = {name: backend.unusable() for name, backend in backends.BACKENDS.items()}
+    reasons = {name: backend.unusable() for name, backend in BACKENDS.items()}
     first = next(name for name, reason in reasons.items() if reason is None)
-    missing = {name: reason for name, reason in reasons.items() if reason is not None}
-    print(json.dumps({"package": difnet_kernels.__file__, "backend": first, "missing": missing}), flush=True)
+    print(json.dumps({"package": difnet_kernels.__file__, "backend": first, "missing": reasons}), flush=True)
     call: Callable[[], object] = lambda: None  # noqa: E731  until the first problem is prepared
     for line in sys.stdin:
         question = json.loads(line)
         if question["task"] == "prepare":
             call = call_of(Case(**question["case"]), question["dtype"], question["direction"])
             call()
-            answer = min(seconds_of(call, 1) for _ in range(3))
-        else:
-            answer = seconds_of(call, question["repeats"])
-        print(json.dumps({"seconds": answer}), flush=True)
+        times = [seconds_of(call, question["repeats"]) for _ in range(question["times"])]
+        print(json.dumps({"seconds": min(times)}), flush=True)
 
 
 def run_counted() -> None:
-    """`LIBRARY PROBLEMS-AS-JSON`: one call of each problem on one thread, between the switches that the library has
-    (benchmarks/callgrind.c)."""
+    """`LIBRARY PROBLEMS-AS-JSON`: one call of each problem on one thread, between the switches of callgrind.c."""
     switches = ctypes.CDLL(sys.argv[1])
     torch.set_num_threads(1)
     for case, dtype, direction in json.loads(sys.argv[2]):

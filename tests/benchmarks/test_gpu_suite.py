@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu_stages, gpu_suite, record
+from benchmarks import gpu_stages, gpu_suite
 from benchmarks.device import REHEARSAL, device
 from benchmarks.gpu_suite import DONE, FIRST, LEAVE, MINUTES, NOT_STARTED, OUT_OF_TIME, Stage, entries, kept
 from benchmarks.peers import ON_GPU
@@ -158,7 +158,7 @@ def test_what_a_stage_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.M
 
 def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
     path = tmp_path / "stage.0.jsonl"
-    record.replace(path, json.dumps({"begun": {"n": 0}}) + "\n")
+    (path).write_text(json.dumps({"begun": {"n": 0}}) + "\n")
 
     def failing() -> dict[str, Any]:
         raise RuntimeError("out of memory\nlong story")
@@ -173,9 +173,9 @@ def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
 
 def test_an_archive_without_its_card_is_refused(tmp_path: Path):
     (tmp_path / "o").mkdir()
-    record.replace(tmp_path / "o" / "probe.0.jsonl", json.dumps({"asked": 1}) + "\n")
+    (tmp_path / "o" / "probe.0.jsonl").write_text(json.dumps({"asked": 1}) + "\n")
     archive = gpu_suite.pack(tmp_path / "o")
     with pytest.raises(ValueError, match="which card"):
         kept(archive, tmp_path)
-    record.replace(tmp_path / "o" / "device.0.jsonl", json.dumps({"asked": 1, "head": HEAD}) + "\n{cut sho")
+    (tmp_path / "o" / "device.0.jsonl").write_text(json.dumps({"asked": 1, "head": HEAD}) + "\n{cut sho")
     assert kept(gpu_suite.pack(tmp_path / "o"), tmp_path).name == "gpu_h100_80gb_hbm3.json"

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from benchmarks import cascade, memory
+from benchmarks import memory
 from benchmarks.cases import Case
 from benchmarks.device import device
 from benchmarks.memory import MemoryTask
@@ -29,21 +30,23 @@ def test_the_dense_formula_grows_by_its_matrices_and_ours_does_not():
 
 
 def test_a_failure_is_a_reason_and_ours_may_not_fail():
-    wrong = MemoryTask("memory", CASE, kind="no such kind")
-    ours, peer = (memory.grown(wrong, name, name, cascade.growing, CPU) for name in ("ours", "dense"))
+    wrong = MemoryTask("memory", CASE, kind="no such kind", contenders=("ours", "dense"))
+    ours, peer = wrong.measure(CPU)
     assert (ours.status, peer.status) == (FAILED, UNAVAILABLE)
     assert "no such kind" in peer.reason
     # and the next one is measured all the same
-    right = MemoryTask("memory", CASE)
-    assert memory.grown(right, "dense", "dense", cascade.growing, CPU).status == MEASURED
+    (row,) = MemoryTask("memory", CASE, contenders=("dense",)).measure(CPU)
+    assert row.status == MEASURED
 
 
-def _dies(task: MemoryTask, contender: str, on: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+class Killed(MemoryTask):
+    def growing(self, name: str, on: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
 def test_who_is_killed_ran_out_of_memory():
-    row = memory.grown(MemoryTask("memory", CASE), "dense", "dense", _dies, CPU)  # type: ignore[arg-type]
+    (row,) = Killed("memory", CASE, contenders=("dense",)).measure(CPU)
     assert row.status == UNAVAILABLE and row.reason == "killed: out of memory"
 
 
