@@ -46,6 +46,36 @@ def load_hi_lo(hi_ptr, lo_ptr, at, PRODUCTS: tl.constexpr):
 
 
 @triton.jit
+def raise_to(ptr, x, mask=None):
+    """Raises the numbers at ptr [int32] to x ≥ 0, kept by their bits: those of floats ≥ 0 have their order, and no order of
+    programs changes a maximum. A NaN is the largest."""
+    tl.atomic_max(ptr, x.to(tl.int32, bitcast=True), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def tile_product(a_hi, a_lo, b_hi, b_lo, PRODUCTS: tl.constexpr):
+    """a @ b of one tile from hi and lo, summed from zero, the small products first.
+
+    A matrix unit cuts off what does not fit its sum, always toward zero: a chain over all tiles would drift. So no sum
+    stays inside the unit from tile to tile; `add_tile` adds them in fp32.
+    """
+    if PRODUCTS == 3:
+        small = tl.dot(a_hi, b_lo)
+        small = tl.dot(a_lo, b_hi, small)
+        made = tl.dot(a_hi, b_hi, small)
+    else:
+        made = tl.dot(a_hi, b_hi)
+    return made
+
+
+@triton.jit
+def add_tile(total, made):
+    """total + made, rounded to nearest. A plain sum would be taken for the accumulator of the product and go into the
+    matrix unit."""
+    return tl.fma(made, 1.0, total)
+
+
+@triton.jit
 def mix(walked, seed, mu):
     """r of math.md: mixed = μ w + (1-μ) s."""
     return mu * walked + (1.0 - mu) * seed  # (W3)

@@ -74,6 +74,26 @@ def problem(
     return Problem(seed, psi, mu, beta, grad, normal(batch, classes, nodes) if state else None, precision)
 
 
+def rare_classes(p: Problem, level: float) -> Problem:
+    """Seed and state as probabilities of the classes, the last three of them `level` times as likely."""
+    likely = torch.ones(1, p.seed.shape[1], 1)
+    likely[:, -3:] = level
+    p.seed = torch.softmax(p.seed, 1) * likely
+    p.state = None if p.state is None else torch.softmax(p.state, 1) * likely
+    return p
+
+
+def outlier(norm: float) -> Problem:
+    """One node of this norm beside others of 0.5: half of them look at it alone."""
+    p = problem(1, 3, 40, (16,), size=0.5, offset=0.0)
+    p.psi[0][:, :, 7] *= norm / p.psi[0][:, :, 7].norm()
+    return p
+
+
+def tiny(size: float) -> Problem:
+    return problem(1, 3, 40, (16,), size=size, offset=0.3 * size)
+
+
 def _nan(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.tolerances import NEARLY_ONE_HOT, assert_within
-from tests.triton.interpreted.bounds import assert_right
-from tests.triton.interpreted.cascade import problem, run, truth
+from tests.triton.interpreted.bounds import assert_as_plain_fp32, assert_right
+from tests.triton.interpreted.cascade import outlier, problem, rare_classes, run, tiny, truth
 
 
 @pytest.mark.parametrize("size", (1e3, 1e5, 1e9, 1e15))
@@ -84,10 +84,45 @@ def test_classes_of_different_units_keep_their_precision() -> None:
     units = torch.tensor([1e-8, 1.0, 1e8]).reshape(1, 3, 1)
     p.seed *= units
     p.grad /= units
-    ours, true = run(p), truth(p)
-    for k in range(3):
-        assert_within(f"class {k}", ours.states[:, :, k], true.states[:, :, k], 1e-5)
-        assert_within(f"class {k}", ours.grad_seed[:, k], true.grad_seed[:, k], 1e-5)
+    assert_right(p)
+
+
+@pytest.mark.parametrize("level", (1e-8, 1e-10, 1e-30))
+def test_classes_that_are_rare_in_the_image(level: float) -> None:
+    """Their gradients have the size of the others', but a score so many times smaller."""
+    assert_right(rare_classes(problem(1, 6, 40, (16,)), level))
+
+
+@pytest.mark.parametrize("classes", (6, 70), ids=["one_chunk", "chunks"])
+def test_rare_classes_of_every_step_and_from_a_state(classes: int) -> None:
+    """At D = 200 seventy classes are two chunks, and the rare ones are in the second."""
+    assert_right(rare_classes(problem(1, classes, 40, (200, 8), steps=2, state=True), 1e-10))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=["fp16", "bf16"])
+def test_rare_classes_of_16_bits(dtype: torch.dtype) -> None:
+    """As small as the type holds normal numbers (fp16: 6e-5)."""
+    p = rare_classes(problem(1, 6, 40, (16,), size=2.0), 1e-2 if dtype == torch.float16 else 1e-10)
+    p.seed, p.grad, p.psi = p.seed.to(dtype), p.grad.to(dtype), [x.to(dtype) for x in p.psi]
+    assert_right(p)
+
+
+@pytest.mark.parametrize("level", (1e-8, 1e-20))
+def test_a_gradient_that_is_small_in_some_classes(level: float) -> None:
+    p = problem(1, 6, 40, (16, 8), steps=2)
+    p.grad[:, :, -3:] *= level
+    assert_right(p)
+
+
+@pytest.mark.parametrize("size", (1e-4, 1e-5, 1e-12, 1e-25))
+def test_tiny_embeddings_have_gradients(size: float) -> None:
+    """P is uniform but for size²; the gradient of psi is of the size of psi itself."""
+    assert_as_plain_fp32(tiny(size))
+
+
+@pytest.mark.parametrize("norm", (1e4, 1e5))
+def test_one_outlier_leaves_the_other_nodes_their_precision(norm: float) -> None:
+    assert_as_plain_fp32(outlier(norm))
 
 
 def test_a_class_of_zeros_and_a_gradient_of_zeros() -> None:

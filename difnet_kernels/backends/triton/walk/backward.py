@@ -1,15 +1,20 @@
 """One walk backwards (B3-B6): a program owns I rows, streams all columns once and writes only its rows. No atomics.
 
 S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both.
-In scaled units (see `gradient`), with the spare columns y = (y | 1) and h = (h | -δ):
+In units of the image (see `gradient`), with the spare columns y = (y | 1) and h = (h | -δ):
 
     T = P_ij (h_i·y_j - δ_i) + P_ji (h_j·y_i - δ_j)        grad_psi_i += T_ij ψ_j        moved_i += P_ji (h_j | -δ_j)
 
-The spare column of moved gives Σ_j P_ji (h_j·y_i - δ_j) = moved_i·(y_i | 1), which carries the centre that ψ̃ left out.
+The columns h_j are streamed in units of their class, in which moved is summed; the rows y_i and h_i, which meet them, are
+turned into units of the image once. The spare column of moved gives Σ_j P_ji (h_j·y_i - δ_j) = moved_i·(y_i | 1), which
+carries the centre that ψ̃ left out.
 
 The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a difference of equal numbers.
 Because Σ_j P_ij (h_i·y_j - δ_i) = 0, its term is minus the others', -against_i, which does not cancel; where P_ii is
 below one half, the direct product is the better of the two. own_i = P_ii adds h_i to moved at the end.
+
+A row can look at another node alone, too, and where that node is an outlier, its large ψ_j multiplies what h_i·y_j - δ_i
+leaves of equal numbers. In an image with outliers `gradient` finds such rows, and their term becomes minus the others'.
 
 Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
 loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
@@ -18,7 +23,17 @@ loops over the chunks of h·y inside, another with WANT_MOVED has one program pe
 import triton
 import triton.language as tl
 
-from ..arithmetic import TRANSPOSED_SHIFT, class_columns, field_at, field_tile, load_hi_lo, split_hi_lo
+from ..arithmetic import (
+    TRANSPOSED_SHIFT,
+    add_tile,
+    class_columns,
+    field_at,
+    field_tile,
+    load_hi_lo,
+    raise_to,
+    split_hi_lo,
+    tile_product,
+)
 from ..launch import kernel
 from .gradient import SPREAD
 
@@ -27,12 +42,11 @@ LEVEL = tl.constexpr(65536.0)
 
 
 @triton.jit
-def add_product(a_hi, a_lo, b_hi, b_lo, acc, PRODUCTS: tl.constexpr):
-    """acc + a @ b from hi and lo, the small products first."""
-    if PRODUCTS == 3:
-        acc = tl.dot(a_hi, b_lo, acc)
-        acc = tl.dot(a_lo, b_hi, acc)
-    return tl.dot(a_hi, b_hi, acc)
+def in_units(hi, lo, unit, PRODUCTS: tl.constexpr):
+    """hi and lo [R, KP] times the powers of two unit [KP]: exact down to 2⁻²⁵."""
+    scaled_hi = (hi.to(tl.float32) * unit[None, :]).to(tl.float16)
+    scaled_lo = (lo.to(tl.float32) * unit[None, :]).to(tl.float16) if PRODUCTS == 3 else scaled_hi
+    return scaled_hi, scaled_lo
 
 
 @kernel
@@ -53,7 +67,9 @@ def walk_backward_kernel(
     # pointers: what the last step reads and writes
     centre_ptr,
     scale_ptr,
+    alone_ptr,
     h_scale_ptr,
+    unit_ptr,
     g_ptr,
     reach_ptr,
     given_grad_ptr,
@@ -124,7 +140,7 @@ def walk_backward_kernel(
     spread_ptr += image * (n_pad // J) * 2
     chunk_size = n_pad.to(tl.int64) * KP
     fields = (image * chunks + own_chunk) * chunk_size
-    sigma = tl.load(factor_ptr + image * 2)
+    sigma = tl.load(factor_ptr + image * 3)
 
     at_rows = i[:, None] * DP + d[None, :]
     row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
@@ -132,8 +148,9 @@ def walk_backward_kernel(
     if WANT_PSI and ONE_CHUNK:
         row_y_hi, row_y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)  # [I, KP]
         row_h_hi, row_h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)
-        row_h_hi = (row_h_hi * TRANSPOSED_SHIFT).to(tl.float16)  # exact: a power of two, |h| ≤ 1
-        row_h_lo = (row_h_lo * TRANSPOSED_SHIFT).to(tl.float16)
+        unit = tl.load(unit_ptr + (image * chunks + own_chunk) * 2 * KP + column)
+        row_y_hi, row_y_lo = in_units(row_y_hi, row_y_lo, unit, VALUE_PRODUCTS)
+        row_h_hi, row_h_lo = in_units(row_h_hi, row_h_lo, unit * TRANSPOSED_SHIFT, VALUE_PRODUCTS)  # |h| ≤ 1
     row_bias = tl.load(bias_ptr + i)
     row_lse = tl.load(lse_ptr + i)
     row_level = tl.load(level_ptr + i)
@@ -151,12 +168,7 @@ def walk_backward_kernel(
         at_psi = (tile * J + j)[:, None] * DP + d[None, :]
         col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
         # (W1) bit for bit as in walk_forward
-        if LOGIT_PRODUCTS == 3:
-            logit = tl.dot(row_hi, tl.trans(col_lo))
-            logit = tl.dot(row_lo, tl.trans(col_hi), logit)
-            logit = tl.dot(row_hi, tl.trans(col_hi), logit)
-        else:
-            logit = tl.dot(row_hi, tl.trans(col_hi))
+        logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
         col_lse = tl.load(lse_ptr + tile * J + j)
         col_bias = tl.load(bias_ptr + tile * J + j)
         look = tl.exp2(tl.fma(logit, sigma, col_bias[None, :]) - row_lse[:, None])  # (B3) P_ij
@@ -182,39 +194,45 @@ def walk_backward_kernel(
             at_y = (tile * J + j)[:, None] * KP + column[None, :]
             h_hi, h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)  # [J, KP]
         if WANT_PSI:
-            ahead = tl.zeros([I, J], tl.float32)  # 2¹³ (h_i·y_j - δ_i)
-            behind = tl.zeros([I, J], tl.float32)  # h_j·y_i - δ_j
             if ONE_CHUNK:
                 y_hi, y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_y, VALUE_PRODUCTS)
-                ahead = add_product(row_h_hi, row_h_lo, tl.trans(y_hi), tl.trans(y_lo), ahead, VALUE_PRODUCTS)
-                behind = add_product(row_y_hi, row_y_lo, tl.trans(h_hi), tl.trans(h_lo), behind, VALUE_PRODUCTS)
+                # 2¹³ (h_i·y_j - δ_i) and h_j·y_i - δ_j
+                ahead = tile_product(row_h_hi, row_h_lo, tl.trans(y_hi), tl.trans(y_lo), VALUE_PRODUCTS)
+                behind = tile_product(row_y_hi, row_y_lo, tl.trans(h_hi), tl.trans(h_lo), VALUE_PRODUCTS)
             else:
+                ahead = tl.zeros([I, J], tl.float32)
+                behind = tl.zeros([I, J], tl.float32)
                 at_y = (tile * J + j)[:, None] * KP + column[None, :]
                 for chunk in range(0, chunks):
                     other = (image * chunks + chunk) * chunk_size
+                    unit = tl.load(unit_ptr + (image * chunks + chunk) * 2 * KP + column)
                     a_hi, a_lo = load_hi_lo(h_hi_ptr + other, h_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
                     b_hi, b_lo = load_hi_lo(y_hi_ptr + other, y_lo_ptr + other, at_y, VALUE_PRODUCTS)
-                    ahead = add_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), ahead, VALUE_PRODUCTS)
+                    b_hi, b_lo = in_units(b_hi, b_lo, unit, VALUE_PRODUCTS)
+                    made = tile_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), VALUE_PRODUCTS)
+                    ahead = add_tile(ahead, made)
                     a_hi, a_lo = load_hi_lo(y_hi_ptr + other, y_lo_ptr + other, at_row_fields, VALUE_PRODUCTS)
                     b_hi, b_lo = load_hi_lo(h_hi_ptr + other, h_lo_ptr + other, at_y, VALUE_PRODUCTS)
-                    behind = add_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), behind, VALUE_PRODUCTS)
+                    b_hi, b_lo = in_units(b_hi, b_lo, unit, VALUE_PRODUCTS)
+                    made = tile_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), VALUE_PRODUCTS)
+                    behind = add_tile(behind, made)
                 ahead *= TRANSPOSED_SHIFT
             half = look * ahead
             against += tl.sum(half, axis=1)
             T = tl.fma(back, behind, half)  # (B4), 2¹³ T
             T_hi, T_lo = split_hi_lo(T, col_hi.dtype, LOGIT_PRODUCTS)
-            sum_psi = add_product(T_hi, T_lo, col_hi, col_lo, sum_psi, LOGIT_PRODUCTS)  # (B5)
+            sum_psi = add_tile(sum_psi, tile_product(T_hi, T_lo, col_hi, col_lo, LOGIT_PRODUCTS))  # (B5)
         if WANT_MOVED:
             if not ONE_CHUNK:
                 at_y = (tile * J + j)[:, None] * KP + column[None, :]
                 h_hi, h_lo = load_hi_lo(h_hi_ptr + fields, h_lo_ptr + fields, at_y, VALUE_PRODUCTS)
             back_hi, back_lo = split_hi_lo(back, tl.float16, VALUE_PRODUCTS)
-            moved = add_product(back_hi, back_lo, h_hi, h_lo, moved, VALUE_PRODUCTS)  # (B6)
+            moved = add_tile(moved, tile_product(back_hi, back_lo, h_hi, h_lo, VALUE_PRODUCTS))  # (B6)
 
     if ONE_PART:
-        sum_t, itself, reach = finish_moved(
+        sum_t, itself, row_sum = finish_moved(
             (moved, own),
-            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr),
+            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr),
             (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
             (image, 0, i),
             (chunks, n_pad, N, K, KC),
@@ -223,8 +241,8 @@ def walk_backward_kernel(
             GRAD_AXIS,
         )
         finish_gradient(
-            (sum_psi, sum_t, tl.where(own > 0.5, -against, itself)),
-            (psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+            (sum_psi, sum_t, against, itself, own),
+            (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
             (given_grad_psi_ptr, psi_b, psi_d, psi_n),
             (image, i),
             (n_pad, N, D),
@@ -232,7 +250,7 @@ def walk_backward_kernel(
             LOGIT_PRODUCTS,
             PSI_AXIS,
         )
-        tl.store(reach_ptr + image * row_tiles + row_tile, tl.max(reach, axis=0))
+        raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
     else:
         to = (part.to(tl.int64) * batch + image) * n_pad + i
         if WANT_PSI:
@@ -249,12 +267,12 @@ def walk_backward_kernel(
 def finish_moved(
     sums, pointers, given, at, sizes, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, GRAD_AXIS: tl.constexpr
 ):
-    """(B6) g [R, KP] += Σ_j P_ji h_j, plus the gradient that the caller gave for this step.
+    """(B6) g [R, KP] += Σ_j P_ji h_j, plus the gradient that the caller gave for this step; its reach.
 
     Returns, [R] each: 2¹³ Σ_(j≠i) P_ji (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k.
     """
     moved, own = sums
-    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr = pointers
+    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr = pointers
     grad_ptr, grad_b, grad_k, grad_n, add_grad = given
     image, chunk, n = at
     chunks, n_pad, N, K, KC = sizes
@@ -265,15 +283,19 @@ def finish_moved(
     if VALUE_PRODUCTS == 3:
         y += tl.load(y_lo_ptr + at_tile).to(tl.float32)
         h += tl.load(h_lo_ptr + at_tile).to(tl.float32)
+    at_class = (image * chunks + chunk) * KP + column
+    at_unit = unit_ptr + (image * chunks + chunk) * 2 * KP + column
+    y *= tl.load(at_unit)[None, :]  # now in units that meet those of h's classes
     sum_t = tl.sum(moved * y, axis=1)
-    scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
+    scale = tl.load(scale_ptr + at_class)[None, :]
     inside = (n < N)[:, None] & is_class[None, :]
     whole = moved / TRANSPOSED_SHIFT + own[:, None] * h
-    g = tl.load(g_ptr + at_tile) + whole * scale / tl.load(h_scale_ptr + image)  # (B6)
+    g = tl.load(g_ptr + at_tile) + whole * tl.load(at_unit + KP)[None, :]  # (B6)
     if add_grad != 0:
         g += field_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, GRAD_AXIS)
     g = tl.where(inside, g, 0.0)
     tl.store(g_ptr + at_tile, g)
+    raise_to(reach_ptr + at_class, tl.max(tl.abs(g), axis=0), is_class)
     return sum_t, TRANSPOSED_SHIFT * own * tl.sum(h * y, axis=1), tl.sum(tl.abs(g) / scale, axis=1)
 
 
@@ -281,9 +303,12 @@ def finish_moved(
 def finish_gradient(
     sums, pointers, given, at, sizes, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr, PSI_AXIS: tl.constexpr
 ):
-    """grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss; itself = T_ii / 2."""
-    sum_psi, sum_t, itself = sums
-    psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr = pointers
+    """grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss.
+
+    itself = T_ii / 2 = P_ii (h_i·y_i - δ_i), against = Σ_(j≠i) P_ij (h_i·y_j - δ_i); their sum is 0 but for rounding.
+    """
+    sum_psi, sum_t, against, itself, own = sums
+    psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr = pointers
     grad_psi_ptr, psi_b, psi_d, psi_n = given
     image, n = at
     n_pad, N, D = sizes
@@ -292,9 +317,20 @@ def finish_gradient(
     own_psi = tl.load(psi_hi_ptr + at_tile).to(tl.float32)
     if LOGIT_PRODUCTS == 3:
         own_psi += tl.load(psi_lo_ptr + at_tile).to(tl.float32)
+    if tl.load(factor_ptr + image * 3 + 2) != 0.0:
+        alone = tl.load(alone_ptr + image * n_pad + n)
+        at_alone = (image * n_pad + tl.maximum(alone, 0))[:, None] * DP + d[None, :]
+        their_psi = tl.load(psi_hi_ptr + at_alone).to(tl.float32)
+        if LOGIT_PRODUCTS == 3:
+            their_psi += tl.load(psi_lo_ptr + at_alone).to(tl.float32)
+        # rounded as T was, so that nothing of it stays
+        hi, lo = split_hi_lo(tl.where(alone >= 0, against + itself, 0.0), psi_hi_ptr.dtype.element_ty, LOGIT_PRODUCTS)
+        wrong = hi.to(tl.float32) + lo.to(tl.float32) if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
+        sum_psi -= wrong[:, None] * their_psi
+    itself = tl.where(own > 0.5, -against, itself)
     unit = 1.0 / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
     centre = tl.load(centre_ptr + image * DP + d)
-    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 2 + 1)  # (B5)
+    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 3 + 1)  # (B5)
     grad = (grad + (sum_t + itself)[:, None] * centre[None, :]) * unit
     to = field_at(grad_psi_ptr, image, psi_b, d, psi_d, n, psi_n, PSI_AXIS)
     tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
@@ -312,7 +348,9 @@ def walk_backward_combine_kernel(
     h_lo_ptr,
     centre_ptr,
     scale_ptr,
+    alone_ptr,
     h_scale_ptr,
+    unit_ptr,
     g_ptr,
     reach_ptr,
     given_grad_ptr,
@@ -368,15 +406,15 @@ def walk_backward_combine_kernel(
         own += tl.load(part_own_ptr + row)
     sum_t = tl.zeros([R], tl.float32)
     itself = tl.zeros([R], tl.float32)
-    reach = tl.zeros([R], tl.float32)
+    row_sum = tl.zeros([R], tl.float32)
     for chunk in range(0, chunks):
         moved = tl.zeros([R, KP], tl.float32)
         for part in range(0, parts):
             row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
             moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
-        more_t, more_itself, more_reach = finish_moved(
+        more_t, more_itself, more_sum = finish_moved(
             (moved, own),
-            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, h_scale_ptr, g_ptr),
+            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr),
             (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
             (image, chunk, n),
             (chunks, n_pad, N, K, KC),
@@ -386,10 +424,10 @@ def walk_backward_combine_kernel(
         )
         sum_t += more_t
         itself += more_itself
-        reach += more_reach
+        row_sum += more_sum
     finish_gradient(
-        (sum_psi, sum_t, tl.where(own > 0.5, -against, itself)),
-        (psi_hi_ptr, psi_lo_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+        (sum_psi, sum_t, against, itself, own),
+        (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
         (given_grad_psi_ptr, psi_b, psi_d, psi_n),
         (image, n),
         (n_pad, N, D),
@@ -397,4 +435,4 @@ def walk_backward_combine_kernel(
         LOGIT_PRODUCTS,
         PSI_AXIS,
     )
-    tl.store(reach_ptr + program, tl.max(reach, axis=0))
+    raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))

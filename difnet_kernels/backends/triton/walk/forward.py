@@ -14,7 +14,7 @@ vote that a branch needs costs more than the multiplications it would save.
 import triton
 import triton.language as tl
 
-from ..arithmetic import blend, class_columns, field_at, mix, split_hi_lo
+from ..arithmetic import blend, class_columns, field_at, load_hi_lo, mix, split_hi_lo, tile_product
 from ..launch import kernel
 from .prepare import store_state
 
@@ -97,12 +97,10 @@ def walk_forward_kernel(
     bias_ptr += image * n_pad
     y_hi_ptr += (image * chunks + chunk) * n_pad * KP
     y_lo_ptr += (image * chunks + chunk) * n_pad * KP
-    sigma = tl.load(factor_ptr + image * 2)
+    sigma = tl.load(factor_ptr + image * 3)
 
     at_rows = i[:, None] * DP + d[None, :]
-    row_hi = tl.load(psi_hi_ptr + at_rows)  # [I, DP]
-    if LOGIT_PRODUCTS == 3:
-        row_lo = tl.load(psi_lo_ptr + at_rows)
+    row_hi, row_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
     floor = tl.load(floor_ptr + image * n_pad + i)  # [I]
     total = tl.zeros([I, KP], tl.float32)
     top = floor
@@ -116,29 +114,19 @@ def walk_forward_kernel(
         for tile in range(first, last):
             at_psi = (tile * J + j)[:, None] * DP + d[None, :]  # 32-bit inside an image: `refuses` caps N·DP
             at_y = (tile * J + j)[:, None] * KP + column[None, :]
-            col_hi = tl.load(psi_hi_ptr + at_psi)  # [J, DP]
-            # (W1) the small products first; walk_backward repeats these lines with the same operands in the same order
-            if LOGIT_PRODUCTS == 3:
-                col_lo = tl.load(psi_lo_ptr + at_psi)
-                logit = tl.dot(row_hi, tl.trans(col_lo))
-                logit = tl.dot(row_lo, tl.trans(col_hi), logit)
-                logit = tl.dot(row_hi, tl.trans(col_hi), logit)
-            else:
-                logit = tl.dot(row_hi, tl.trans(col_hi))
+            col_hi, col_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
+            # (W1) walk_backward repeats this line with the same operands in the same order
+            logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
             bias = tl.load(bias_ptr + tile * J + j)
             x = tl.fma(logit, sigma, bias[None, :])  # [I, J] log2 units
             higher = tl.maximum(peak, tl.max(x, axis=1) - SHIFT)
             weight = tl.exp2(x - higher[:, None])
-            acc = acc * tl.exp2(peak - higher)[:, None]
-            peak = higher
             # (W2) acc += weight @ y; the column of ones leaves the row sum in the spare column
-            y_hi = tl.load(y_hi_ptr + at_y)  # [J, KP]
+            y_hi, y_lo = load_hi_lo(y_hi_ptr, y_lo_ptr, at_y, VALUE_PRODUCTS)  # [J, KP]
             weight_hi, weight_lo = split_hi_lo(weight, tl.float16, VALUE_PRODUCTS)
-            if VALUE_PRODUCTS == 3:
-                y_lo = tl.load(y_lo_ptr + at_y)
-                acc = tl.dot(weight_hi, y_lo, acc)
-                acc = tl.dot(weight_lo, y_hi, acc)
-            acc = tl.dot(weight_hi, y_hi, acc)
+            made = tile_product(weight_hi, weight_lo, y_hi, y_lo, VALUE_PRODUCTS)
+            acc = tl.fma(acc, tl.exp2(peak - higher)[:, None], made)
+            peak = higher
         if ALL_PARTS:
             total, top = add_part(total, top, acc, peak)
         else:

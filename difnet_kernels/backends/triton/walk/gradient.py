@@ -1,13 +1,30 @@
 """What surrounds walk_backward: B1, B2, B7, the recomputed states, and the hi and lo of h that the walk streams.
 
-h is scaled like the state: class k by 1/scale_k (so that h·y is unchanged), the image by a power of two that brings
-Σ_k |h_k| to at most 1. Then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. Only the spare column of
-chunk 0 holds -δ.
+h is streamed in units of its own class, powers of two that bring |h_k| to at most 1: so B6 has the same relative accuracy
+in every class, however small its scores or its gradient. For h·y the classes have to be added. There h counts in units of
+the image, class k by 1/scale_k as y counts by scale_k, all by one power of two h_scale that brings Σ_k |h_k| to at most 1:
+then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. unit_k turns the first into the second, and multiplies
+the operands of a program's own rows. Only the spare column of chunk 0 holds -δ, in units of the image.
+
+Both powers of two come from the largest entries of g, which the step before leaves in reach [B, C, KP]: of every class,
+and in the spare column of chunk 0 of Σ_k |g_k| / scale_k.
 """
 
+import triton
 import triton.language as tl
 
-from ..arithmetic import blend, class_columns, field_at, field_tile, low_of, mix, power_of_two_below
+from ..arithmetic import (
+    blend,
+    class_columns,
+    field_at,
+    field_tile,
+    load_hi_lo,
+    low_of,
+    mix,
+    power_of_two_below,
+    raise_to,
+    tile_product,
+)
 from ..launch import kernel
 from .prepare import store_state
 
@@ -39,22 +56,42 @@ def gradient_begin_kernel(
     R: tl.constexpr,
     AXIS: tl.constexpr,
 ):
-    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and per block of R rows reach = max_i Σ_k |g_k| / scale_k
-    [B, n_pad/R]."""
+    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and its reach [B, C, KP]."""
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
     image = program // row_blocks
     n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
-    reach = tl.zeros([R], tl.float32)
+    row_sum = tl.zeros([R], tl.float32)
     for chunk in range(0, chunks):
         column, label, is_class, _ = class_columns(chunk, K, KC, KP)
         inside = (n < N)[:, None] & is_class[None, :]
         g = field_tile(given_grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
         scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
-        reach += tl.sum(tl.abs(g) / scale[None, :], axis=1)
+        row_sum += tl.sum(tl.abs(g) / scale[None, :], axis=1)
+        raise_to(reach_ptr + (image * chunks + chunk) * KP + column, tl.max(tl.abs(g), axis=0), is_class)
         tl.store(g_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :], g)
-    tl.store(reach_ptr + program, tl.max(reach, axis=0))
+    raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
+
+
+@triton.jit
+def alone_with(psi, sigma, lse, n, N, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr):
+    """The other node j that row n [R] gives more than half of its weight, P_nj > 1/2, or -1; psi: (hi, lo, bias) of the
+    image, in tiles of 16 columns."""
+    hi_ptr, lo_ptr, bias_ptr = psi
+    d = tl.arange(0, DP)
+    j = tl.arange(0, 16)
+    row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, n[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+    most = tl.zeros_like(n).to(tl.float32) + float("-inf")
+    looked_at = tl.zeros_like(n)
+    for tile in range(0, tl.cdiv(N, 16)):
+        col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, (tile * 16 + j)[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+        logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)  # (W1)
+        x = tl.fma(logit, sigma, tl.load(bias_ptr + tile * 16 + j)[None, :])
+        best, where = tl.max(tl.where(x == x, x, float("-inf")), axis=1, return_indices=True)
+        looked_at = tl.where(best > most, tile * 16 + where, looked_at)
+        most = tl.maximum(most, best)
+    return tl.where((tl.exp2(most - lse) > 0.5) & (looked_at != n), looked_at, -1)
 
 
 @kernel
@@ -67,7 +104,10 @@ def gradient_prepare_kernel(
     given_beta_ptr,
     walked_ptr,
     lse_ptr,
+    psi_hi_ptr,
+    psi_lo_ptr,
     bias_ptr,
+    factor_ptr,
     given_seed_ptr,
     given_state_ptr,
     # pointers: written for walk_backward, and for the step before
@@ -75,7 +115,9 @@ def gradient_prepare_kernel(
     y_lo_ptr,
     h_hi_ptr,
     h_lo_ptr,
+    alone_ptr,
     h_scale_ptr,
+    unit_ptr,
     lse_pad_ptr,
     level_ptr,
     drop_ptr,
@@ -91,7 +133,6 @@ def gradient_prepare_kernel(
     batch,
     step,
     walks,
-    reaches,
     # strides
     seed_b: tl.int64,
     seed_k: tl.int64,
@@ -100,18 +141,22 @@ def gradient_prepare_kernel(
     state_k: tl.int64,
     state_n: tl.int64,
     # constants
+    DP: tl.constexpr,
     KP: tl.constexpr,
     PAD: tl.constexpr,
     R: tl.constexpr,
+    LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
 ):
     """One step t for R rows (B1, B2, B7): yᵗ and h as hi and lo [B, C, n_pad, KP], g <- (1-β) g, seed_sum += β(1-μ) g,
-    and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β.
+    and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β. An image's first block writes h_scale [B] and unit
+    [B, C, 2, KP]: class to image, class to the loss.
 
     level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j). The R rows are one column tile of
     walk_backward: spread [B, n_pad/R, 2] holds the least and largest level in it, drop_j = 2^(their middle - level_j).
+    In an image with outliers alone [B, n_pad] is the node that a row looks at alone, or -1.
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
@@ -121,13 +166,8 @@ def gradient_prepare_kernel(
     rows = n < N
     mu = tl.load(given_mu_ptr + step)
     beta = tl.load(given_beta_ptr + step)
-    reach = 0.0
-    for begin in range(0, reaches, 128):
-        at = begin + tl.arange(0, 128)
-        reach = tl.maximum(
-            reach, tl.max(tl.load(reach_ptr + image * reaches + at, mask=at < reaches, other=0.0), axis=0)
-        )
-    h_scale = 0.5 / power_of_two_below(tl.abs(mu * beta) * reach)
+    row_reach = tl.load(reach_ptr + image * chunks * KP + KC).to(tl.float32, bitcast=True)
+    h_scale = 0.5 / power_of_two_below(tl.abs(mu * beta) * row_reach)
     delta = tl.zeros([R], tl.float32)
     grad_mu = tl.zeros([R], tl.float32)
     grad_beta = tl.zeros([R], tl.float32)
@@ -135,7 +175,12 @@ def gradient_prepare_kernel(
         column, label, is_class, spare = class_columns(chunk, K, KC, KP)
         inside = rows[:, None] & is_class[None, :]
         at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
-        scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)[None, :]
+        at_class = (image * chunks + chunk) * KP + column
+        scale = tl.load(scale_ptr + at_class)
+        reach = tl.load(reach_ptr + at_class).to(tl.float32, bitcast=True)
+        own = 0.5 / power_of_two_below(tl.abs(mu * beta) * reach)
+        # at most 4 where there is a gradient; without one h is zero, and nothing may become an infinity
+        unit = tl.where(spare, 1.0, tl.minimum(h_scale / scale / own, 4.0))
         at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
         walk_stride = batch.to(tl.int64) * N * K
         s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
@@ -146,21 +191,26 @@ def gradient_prepare_kernel(
             y = tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + earlier)), 0.0)  # (W4)
         w = tl.load(at_walked + step * walk_stride, mask=inside, other=0.0)
         g = tl.load(g_ptr + at)
-        h = mu * beta * g / scale * h_scale  # (B1), scaled
+        h = mu * beta * g * own[None, :]  # (B1), in units of its class
         h_hi = h.to(tl.float16)
+        h_in_image = h_hi.to(tl.float32) * unit[None, :]
         # (B2) from hi and lo of h and w, as walk_backward multiplies h and y: where P is nearly one-hot, w = y and
         # h·y - δ has to vanish, so both must be rounded alike
-        w_hi = (w * scale).to(tl.float16)
-        delta_tile = h_hi.to(tl.float32) * w_hi.to(tl.float32)
+        w_hi = (w * scale[None, :]).to(tl.float16)
+        delta_tile = h_in_image * w_hi.to(tl.float32)
         if VALUE_PRODUCTS == 3:
             h_lo = low_of(h, h_hi)
-            w_lo = low_of(w * scale, w_hi)
-            delta_tile += h_hi.to(tl.float32) * w_lo.to(tl.float32) + h_lo.to(tl.float32) * w_hi.to(tl.float32)
+            w_lo = low_of(w * scale[None, :], w_hi)
+            delta_tile += h_in_image * w_lo.to(tl.float32) + h_lo.to(tl.float32) * unit[None, :] * w_hi.to(tl.float32)
         delta += tl.sum(delta_tile, axis=1)  # (B2)
         grad_mu += tl.sum((w - s) * g, axis=1)  # (B7)
         mixed = mix(w, s, mu)  # (W3)
         grad_beta += tl.sum((mixed - y) * g, axis=1)  # (B7)
-        store_state(y_hi_ptr, y_lo_ptr, at, y * scale, spare, VALUE_PRODUCTS)
+        if program % row_blocks == 0:
+            at_unit = unit_ptr + (image * chunks + chunk) * 2 * KP + column
+            tl.store(at_unit, unit)
+            tl.store(at_unit + KP, 1.0 / own)
+        store_state(y_hi_ptr, y_lo_ptr, at, y * scale[None, :], spare, VALUE_PRODUCTS)
         # chunk 0's spare column is written once δ is complete
         keep = ((column != KC)[None, :] | (chunk > 0)) & (n[:, None] < n_pad)
         tl.store(h_hi_ptr + at, h_hi, mask=keep)
@@ -193,6 +243,10 @@ def gradient_prepare_kernel(
     tl.store(drop_ptr + image * n_pad + n, drop)
     if program % row_blocks == 0:
         tl.store(h_scale_ptr + image, h_scale)
+    if tl.load(factor_ptr + image * 3 + 2) != 0.0:  # the image has outliers
+        psi = (psi_hi_ptr + image * n_pad * DP, psi_lo_ptr + image * n_pad * DP, bias_ptr + image * n_pad)
+        alone = alone_with(psi, tl.load(factor_ptr + image * 3), tl.load(lse_at + near), n, N, DP, LOGIT_PRODUCTS)
+        tl.store(alone_ptr + image * n_pad + n, tl.where(rows, alone, -1))
 
 
 @kernel

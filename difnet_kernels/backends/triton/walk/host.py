@@ -148,13 +148,13 @@ def cascade_backward(
     with on_device(seed):
         start = prepare_state(state, seed, walks[0].value_products, layout)
         streamed = Streamed.of(start, walks[0].value_products, layout)
-        gradient = begin(grad_states[-1], start, layout, min(walk.launch.cols for walk in walks))
+        gradient = begin(grad_states[-1], start, layout, len(walks))
         for t in reversed(range(len(walks))):
             walk = walks[t]
             prepared = prepare_psi(psi[t], walk, layout)
             gates = prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
             added = grad_states[t - 1] if every and t > 0 else None
-            walk_backward(walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t])
+            walk_backward(t, walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t])
             launch(
                 "gate_reduce",
                 gate_reduce_kernel,
@@ -168,13 +168,12 @@ def cascade_backward(
 
 @dataclass
 class Gradient:
-    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], and the parts [B, reaches] of
-    the largest row sum of g."""
+    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP]; reach [T + 1, B, C, KP]: step t
+    reads its g's in t + 1 and leaves that of the step before in t."""
 
     g: Tensor
     seed_sum: Tensor
     reach: Tensor
-    reaches: int
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,12 @@ class Streamed:
     h_hi: Tensor
     h_lo: Tensor
     h_scale: Tensor
+    unit: Tensor
     lse: Tensor
     level: Tensor
     drop: Tensor
     spread: Tensor
+    alone: Tensor
 
     @staticmethod
     def of(start: PreparedState, products: int, layout: Layout) -> Streamed:
@@ -201,7 +202,9 @@ class Streamed:
         h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
         lse, level, drop = (layout.vector(h_hi) for _ in range(3))
         spread = empty(layout.batch, layout.n_pad // 16, 2)
-        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), lse, level, drop, spread)
+        unit = empty(layout.batch, layout.chunks, 2, layout.KP)
+        alone = torch.empty((layout.batch, layout.n_pad), dtype=torch.int32, device=start.hi.device)
+        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), unit, lse, level, drop, spread, alone)
 
     @property
     def fields(self) -> dict[str, Tensor]:
@@ -209,23 +212,26 @@ class Streamed:
 
     @property
     def vectors(self) -> dict[str, Tensor]:
-        return dict(level_ptr=self.level, drop_ptr=self.drop, spread_ptr=self.spread, h_scale_ptr=self.h_scale)
+        return dict(level_ptr=self.level, drop_ptr=self.drop, spread_ptr=self.spread)
+
+    @property
+    def units(self) -> dict[str, Tensor]:
+        return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
 
 
-def begin(grad: Tensor, start: PreparedState, layout: Layout, least_cols: int) -> Gradient:
+def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: int) -> Gradient:
     """∂L/∂yᵀ. y⁰ and the seed in fp32 are not needed in the backward: their buffers become the gradients'."""
-    blocks = layout.n_pad // layout.block
-    reach = torch.empty((layout.batch, layout.n_pad // min(16, least_cols)), dtype=torch.float32, device=grad.device)
+    reach = torch.zeros((walks + 1, layout.batch, layout.chunks, layout.KP), dtype=torch.int32, device=grad.device)
     launch(
         "gradient_begin",
         gradient_begin_kernel,
-        layout.batch * blocks,
-        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach),
+        layout.batch * (layout.n_pad // layout.block),
+        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach[walks]),
         layout.sizes,
         strides("grad", "bkn", grad),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
     )
-    return Gradient(start.y, start.seed, reach, blocks)
+    return Gradient(start.y, start.seed, reach)
 
 
 def prepare_gradient(
@@ -248,12 +254,15 @@ def prepare_gradient(
         "gradient_prepare",
         gradient_prepare_kernel,
         programs,
-        given | dict(g_ptr=gradient.g, reach_ptr=gradient.reach, scale_ptr=start.scale, bias_ptr=psi.bias),
-        streamed.fields | streamed.vectors,
+        given
+        | dict(g_ptr=gradient.g, reach_ptr=gradient.reach[t + 1], scale_ptr=start.scale, alone_ptr=streamed.alone),
+        dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
+        streamed.fields | streamed.vectors | streamed.units,
         dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gates),
-        layout.sizes | dict(batch=layout.batch, step=t, walks=walks, reaches=gradient.reaches),
+        layout.sizes | dict(batch=layout.batch, step=t, walks=walks),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        layout.constants | dict(R=R, VALUE_PRODUCTS=walk.value_products),
+        layout.constants
+        | dict(R=R, DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products, VALUE_PRODUCTS=walk.value_products),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
     )
@@ -261,6 +270,7 @@ def prepare_gradient(
 
 
 def walk_backward(
+    t: int,
     walk: Walk,
     card: Card,
     layout: Layout,
@@ -271,7 +281,7 @@ def walk_backward(
     added: Tensor | None,
     grad_psi: Tensor,
 ) -> None:
-    """One step of B3-B6: writes grad_psi, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its reach."""
+    """Step t of B3-B6: writes grad_psi, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its reach."""
     B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
     columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
     # no program adds parts here: two more accumulators beside its own would not fit the registers
@@ -281,14 +291,15 @@ def walk_backward(
     def part(*shape: int) -> Tensor:
         """The sums of every part; not touched when there is one."""
         if one_part:
-            return gradient.reach
+            return gradient.g
         return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=grad_psi.device)
 
     n_pad = layout.n_pad
-    given = gradient.reach if added is None else added
+    given = gradient.g if added is None else added
     pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
-    pointers |= streamed.fields | dict(scale_ptr=start.scale, h_scale_ptr=streamed.h_scale, g_ptr=gradient.g)
-    pointers |= dict(reach_ptr=gradient.reach, given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
+    pointers |= dict(alone_ptr=streamed.alone)
+    pointers |= streamed.fields | streamed.units | dict(scale_ptr=start.scale, g_ptr=gradient.g)
+    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
     pointers |= dict(part_psi_ptr=part(n_pad, walk.DP), part_moved_ptr=part(chunks, n_pad, layout.KP))
     pointers |= dict(part_against_ptr=part(n_pad), part_own_ptr=part(n_pad))
     sizes = layout.sizes | dict(D=grad_psi.shape[1], parts=plan.parts, batch=B, add_grad=int(added is not None))
@@ -317,14 +328,12 @@ def walk_backward(
     else:
         run(True, False, 1)
         run(False, True, chunks)
-    gradient.reaches = row_tiles
     if not one_part:
         R = min(16, layout.PAD)
-        gradient.reaches = triton.cdiv(N, R)
         launch(
             "walk_backward_combine",
             walk_backward_combine_kernel,
-            B * gradient.reaches,
+            B * triton.cdiv(N, R),
             pointers,
             sizes,
             all_strides,
