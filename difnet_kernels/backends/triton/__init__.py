@@ -23,6 +23,8 @@ def unusable() -> str | None:
         return "Triton is not installed (it comes with CUDA builds of torch on Linux)"
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         return None
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm; the kernels are written for NVIDIA's matrix units"
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "no CUDA device"
     too_old = [_too_old(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]

@@ -11,13 +11,15 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 import difnet_kernels.backends.triton
-from tests.triton.interpreted.cascade import Problem, problem
+from tests.triton.interpreted.bounds import assert_as_plain_fp32, assert_right
+from tests.triton.interpreted.cascade import Problem, outlier, problem, rare_classes, tiny
 
 PACKAGE = difnet_kernels.backends.triton.__name__
-# the modules that launch kernels
-LAUNCHERS = ("walk.prepare", "walk.host")
+# the modules that launch kernels or call their functions
+USERS = ("walk.prepare", "walk.forward", "walk.gradient", "walk.backward", "walk.host")
 
 
 def ordinary() -> Problem:
@@ -36,34 +38,95 @@ def climbing() -> Problem:
     return p
 
 
+def rare() -> Problem:
+    return rare_classes(problem(1, 6, 40, (16,)), 1e-8)
+
+
+def far_outlier() -> Problem:
+    return outlier(1e4)
+
+
+def tiny_embeddings() -> Problem:
+    return tiny(1e-5)
+
+
 @dataclass(frozen=True)
 class Fault:
-    """In the module `stem`, `good` (found once) becomes `bad`; then the answer to `truth` is wrong."""
+    """In the module `stem`, `good` (found once) becomes `bad`; then `judge` finds the answer to `truth` wrong."""
 
     name: str
     stem: str
     good: str
     bad: str
     truth: Callable[[], Problem] = ordinary
+    judge: Callable[[Problem], object] = assert_right
 
 
 FAULTS = (
     Fault("padded columns vote", "walk.prepare", 'tl.where(n < N, bias, float("-inf"))', "bias"),
-    Fault("the small products are left out", "walk.forward", "tl.dot(row_hi, tl.trans(col_lo))",
-          "0.0 * tl.dot(row_hi, tl.trans(col_lo))", large_logits),
+    Fault(
+        "the small products are left out", "arithmetic", "tl.dot(a_hi, b_hi, small)", "tl.dot(a_hi, b_hi)", large_logits
+    ),
     Fault("a maximum is never raised", "walk.forward", "tl.maximum(peak, tl.max(x, axis=1) - SHIFT)", "peak", climbing),
-    Fault("parts are added at different maxima", "walk.forward", "total * tl.exp2(top - higher)[:, None]", "total", climbing),
+    Fault(
+        "parts are added at different maxima",
+        "walk.forward",
+        "total * tl.exp2(top - higher)[:, None]",
+        "total",
+        climbing,
+    ),
     Fault("delta is missing", "walk.gradient", "delta += tl.sum(delta_tile, axis=1)", "delta += 0.0"),
-    Fault("P_ij and P_ji are swapped", "walk.backward", "split_hi_lo(back, tl.float16, VALUE_PRODUCTS)",
-          "split_hi_lo(look * TRANSPOSED_SHIFT, tl.float16, VALUE_PRODUCTS)"),
-    Fault("the spread is not looked at", "walk.backward",
-          "(high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL)", "high - low < 1e30", climbing),
+    Fault(
+        "P_ij and P_ji are swapped",
+        "walk.backward",
+        "split_hi_lo(back, tl.float16, VALUE_PRODUCTS)",
+        "split_hi_lo(look * TRANSPOSED_SHIFT, tl.float16, VALUE_PRODUCTS)",
+    ),
+    Fault(
+        "the spread is not looked at",
+        "walk.backward",
+        "(high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL)",
+        "high - low < 1e30",
+        climbing,
+    ),
     Fault("the node itself is left out for good", "walk.backward", "2.0 * itself[:, None] * own_psi", "0.0 * own_psi"),
-)  # fmt: skip
+    Fault(
+        "gradients are streamed in units of the image",
+        "walk.gradient",
+        "own = 0.5 / power_of_two_below(tl.abs(mu * beta) * reach)",
+        "own = h_scale / scale",
+        rare,
+    ),
+    Fault("h meets y in units of its class", "walk.gradient", "tl.minimum(h_scale / scale / own, 4.0)", "1.0", rare),
+    Fault(
+        "small embeddings stay small",
+        "walk.prepare",
+        "tl.maximum(exponent - 13, -113)",
+        "tl.maximum(exponent - 13, 0)",
+        tiny_embeddings,
+        assert_as_plain_fp32,
+    ),
+    Fault(
+        "the centre is the mean",
+        "walk.prepare",
+        "tl.where(used & (below == middle), mean, 0.0)",
+        "tl.where(used, mean * count[:, None] / N, 0.0)",
+        far_outlier,
+        assert_as_plain_fp32,
+    ),
+    Fault(
+        "a row that looks at an outlier alone keeps what cancels",
+        "walk.backward",
+        "sum_psi -= wrong[:, None] * their_psi",
+        "sum_psi -= 0.0 * their_psi",
+        far_outlier,
+        assert_as_plain_fp32,
+    ),
+)
 
 
 def planted(fault: Fault, folder: Path) -> dict[tuple[ModuleType, str], object]:
-    """What has to be set, (module, name) -> kernel, for the fault to be in use."""
+    """What has to be set, (module, name) -> function, for the fault to be in use."""
     sound = importlib.import_module(f"{PACKAGE}.{fault.stem}")
     text = Path(str(sound.__file__)).read_text(encoding="utf-8")
     count = text.count(fault.good)
@@ -76,10 +139,10 @@ def planted(fault: Fault, folder: Path) -> dict[tuple[ModuleType, str], object]:
     faulty = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = faulty  # Triton looks the globals of a kernel up by its module's name
     spec.loader.exec_module(faulty)
-    launchers = [importlib.import_module(f"{PACKAGE}.{stem}") for stem in LAUNCHERS]
+    users = [importlib.import_module(f"{PACKAGE}.{stem}") for stem in USERS]
     return {
-        (launcher, name): getattr(faulty, name)
-        for launcher in launchers
-        for name in vars(launcher)
-        if name.endswith("_kernel") and getattr(sound, name, None) is getattr(launcher, name)
+        (user, name): getattr(faulty, name)
+        for user in users
+        for name in vars(user)
+        if isinstance(getattr(sound, name, None), InterpretedFunction) and getattr(sound, name) is getattr(user, name)
     }

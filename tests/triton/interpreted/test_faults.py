@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from difnet_kernels.backends.triton import split
-from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.faults import FAULTS, Fault, planted
 from tests.triton.interpreted.plans import in_parts
 
@@ -18,17 +17,20 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "split_columns", in_parts(3))
 
 
-@pytest.mark.parametrize("truth", sorted({fault.truth for fault in FAULTS}, key=lambda truth: truth.__name__))
-def test_without_a_fault_the_truths_hold(truth) -> None:  # type: ignore[no-untyped-def]
+JUDGED = sorted({(fault.truth, fault.judge) for fault in FAULTS}, key=lambda pair: pair[0].__name__)
+
+
+@pytest.mark.parametrize(("truth", "judge"), JUDGED)
+def test_without_a_fault_the_truths_hold(truth, judge) -> None:  # type: ignore[no-untyped-def]
     """Else the others would prove nothing."""
-    assert_right(truth())
+    judge(truth())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
 def test_a_fault_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault) -> None:
-    kernels = planted(fault, tmp_path)
-    assert kernels, f"nothing launches what {fault.stem}.py defines"
-    for (launcher, name), kernel in kernels.items():
-        monkeypatch.setattr(launcher, name, kernel)
+    functions = planted(fault, tmp_path)
+    assert functions, f"nothing uses what {fault.stem} defines"
+    for (user, name), function in functions.items():
+        monkeypatch.setattr(user, name, function)
     with pytest.raises(AssertionError, match=r"exceeds|not finite"):
-        assert_right(fault.truth())
+        fault.judge(fault.truth())

@@ -154,7 +154,7 @@ def test_a_sum_that_stays_in_the_unit_drifts(
 ) -> None:
     """Else the others would prove nothing."""
     fault, judge = CHAINS[chain]
-    for (launcher, name), kernel in planted(fault, tmp_path).items():
-        monkeypatch.setattr(launcher, name, kernel)
+    for (user, name), function in planted(fault, tmp_path).items():
+        monkeypatch.setattr(user, name, function)
     with pytest.raises(AssertionError, match="exceeds"):
         judge(diffuse)
