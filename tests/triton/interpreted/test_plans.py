@@ -4,12 +4,13 @@ sound."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import pytest
 import torch
 
 from difnet_kernels.backends.triton import split
-from difnet_kernels.backends.triton.rows import Case, Launch
+from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
 from difnet_kernels.backends.triton.walk import rows
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
@@ -95,7 +96,7 @@ def test_small_batches_are_split_and_large_ones_are_not() -> None:
     assert split.split_columns(1, 256, 256, 132, in_registers=False).parts == 1  # 16,384 nodes fill it alone
 
 
-ARCHS = (80, 86, 89, 90, 100, 120)
+ARCHS = (0, 80, 86, 89, 90, 100, 103, 120, 121)
 WIDTHS = [(DP, KP) for DP in (16, 32, 64, 128, 256) for KP in (16, 32, 64, 128) if DP < 256 or KP < 128]
 ALL_CASES = [
     Case(kernel, arch, dict(DP=DP, KP=KP, products=products, nodes=nodes))
@@ -110,6 +111,26 @@ ALL_CASES = [
 def test_every_case_has_a_row_and_every_row_a_case() -> None:
     chosen = {next(number for number, row in enumerate(ROWS) if row.serves(case)) for case in ALL_CASES}
     assert chosen == set(range(len(ROWS)))
+
+
+def test_the_last_row_of_a_kernel_serves_every_case() -> None:
+    for kernel in ("forward", "backward"):
+        last = [row for row in ROWS if row.kernel == kernel][-1]
+        assert all(last.serves(case) for case in ALL_CASES if case.kernel == kernel)
+
+
+@pytest.mark.parametrize(("arch", "nearest"), [(87, 86), (95, 90), (110, 100), (130, 120), (200, 120)])
+def test_a_newer_card_takes_the_rows_of_the_nearest(
+    arch: int, nearest: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the log says so once, for architectures that the rows do not know."""
+    monkeypatch.setattr("difnet_kernels.backends.triton.rows._told", set())
+    with caplog.at_level(logging.DEBUG, "difnet_kernels"):
+        for case in ALL_CASES:
+            if case.arch == nearest:
+                assert select(dataclasses.replace(case, arch=arch)) == select(case)
+    assert len(caplog.records) == (arch not in KNOWN)
+    assert all(f"sm_{arch}" in told.getMessage() and f"sm_{nearest}" in told.getMessage() for told in caplog.records)
 
 
 def test_tiles_divide_their_padding() -> None:
