@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Case:
     def sizes(self) -> str:
         return f"({self.batch}, {self.nodes}, {self.embed}, {self.classes})"
 
-    def but(self, **changes: int | str) -> Case:
+    def but(self, **changes: Any) -> Case:
         """The same case with some sizes changed, for sweeps."""
         return replace(self, **changes)
 

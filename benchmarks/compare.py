@@ -45,8 +45,9 @@ class Worker:
         self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
         self._away = tempfile.TemporaryDirectory()
         command = [sys.executable, "-c", "from benchmarks.worker import serve; serve()"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(command, text=True, env=self.environment, cwd=self._away.name, **pipes)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment, cwd=self._away.name
+        )
         self.about = self._answer()
         loaded = Path(str(self.about["package"])).resolve()
         if not loaded.is_relative_to(package.resolve()):

@@ -96,4 +96,4 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.section("benchmarks: peers side by side")
         machine = machine_of(header(device(here())))
         for name, rows in _ROWS.items():
-            terminalreporter.write_line(show.task(name, list(rows.values()), machine))
+            terminalreporter.write_line("\n" + show.task(name, list(rows.values()), machine))

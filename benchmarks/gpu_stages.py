@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -27,7 +27,7 @@ from benchmarks.cases import CASES
 from benchmarks.cost import floor_seconds
 from benchmarks.device import Device, device
 from benchmarks.gpu_suite import LEFT_OUT, NAMES, ROOT, lines_of
-from benchmarks.peers import QUICK
+from benchmarks.peers import QUICK, Cascade
 from benchmarks.projection import ProjectionTask
 from benchmarks.questions import all_tasks
 from benchmarks.record import header
@@ -47,16 +47,9 @@ OTHERS = ("drift", "side_stream", "two_cascades", "replay", "captured", "project
 NOTHING_CHOSEN = 5  # pytest's status where nothing of a file is in the subset
 # where compute-sanitizer lies if it is not on the path
 TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
+SANITIZED = (("memcheck", "test_memory.py"), ("racecheck", "test_sizes.py"))
 # memcheck sees what leaves an allocation: each tensor must be one, and not a part of a larger block
 WITHOUT_A_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-
-
-def of_device(on: Device) -> list[Item]:
-    return [({"what": "device"}, lambda: {"head": header(on)})]
-
-
-def of_probe(on: Device) -> list[Item]:
-    return [({"what": "one sum of 16-bit products"}, partial(_one_sum, on))]
 
 
 def _one_sum(on: Device) -> Facts:
@@ -82,7 +75,7 @@ def of_kernels(on: Device) -> list[Item]:
 def _kernels(on: Device, name: str, dtype: str, precision: str) -> Facts:
     case = CASES[name] if not on.rehearsed else CASES[name].but(nodes=64)
     inputs, truth = problem(case, "smooth", dtype, on.torch, 1)
-    ours = partial(cascaded_random_walk, precision=precision, backend=on.backend)
+    ours = cast(Cascade, partial(cascaded_random_walk, precision=precision, backend=on.backend))
     first = inputs.first(1)
     verdict = judge(first, truth, *runner(ours, first, BOTH)(), precision=precision)
     facts: Facts = {"passed": verdict.passed, "error": verdict.error, "bound": verdict.bound}
@@ -93,22 +86,16 @@ def _kernels(on: Device, name: str, dtype: str, precision: str) -> Facts:
     times = on.profiled(run)
     facts["device_seconds"], facts["launches"] = (sum(column) for column in zip(*times.values(), strict=True))
     facts["walk_seconds"] = sum(seconds for kernel, (seconds, _) in times.items() if "walk" in kernel)
-    facts["host_seconds"] = _host(on, run)
-    facts["slowest"] = dict(sorted(times.items(), key=lambda item: -item[1][0])[:12])
-    chip = machine_of({"machine": machine.describe(on)})
-    return {**facts, "floor_seconds": floor_seconds(case, BOTH, chip)} if chip and dtype == "bf16" else facts
-
-
-def _host(on: Device, run: Callable[[], object], times: int = 5) -> float:
-    """Seconds until a call returns, with nothing to wait for before."""
-    taken = []
-    for _ in range(times):
+    hosts = []
+    for _ in range(5):  # seconds until a call returns, with nothing to wait for before
         on.synchronize()
         start = time.perf_counter()
         run()
-        taken.append(time.perf_counter() - start)
-    on.synchronize()
-    return sorted(taken)[times // 2]
+        hosts.append(time.perf_counter() - start)
+    facts["host_seconds"] = sorted(hosts)[2]
+    facts["slowest"] = dict(sorted(times.items(), key=lambda item: -item[1][0])[:12])
+    chip = machine_of({"machine": machine.describe(on)})
+    return {**facts, "floor_seconds": floor_seconds(case, BOTH, chip)} if chip and dtype == "bf16" else facts
 
 
 def asking(*questions: str, **wanted: Any) -> Callable[[Device], list[Item]]:
@@ -157,22 +144,18 @@ def testing(options: Sequence[str], pieces: Sequence[str] = ()) -> Callable[[Dev
 
 
 def of_sanitizer(on: Device) -> list[Item]:
-    """What races is reported, and is no failure: the tool also warns of what is ordered in ways that it does not know."""
+    """Hazards that racecheck sees are reported and are no failure: it also warns of what is ordered in other ways."""
     paths = [shutil.which("compute-sanitizer"), *(f"{folder}/compute-sanitizer" for folder in TOOLKITS)]
     found = next((path for path in paths if path and Path(path).exists()), None)
-    items: list[Item] = []
-    for tool, file in (("memcheck", "test_memory.py"), ("racecheck", "test_sizes.py")):
-        about: Facts = {"check": tool, "tests": file}
-        before = [found or "", "--tool", tool, "--error-exitcode", "9"]
-        options = [f"tests/kernels/{file}", "-m", "smoke"]
-        run = partial(_pytest, on, options, before=before, **WITHOUT_A_CACHE)
-        missing: Facts = {"passed": None, "reason": "compute-sanitizer is not installed"}
-        items.append((about, partial(_reported, run, tool == "racecheck") if found else partial(dict, missing)))
-    return items
+    if found is None:
+        return [({"check": "compute-sanitizer"}, lambda: {"passed": None, "reason": "it is not installed"})]
 
+    def check(tool: str, file: str) -> Facts:
+        before = [found, "--tool", tool, "--error-exitcode", "9"]
+        facts = _pytest(on, [f"tests/kernels/{file}", "-m", "smoke"], before, **WITHOUT_A_CACHE)
+        return {**facts, "passed": None} if tool == "racecheck" else facts
 
-def _reported(run: Callable[[], Facts], alone: bool) -> Facts:
-    return {**run(), "passed": None} if alone else run()
+    return [({"check": tool, "tests": file}, partial(check, tool, file)) for tool, file in SANITIZED]
 
 
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
@@ -187,8 +170,8 @@ def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **en
 
 
 ITEMS: dict[str, Callable[[Device], list[Item]]] = {
-    "device": of_device,
-    "probe": of_probe,
+    "device": lambda on: [({"what": "device"}, lambda: {"head": header(on)})],
+    "probe": lambda on: [({"what": "one sum of 16-bit products"}, lambda: _one_sum(on))],
     "rows": testing([str(SOUND)], ROWS),
     "kernels": of_kernels,
     "graphs": asking("replay", dtype=("bf16",)),

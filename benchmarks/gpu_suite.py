@@ -105,7 +105,7 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
     begun = time.monotonic()
     end = begun + seconds
     running = {part: start(stage, folder, part, seconds - 3) for part in range(stage.workers)}
-    ended, lines = DONE, {part: known(folder, stage, part) for part in running}
+    ended, known = DONE, dict.fromkeys(running, -1)
     try:
         while running and time.monotonic() < end:
             for part, process in list(running.items()):
@@ -116,8 +116,9 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
                 if status == LEFT_OUT:
                     ended = OUT_OF_TIME
                 elif status != 0:
-                    before, lines[part] = lines[part], known(folder, stage, part)
-                    if lines[part] > before and end - time.monotonic() > LEAST:
+                    lines = len(entries(folder, f"{stage.name}.{part}"))
+                    known[part], gets_on = lines, lines > known[part]
+                    if gets_on and end - time.monotonic() > LEAST:
                         running[part] = start(stage, folder, part, end - time.monotonic() - 3)
                     else:
                         ended = f"failed with status {status}"
@@ -134,11 +135,6 @@ def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
             "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
 
 
-def known(folder: Path, stage: Stage, part: int) -> int:
-    path = folder / f"{stage.name}.{part}.jsonl"
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
-
-
 def lines_of(text: str) -> list[dict[str, Any]]:
     """What a process has written; a line that was cut short does not count."""
     found = []
@@ -150,7 +146,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 def entries(folder: Path, name: str) -> list[dict[str, Any]]:
     """What is known of a stage."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{name}.*.jsonl"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{name}.*jsonl"))]
     return [line for text in texts for line in lines_of(text) if "begun" not in line]
 
 

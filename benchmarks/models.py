@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +52,13 @@ class ModelsTask(Task):
         networks = Networks(self, on)
         rounds = (3, 200) if on.on_gpu and not on.rehearsed else (2, 20)  # seconds each on a CPU
         entrants = {
-            name: Entrant(PARTS.get(name) or f"Diffusion, {CONTENDERS[name].title}", networks.why_not(name), prepare)
-            for name, prepare in ((name, networks.preparing(name)) for name in self.contenders)
+            name: Entrant(self.title_of(name), networks.why_not(name), partial(networks.prepare, name))
+            for name in self.contenders
         }
         return contest(self, entrants, on, rounds=rounds)
+
+    def title_of(self, name: str) -> str:
+        return PARTS.get(name) or f"Diffusion, {CONTENDERS[name].title}"
 
 
 class Networks:
@@ -73,12 +78,12 @@ class Networks:
         side = REHEARSED_SIDE if on.rehearsed else SIDE
         self.image = ready(torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(3)) - 0.5)
         names = ("difnet50", "sim_deeplab101") if not on.rehearsed else ("difnet_tiny", "sim_deeplab_tiny")
-        self.difnet, self.baseline = (
-            build_model(name).to(on.torch, dtype, memory_format=torch.channels_last) for name in names
-        )
-        for network in (self.difnet, self.baseline):
+        networks: list[Any] = [build_model(name).to(on.torch, dtype) for name in names]
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
             normalise(network, self.image)
             network.train(self.training)
+        self.difnet, self.baseline = networks
         with torch.no_grad():
             self.seed, levels = self.seed_branch(), self.similarity_branch()
         self.levels = [self.image, *levels]
@@ -93,19 +98,15 @@ class Networks:
             return None if self.on.on_gpu else "graphs are replayed on a GPU only"
         return CONTENDERS[name].why_not(self.setting) if name in CONTENDERS else None
 
-    def preparing(self, name: str) -> Callable[[], tuple[Call, Verdict | None]]:
-        if name in CONTENDERS:
-            return lambda: self._diffusion(name)
+    def prepare(self, name: str) -> tuple[Call, Verdict | None]:
         if name == "diffusion_replayed":
-            return self._diffusion_replayed
-
-        def prepare() -> tuple[Call, None]:
-            owner = self.baseline if name == "sim_deeplab101" else self.difnet
-            call = self._call(getattr(self, name), owner)
-            call()
-            return call, None
-
-        return prepare
+            call, verdict = self._diffusion("ours")
+            return replay_of(call, self.on, exact=True)[0], verdict
+        if name in CONTENDERS:
+            return self._diffusion(name)
+        part = self._call(getattr(self, name), self.baseline if name == "sim_deeplab101" else self.difnet)
+        part()
+        return part, None
 
     def seed_branch(self) -> Tensor:
         scores = self.difnet.seed_branch(self.image)
@@ -119,10 +120,6 @@ class Networks:
 
     def sim_deeplab101(self) -> Tensor:
         return self.baseline(self.image)
-
-    def _diffusion_replayed(self) -> tuple[Call, Verdict]:
-        call, verdict = self._diffusion("ours")
-        return replay_of(call, self.on, exact=True)[0], verdict
 
     def _diffusion(self, name: str) -> tuple[Callable[[], list[Tensor]], Verdict]:
         contender, walk = CONTENDERS[name], self.difnet.walk
@@ -155,7 +152,7 @@ class DiffusionTruth:
     """Ψ1 and the dense walks in fp64, and by autograd the gradients of seed, levels and projections; apart from the
     package, but for the epilogue."""
 
-    def __init__(self, walk: nn.Module, seed: Tensor, levels: Sequence[Tensor], grad: Tensor | None) -> None:
+    def __init__(self, walk: Any, seed: Tensor, levels: Sequence[Tensor], grad: Tensor | None) -> None:
         twin, given = copy.deepcopy(walk).double(), levels
         seed, *levels = (x.detach().double().requires_grad_(x.requires_grad) for x in (seed, *levels))
         with torch.no_grad():

@@ -10,41 +10,38 @@ from benchmarks.cost import dense_flop, floor_seconds
 from benchmarks.questions import DIRECTIONS, headline_dtype
 from benchmarks.results import Results
 from benchmarks.show import title_of
-from benchmarks.tasks import TIMED
+from benchmarks.tasks import TIMED, Row, Task
 
 # Okabe and Ito
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#000000", "#F0E442")
 INK, PALE = "#333333", "#999999"
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.hashsalt": "difnet_kernels", "svg.fonttype": "none", "font.size": 9, "axes.edgecolor": PALE,
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
 }  # fmt: skip
-
-# (N, value) of each contender, and of the lines of the cost model
-Curves = dict[str, list[tuple[int, float]]]
 
 
 def scaling(results: Results) -> Any:
     """Seconds against N of every contender, with roofline and floor."""
 
-    def limits(case: Any, direction: str) -> dict[str, float]:
-        if results.machine is None:
+    def limits(task: Task) -> dict[str, float]:
+        if (chip := results.machine) is None:
             return {}
-        return {
-            "dense products at peak": dense_flop(case, direction) / results.machine.flop_per_s,
-            "floor of the cost model": floor_seconds(case, direction, results.machine),
-        }
+        dense = dense_flop(task.case, task.direction) / chip.flop_per_s
+        floor = floor_seconds(task.case, task.direction, chip)
+        return {"dense products at peak": dense, "floor of the cost model": floor}
 
-    return _against_nodes(results, "scaling", "median", 1.0, "seconds per walk", limits)
+    return _against_nodes(results, "scaling", lambda row: row.median, "seconds per walk", limits)
 
 
 def memory(results: Results) -> Any:
-    """Bytes against N, with what one dense matrix takes."""
-    element = 2 if results.on_gpu else 4
+    """MiB against N, with what one dense matrix takes."""
+    element = (2 if results.on_gpu else 4) / 2**20
     return _against_nodes(
-        results, "memory", "memory", 2.0**20, "extra memory of one walk, MiB",
-        lambda case, _: {"one N × N matrix": element * case.nodes**2},
+        results, "memory", lambda row: (row.memory or 0) / 2**20, "extra memory of one walk, MiB",
+        lambda task: {"one N × N matrix": element * task.case.nodes**2},
     )  # fmt: skip
 
 
@@ -72,41 +69,39 @@ def peers(results: Results) -> Any:
         panel.set_yticks([1, 2, 3, 5, 10, 20, 50], ["1×", "2×", "3×", "5×", "10×", "20×", "50×"])
         panel.minorticks_off()
         panel.set_xticks(range(len(chosen)), [task.case.name for task in chosen], rotation=20, ha="right", fontsize=8)
-        panel.set_title(f"{direction.replace('+', ' + ')}: time of a peer / ours", fontsize=9.5)
+        panel.set_title(f"{direction.replace('+', ' + ')}: time of a peer / ours")
         panel.grid(True, axis="y", color="#EEEEEE", lw=0.8)
     return _finished(figure, axes)
 
 
 def _against_nodes(
-    results: Results, question: str, value: str, unit: float, what: str,
-    limits: Callable[[Any, str], dict[str, float]],
+    results: Results, question: str, value: Callable[[Row], float | None], what: str,
+    limits: Callable[[Task], dict[str, float]],
 ) -> Any:  # fmt: skip
     """A panel for each direction, contenders in colour and limits in grey; both axes logarithmic."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 3.8), sharey=True)
+    swept = [task for task in results.tasks(question) if task.case.name == "sweep_nodes"]
     for panel, direction in zip(axes, DIRECTIONS, strict=True):
-        seen, grey = Curves(), Curves()
-        for task in results.tasks(question):
-            if task.case.name == "sweep_nodes" and task.direction == direction:
-                for row in results.of(task):
-                    # a growth of nothing has no place on a logarithmic axis
-                    if row.status in TIMED and getattr(row, value):
-                        seen.setdefault(row.contender, []).append((task.case.nodes, getattr(row, value) / unit))
-                for name, limit in limits(task.case, direction).items():
-                    grey.setdefault(name, []).append((task.case.nodes, limit / unit))
+        seen: dict[str, list[tuple[int, float]]] = {}
+        grey: dict[str, list[tuple[int, float]]] = {}
+        for task in sorted((t for t in swept if t.direction == direction), key=lambda task: task.case.nodes):
+            for row in results.of(task):
+                # a growth of nothing has no place on a logarithmic axis
+                if row.status in TIMED and (found := value(row)):
+                    seen.setdefault(row.contender, []).append((task.case.nodes, found))
+            for name, limit in limits(task).items():
+                grey.setdefault(name, []).append((task.case.nodes, limit))
         for (name, points), style in zip(grey.items(), ("--", ":"), strict=False):
-            panel.plot(*zip(*sorted(points), strict=True), color=PALE, lw=1.2, linestyle=style, label=name)
+            panel.plot(*zip(*points, strict=True), color=PALE, lw=1.2, linestyle=style, label=name)
         for (name, points), colour, marker in zip(seen.items(), PALETTE, "os^Dvx", strict=False):
-            line = {"color": colour, "marker": marker, "ms": 4.5, "lw": 1.6, "label": title_of(name)}
-            panel.plot(*zip(*sorted(points), strict=True), **line)
+            panel.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4.5, lw=1.6, label=title_of(name))
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter(lambda nodes, _: f"{nodes:g}")
-        panel.set_yscale("log")
+        panel.set(yscale="log", title=direction.replace("+", " + "), xlabel="N, nodes")
         panel.minorticks_off()
         panel.grid(True, color="#EEEEEE", lw=0.8)
-        panel.set_title(direction.replace("+", " + "), fontsize=9.5)
-        panel.set_xlabel("N, nodes")
     axes[0].set_ylabel(what)
     return _finished(figure, axes)
 
@@ -137,7 +132,7 @@ def write(folder: Path, found: Sequence[Results]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update(STYLE)
+    matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
     for results in found:
         for name, draw in files(results).items():

@@ -82,18 +82,15 @@ def efficiency(row: Row, machine: Machine | None) -> tuple[float, float] | None:
         return None
     if machine.exp_per_s is None and row.dtype != "fp32":
         return None
-    case = Case(**row.case)  # type: ignore[arg-type]
-    return (
-        dense_flop(case, row.direction) / row.median / machine.flop_per_s,
-        floor_seconds(case, row.direction, machine) / row.median,
-    )
+    case = Case(**row.case)
+    dense, floor = dense_flop(case, row.direction) / machine.flop_per_s, floor_seconds(case, row.direction, machine)
+    return dense / row.median, floor / row.median
 
 
 def task(name: str, rows: Sequence[Row], machine: Machine | None = None) -> str:
     """One task: a heading and a line per contender."""
-    lines = [f"\n{name}"]
-    faster = ratio(rows)
-    peer, first = best_peer(rows), fastest(rows).get("ours")
+    faster, peer, first = ratio(rows), best_peer(rows), fastest(rows).get("ours")
+    lines = [name]
     for row in rows:
         if row.status not in TIMED:
             what = f"{row.status}: {row.reason}"
@@ -101,12 +98,9 @@ def task(name: str, rows: Sequence[Row], machine: Machine | None = None) -> str:
             what = f"+{size(row.memory)}"
         else:
             what = f"{seconds(row.median):>9}  ({seconds(row.p20)} - {seconds(row.p80)}, {row.rounds} rounds)"
-            if row.error is not None:
-                what += f"  error {row.error:.1e}"
-            if row.status == IMPRECISE:
-                what += f"  IMPRECISE: {row.reason}"
-            found = efficiency(row, machine)
-            if found:
+            what += "" if row.error is None else f"  error {row.error:.1e}"
+            what += f"  IMPRECISE: {row.reason}" if row.status == IMPRECISE else ""
+            if found := efficiency(row, machine):
                 what += "  {:.0%} of peak, {:.0%} of the floor".format(*found)
         if row is first and faster is not None and peer is not None:
             what += f"  = {faster:.2f}x the best peer ({peer.title})"

@@ -146,17 +146,20 @@ def table4(results: Results) -> str:
     table = markdown(["", f"paper ({models.PAPER_DEVICE})", *heads], lines, notes)
     times = [{row.contender: row.median or 0.0 for row in results.of(task)} for task in tasks]
     both = [(found["difnet50"], found["sim_deeplab101"]) for found in times]
-    told = [["inference", models.PAPER["difnet50"] / models.PAPER["sim_deeplab101"], *both[0]]]
+    told: list[tuple[str, float, float, float]] = [
+        ("inference", models.PAPER["difnet50"] / models.PAPER["sim_deeplab101"], *both[0])
+    ]
     if len(both) > 1:
-        added = [after - before for before, after in zip(*both, strict=True)]
-        told.append(["forward + backward less inference", models.PAPER_BACKWARD_RATIO, *added])
+        whole, base = (after - before for before, after in zip(*both, strict=True))
+        told.append(("forward + backward less inference", models.PAPER_BACKWARD_RATIO, whole, base))
     shown = [[what, f"{paper:.2f}×", f"{whole / base:.2f}×"] for what, paper, whole, base in told if base > 0]
     return f"{table}\n\n{markdown(['DifNet-50 against Sim-Deeplab-101', 'paper', 'measured'], shown)}"
 
 
 def headline(found: Sequence[Results]) -> str:
     """The paper's cascades: ours, and how many times the best peer takes, one processor beside the other."""
-    header, lines = ["five walks (B, N, D, K)"], {}
+    header = ["five walks (B, N, D, K)"]
+    lines: dict[str, list[str]] = {}
     for results in found:
         for task in filter(smooth(headline_dtype(results.on_gpu)), results.tasks("cascade")):
             rows = results.of(task)

@@ -34,7 +34,7 @@ class Row:
     task: str
     contender: str
     title: str
-    case: dict[str, object] = field(default_factory=dict)
+    case: dict[str, Any] = field(default_factory=dict)
     kind: str = ""
     dtype: str = ""
     direction: str = ""
@@ -49,7 +49,7 @@ class Row:
     memory: int | None = None
     samples: tuple[float, ...] = ()  # of this run; a results file keeps their quantiles
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         facts = asdict(self)
         del facts["samples"]
         return facts

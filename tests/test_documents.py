@@ -46,8 +46,8 @@ def test_the_examples_of_the_docstrings_run(name: str) -> None:
 
 @pytest.mark.smoke
 def test_the_examples_of_the_readme_run() -> None:
-    """The first inside another network, the second on embeddings."""
-    inside, bare = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """The first on embeddings, the second inside another network."""
+    bare, inside = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
     class Network(nn.Module):
         def __init__(self) -> None:

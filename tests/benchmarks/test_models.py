@@ -54,7 +54,7 @@ def test_training_uses_the_statistics_of_the_batch_and_inference_does_not(small)
 
 def test_the_timed_step_asks_for_everything_that_training_asks_for(small, monkeypatch: pytest.MonkeyPatch):
     networks, asked = Networks(small(TRAINING), CPU), []
-    call, _ = networks.preparing("ours")()
+    call, _ = networks.prepare("ours")
     grad = torch.autograd.grad
 
     def watched(outputs, inputs, *rest):
@@ -102,7 +102,7 @@ def test_a_wrong_gradient_of_a_level_gets_no_time(small, level: int):
     networks = Networks(small(TRAINING), CPU)
     project = networks.difnet.walk.psi[level]
     project.register_forward_pre_hook(lambda _, inputs: (Scaled.apply(inputs[0]), *inputs[1:]))
-    _, verdict = networks.preparing("ours")()
+    _, verdict = networks.prepare("ours")
     assert not verdict.passed
     assert verdict.worst == f"gradient of level {level}"
 
