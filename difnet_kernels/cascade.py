@@ -7,6 +7,7 @@ Fields are (B, C, N) with any strides and any float dtype; `walked` and `row_lse
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import Any, Protocol
 
 import torch
@@ -65,20 +66,14 @@ def forward(
     precision: str,
     *,
     states: Sequence[Tensor],
-    walked: Tensor | None,
-    row_lse: Tensor | None,
+    walked: Tensor,
+    row_lse: Tensor,
 ) -> None:
-    """T walks into the states (B, K, N): every step if there are T of them, else the last. Without gradients `walked` and
-    `row_lse` are None: what a walk leaves is overwritten by the next."""
+    """T walks into the states (B, K, N): every step if there are T of them, else the last. Where no backward will come,
+    `walked` and `row_lse` hold one walk, and each overwrites what the one before it left."""
     last = len(psi) - 1
     current = seed if state is None else state  # (W5)
-    if walked is None or row_lse is None:
-        batch, classes, nodes = seed.shape
-        all_walked = [mu.new_empty((batch, nodes, classes))] * len(psi)
-        all_lse = [mu.new_empty((batch, nodes))] * len(psi)
-    else:
-        all_walked, all_lse = list(walked.unbind()), list(row_lse.unbind())
-    for t, (p, w, lse) in enumerate(zip(psi, all_walked, all_lse, strict=True)):
+    for t, (p, w, lse) in enumerate(zip(psi, cycle(walked.unbind()), cycle(row_lse.unbind()), strict=False)):
         # between walks the state is node-major and of the accumulation dtype, whatever the caller's is
         following = states[-1] if t == last else torch.empty_like(w).mT
         walk(current, seed, p, mu, beta, t, following, w, lse)
@@ -145,14 +140,13 @@ def whole_forward(
     run: Callable[..., None],
     *fields_and_gates: Any,
     states: Sequence[Tensor],
-    walked: Tensor | None,
-    row_lse: Tensor | None,
+    walked: Tensor,
+    row_lse: Tensor,
 ) -> None:
-    """For a backend that runs the cascade itself, into states (S, B, K, N) and into memory for what it always writes."""
-    _, seed, psi, mu, *_ = fields_and_gates
-    batch, classes, nodes = seed.shape
-    walked = mu.new_empty((len(psi), batch, nodes, classes)) if walked is None else walked
-    row_lse = mu.new_empty((len(psi), batch, nodes)) if row_lse is None else row_lse
+    """For a backend that runs the cascade itself, into states (S, B, K, N) and into memory for every walk."""
+    _, seed, psi, *_ = fields_and_gates
+    if walked.shape[0] < len(psi):
+        walked, row_lse = (x.new_empty((len(psi), *x.shape[1:])) for x in (walked, row_lse))
     if len(states) == 1:
         run(*fields_and_gates, states=states[0].unsqueeze(0), walked=walked, row_lse=row_lse)
         return

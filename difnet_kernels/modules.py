@@ -23,10 +23,16 @@ class PsiProjection(nn.Module):
 
     def __init__(self, in_channels: int, embed_dim: int = 64) -> None:
         super().__init__()
-        conv = nn.Conv2d(in_channels, embed_dim, kernel_size=1)  # torch's own initialisation of such a layer
-        self.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
-        self.bias = nn.Parameter(conv.bias.detach().clone())  # type: ignore[union-attr]
+        self.weight = nn.Parameter(torch.empty(embed_dim, in_channels))
+        self.bias = nn.Parameter(torch.empty(embed_dim))
         self.norm = nn.BatchNorm2d(embed_dim)  # of its state alone, whatever the number of axes
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight and bias as torch initialises a 1x1 convolution; `norm` has a method of its own."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, features: Tensor, grid: Sequence[int]) -> Tensor:
         return psi_projection(features, self.weight, self.bias, self.norm, grid)
@@ -83,10 +89,17 @@ class CascadedRandomWalk(nn.Module):
         super().__init__()
         if not 0.0 < gate < 1.0:
             raise ValueError(f"gate must be a probability strictly between 0 and 1; got {gate}.")
+        self.gate = gate
         self.psi = nn.ModuleList(PsiProjection(channels, embed_dim) for channels in in_channels)
-        raw = -torch.logit(torch.full((len(in_channels),), gate))
-        self.mu_raw = nn.Parameter(raw.clone())
-        self.beta_raw = nn.Parameter(raw.clone())
+        self.mu_raw = nn.Parameter(torch.empty(len(in_channels)))
+        self.beta_raw = nn.Parameter(torch.empty(len(in_channels)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every gate at `gate`; each Ψ has a method of its own."""
+        for raw in (self.mu_raw, self.beta_raw):
+            raw.copy_(-torch.logit(torch.full_like(raw, self.gate)))
 
     @property
     def mu(self) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,8 @@ def check_on_grid(name: str, x: Tensor, seed: Tensor) -> None:
 
 
 def check_embeddings(psi: Sequence[Tensor] | Tensor, seed: Tensor) -> list[Tensor]:
-    """The T embeddings as a list: from a sequence of (B, D_t, *S), or from one tensor (T, B, D, *S)."""
+    """The T embeddings as a list: from a sequence of (B, D_t, *S), or from one tensor (T, B, D, *S). Whether they fit the
+    seed is for `check_cascade`."""
     if isinstance(psi, Tensor):
         if psi.dim() != seed.dim() + 1:
             raise ValueError(
@@ -126,25 +128,20 @@ def check_embeddings(psi: Sequence[Tensor] | Tensor, seed: Tensor) -> list[Tenso
     if len(psi) == 0:
         raise ValueError("psi must hold at least one embedding; got none. A cascade of no walks is the seed itself.")
     for t, p in enumerate(psi):
-        check_on_grid(f"psi[{t}]", p, seed)
+        if not isinstance(p, Tensor):
+            check_field(f"psi[{t}]", p)
     return list(psi)
 
 
 def check_gates(
     name: str, gates: Tensor | Sequence[float] | float, walks: int, seed: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """mu or beta as a (T,) tensor of the accumulation dtype. Python numbers are checked against [0, 1]; tensors are
-    used as they are, because reading them would make the host wait for the device."""
+    """mu or beta as a tensor of the accumulation dtype. Python numbers are checked against [0, 1]; tensors are used as they
+    are, because reading them would make the host wait for the device. Whether they fit is for `check_cascade`."""
     if isinstance(gates, Tensor):
         if not gates.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point; got {gates.dtype}. Convert it with {name}.float().")
-        if gates.device != seed.device:
-            raise ValueError(
-                f"{name} must be on the device of seed, {seed.device}; got {gates.device}. Move it with {name}.to(seed.device)."
-            )
-        if tuple(gates.shape) != (walks,):
-            raise ValueError(f"{name} must be ({walks},), one value per walk; got {tuple(gates.shape)}.")
-        return gates.to(dtype)
+        return gates if gates.dtype == dtype else gates.to(dtype)
     if not isinstance(gates, Sequence) or isinstance(gates, str):
         raise TypeError(f"{name} must be a (T,) tensor or a sequence of {walks} floats; got {type(gates).__name__}.")
     if len(gates) != walks:
@@ -225,39 +222,57 @@ def check_cascade(
 
     A right call passes by a few comparisons; only a wrong one is looked at again, for what to say.
     """
-    batch, grid, device = seed.shape[0], seed.shape[2:], seed.device
     fields = psi if state is None else (*psi, state)
     accumulate = accumulation_dtype(seed, fields)
-    gates = (len(psi),)
-    if (
-        all(x.shape[0] == batch and x.shape[2:] == grid and x.device == device and x.shape[1] > 0 for x in fields)
-        and mu.shape == gates
-        and beta.shape == gates
-        and mu.dtype == accumulate
-        and beta.dtype == accumulate
-        and mu.device == device
-        and beta.device == device
-        and seed.dim() > 2
-        and seed.shape[1] > 0
-        and seed.dtype in FLOATS
-        and all(x.dtype in FLOATS for x in fields)
-        and (state is None or state.shape[1] == seed.shape[1])
-        and precision in PRECISIONS
-        and gates[0] > 0
-    ):
+    if _fits(state, seed, fields, len(psi), mu, beta, accumulate) and precision in PRECISIONS:
         return
     check_field("seed", seed)
     check_embeddings(psi, seed)
+    for t, p in enumerate(psi):
+        check_on_grid(f"psi[{t}]", p, seed)
     if state is not None:
         check_state(state, seed)
     for name, gate in (("mu", mu), ("beta", beta)):
         check_gates(name, gate, len(psi), seed, accumulate)
+        if gate.device != seed.device:
+            raise ValueError(
+                f"{name} must be on the device of seed, {seed.device}; got {gate.device}. Move it with {name}.to(seed.device)."
+            )
+        if tuple(gate.shape) != (len(psi),):
+            raise ValueError(f"{name} must be ({len(psi)},), one value per walk; got {tuple(gate.shape)}.")
         if gate.dtype != accumulate:
             raise TypeError(
                 f"{name} must be {accumulate}, in which the sums of these fields run; got {gate.dtype}. Convert it with "
                 f"{name}.to({accumulate})."
             )
     check_precision(precision)
+
+
+def _fits(
+    state: Tensor | None,
+    seed: Tensor,
+    fields: Sequence[Tensor],
+    walks: int,
+    mu: Tensor,
+    beta: Tensor,
+    accumulate: torch.dtype,
+) -> bool:
+    shape, device, gates = seed.shape, seed.device, (walks,)
+    if len(shape) < 3 or shape[1] == 0 or walks == 0 or seed.dtype not in FLOATS:
+        return False
+    if state is not None and state.shape[1:2] != shape[1:2]:
+        return False
+    for gate in (mu, beta):
+        if gate.shape != gates or gate.dtype != accumulate or gate.device != device:
+            return False
+    batch, grid = shape[0], shape[2:]
+    for x in fields:
+        size = x.shape
+        if len(size) < 3 or size[0] != batch or size[2:] != grid or size[1] == 0 or x.device != device:
+            return False
+        if x.dtype not in FLOATS:
+            return False
+    return True
 
 
 def check_state(state: Tensor, seed: Tensor) -> None:
@@ -296,6 +311,30 @@ def check_saved(
         raise ValueError(
             f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
         )
+
+
+def check_nodes(nodes: Tensor | Sequence[Any], psi: Tensor) -> Tensor:
+    """(B, M) flat indices or (B, M, len(S)) coordinates as a tensor of int64 on the device of psi (B, D, *S)."""
+    if not isinstance(nodes, Tensor):
+        try:
+            nodes = torch.as_tensor(nodes, device=psi.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"nodes must be integer indices, as a tensor, an array or nested lists; got {type(nodes).__name__} ({error})."
+            ) from None
+    if nodes.dtype.is_floating_point or nodes.dtype.is_complex or nodes.dtype == torch.bool:
+        raise TypeError(f"nodes must be integer indices; got {nodes.dtype}. Convert them with nodes.long().")
+    axes = psi.dim() - 2
+    if nodes.dim() not in (2, 3) or nodes.shape[0] != psi.shape[0] or (nodes.dim() == 3 and nodes.shape[2] != axes):
+        raise ValueError(
+            f"nodes must be (B, M) flat indices or (B, M, {axes}) coordinates for psi {tuple(psi.shape)}; got "
+            f"{tuple(nodes.shape)}."
+        )
+    if nodes.device != psi.device:
+        raise ValueError(
+            f"nodes must be on the device of psi, {psi.device}; got {nodes.device}. Move them with nodes.to(psi.device)."
+        )
+    return nodes.long()
 
 
 def check_volume(features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int]) -> None:
