@@ -104,7 +104,7 @@ def backward(
     forward filled; a gradient that is None is not wanted. Without a state that of y⁰ is added to grad_seed (W5)."""
     walks, saved = walked.unbind(), row_lse.unbind()
     states = _recomputed(seed if state is None else state, seed, mu, beta, walks)
-    to_the_start = any(x is not None for x in (grad_state, grad_seed, grad_mu, grad_beta))
+    to_the_start = not (grad_state is grad_seed is grad_mu is grad_beta is None)
     earliest = 0 if to_the_start else next(t for t, p in enumerate(grad_psi) if p is not None)
     of_mu = torch.empty_like(mu) if grad_mu is None else grad_mu
     of_beta = torch.empty_like(beta) if grad_beta is None else grad_beta

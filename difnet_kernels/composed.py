@@ -21,6 +21,10 @@ def psi_projection(
     features: Tensor, weight: Tensor, bias: Tensor | None, norm: Callable[[Tensor], Tensor] | None, grid: Sequence[int]
 ) -> Tensor:
     """pool(norm(W features + bias)), with arguments as functional.psi_projection has them."""
+    if norm is not None and not callable(norm):
+        raise TypeError(
+            f"norm must be a normalisation to call (a module or a function) or None; got {type(norm).__name__}."
+        )
     z = project(features, weight, bias)
     if norm is not None:
         z = norm(z) if not isinstance(norm, nn.BatchNorm2d) else as_image(norm(to_image(z)), z)

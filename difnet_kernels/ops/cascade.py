@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
-from difnet_kernels.ops.library import LIBRARY, TAGS
+from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Problem, accumulation_dtype, check_cascade, check_saved, empty_field_like, flat
 
+LIBRARY = fresh_library("cascade")
 LIBRARY.define(
     "cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, str precision, str backend, "
     "bool all_steps, bool gradients) -> (Tensor[] states, Tensor walked, Tensor row_lse)",
