@@ -21,6 +21,7 @@ from difnet_kernels.problem import (
     check_gates,
     check_nodes,
     check_on_grid,
+    check_precision,
     check_projection,
     check_state,
     flat,
@@ -109,6 +110,8 @@ def cascaded_random_walk(
     accumulate = accumulation_dtype(seed, embeddings)
     mu = check_gates("mu", mu, len(embeddings), seed, accumulate)
     beta = check_gates("beta", beta, len(embeddings), seed, accumulate)
+    check_precision(precision)
+    backends.check_name(backend)
     gradients = _differentiated(seed, *embeddings, mu, beta)
     states, _, _ = torch.ops.difnet_kernels.cascade_forward(
         None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients
@@ -144,6 +147,8 @@ def random_walk(
     check_on_grid("psi", psi, seed)
     accumulate = accumulation_dtype(seed, [psi, state])
     mu, beta = check_gate("mu", mu, seed, accumulate), check_gate("beta", beta, seed, accumulate)
+    check_precision(precision)
+    backends.check_name(backend)
     gradients = _differentiated(state, seed, psi, mu, beta)
     states, _, _ = torch.ops.difnet_kernels.cascade_forward(
         state, seed, [psi], mu, beta, precision, backend or "", False, gradients

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from difnet_kernels.functional import cascaded_random_walk, psi_projection
+from difnet_kernels.problem import check_count, check_counts, check_field
 
 
 class PsiProjection(nn.Module):
@@ -23,6 +24,8 @@ class PsiProjection(nn.Module):
 
     def __init__(self, in_channels: int, embed_dim: int = 64) -> None:
         super().__init__()
+        check_count("in_channels", in_channels)
+        check_count("embed_dim", embed_dim)
         self.weight = nn.Parameter(torch.empty(embed_dim, in_channels))
         self.bias = nn.Parameter(torch.empty(embed_dim))
         self.norm = nn.BatchNorm2d(embed_dim)  # of its state alone, whatever the number of axes
@@ -55,6 +58,7 @@ class ImportanceMap(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
+        check_count("num_classes", num_classes)
         widths = (num_classes, 8, 4, 1)
         layers: list[nn.Module] = []
         for narrow, wide in zip(widths[1:], widths, strict=False):
@@ -74,6 +78,8 @@ class CascadedRandomWalk(nn.Module):
         so that a walk added to a trained network cannot hurt it at step 0.
 
     forward(seed (B, K, *S), features: T maps (B, C_t, *S_t)) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ).
+        Channels are always the second axis. Where sizes fit both readings (H == C of an NHWC map) nothing can tell, so
+        channels-last data must be turned by movedim(-1, 1), and tokens (B, N, C) by x.mT.
     Parameters: Ψ, and one raw value per walk for μ and for β; `mu` and `beta` are the probabilities, sigmoid(-raw), in
     fp32 also under autocast. Gradients, precision and errors as in `cascaded_random_walk` and `psi_projection`.
 
@@ -87,6 +93,12 @@ class CascadedRandomWalk(nn.Module):
         self, in_channels: Sequence[int] = (3, 256, 512, 1024, 2048), embed_dim: int = 64, *, gate: float = 0.5
     ) -> None:
         super().__init__()
+        check_counts("in_channels", in_channels)
+        check_count("embed_dim", embed_dim)
+        if isinstance(gate, bool) or not isinstance(gate, (int, float)):
+            raise TypeError(
+                f"gate must be a probability strictly between 0 and 1; got {gate!r} ({type(gate).__name__})."
+            )
         if not 0.0 < gate < 1.0:
             raise ValueError(f"gate must be a probability strictly between 0 and 1; got {gate}.")
         self.gate = gate
@@ -113,12 +125,34 @@ class CascadedRandomWalk(nn.Module):
 
     def embeddings(self, features: Sequence[Tensor], grid: Sequence[int]) -> list[Tensor]:
         """The T embeddings ψₜ (B, D, *grid)."""
+        if isinstance(features, (Tensor, str, Mapping)) or not isinstance(features, Sequence):
+            raise TypeError(
+                f"features must be a sequence of {len(self.psi)} maps, one per walk; got {type(features).__name__}. Write [x] "
+                "for one map, list(x.values()) for a dict in its order."
+            )
         if len(features) != len(self.psi):
             raise ValueError(f"features must be {len(self.psi)} maps, one per walk; got {len(features)}.")
+        for t, (project, feature) in enumerate(zip(self.psi, features, strict=True)):
+            self._check_map(t, feature, project)
         return [project(feature, grid) for project, feature in zip(self.psi, features, strict=True)]
+
+    def _check_map(self, t: int, feature: Tensor, project: nn.Module) -> None:
+        """Under the name that the caller knows; the rest is for psi_projection."""
+        if isinstance(feature, torch.fx.Proxy):
+            return
+        name = f"features[{t}]"
+        check_field(name, feature)
+        channels = getattr(getattr(project, "weight", None), "shape", (0, feature.shape[1]))[-1]
+        if feature.shape[1] != channels:
+            raise ValueError(
+                f"{name} must have {channels} channels on its second axis, as in_channels says; got {tuple(feature.shape)}. "
+                "Channels that are the last axis become the second by movedim(-1, 1)."
+            )
 
     def forward(
         self, seed: Tensor, features: Sequence[Tensor], *, return_steps: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
+        if not isinstance(seed, torch.fx.Proxy):
+            check_field("seed", seed)
         psi = self.embeddings(features, seed.shape[2:])
         return cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=return_steps)

@@ -105,7 +105,8 @@ def check_on_grid(name: str, x: Tensor, seed: Tensor) -> None:
     if x.shape[0] != seed.shape[0] or x.shape[2:] != seed.shape[2:]:
         raise ValueError(
             f"{name} must be (B, C, *S) on the batch and grid of seed {tuple(seed.shape)}; got {tuple(x.shape)}. "
-            "Resize it to the seed's grid, or let PsiProjection pool it there."
+            "Resize it to the seed's grid, or let PsiProjection pool it there; channels that are the last axis become the "
+            "second by movedim(-1, 1)."
         )
     if x.device != seed.device:
         raise ValueError(
@@ -184,8 +185,8 @@ def check_projection(
     _check_parameter("weight", weight, features, 2)
     if weight.shape[0] == 0 or weight.shape[1] != features.shape[1]:
         raise ValueError(
-            f"weight must be (D, C) with at least one row, C = {features.shape[1]} being the channels of features; got "
-            f"{tuple(weight.shape)}."
+            f"weight must be (D, C) with at least one row, C = {features.shape[1]} being the channels of features "
+            f"{tuple(features.shape)}; got {tuple(weight.shape)}.{_channels_last(features, weight.shape[1])}"
         )
     if bias is not None:
         _check_parameter(last, bias, features, 1)
@@ -202,6 +203,13 @@ def check_grid(grid: Sequence[int], axes: int, features: Tensor) -> None:
         raise TypeError(f"{rule}, in integers; got {grid!r}. Round them first.")
     if len(grid) != axes or min(grid) < 1:
         raise ValueError(f"{rule}; got {tuple(grid)}.")
+
+
+def _channels_last(x: Tensor, channels: int) -> str:
+    """What to say where the last axis would have fitted."""
+    if x.dim() < 3 or x.shape[-1] != channels:
+        return ""
+    return " The channels seem to be the last axis: pass them second, as movedim(-1, 1) does."
 
 
 def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
@@ -382,8 +390,25 @@ def check_pooled(
         raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
 
 
+def check_count(name: str, value: int) -> None:
+    """A number of channels or classes."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive integer; got {value!r} ({type(value).__name__}).")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value}.")
+
+
+def check_counts(name: str, values: Sequence[int]) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence of positive integers, one per walk; got {values!r}.")
+    if len(values) == 0:
+        raise ValueError(f"{name} must name the channels of at least one walk; got none.")
+    for t, value in enumerate(values):
+        check_count(f"{name}[{t}]", value)
+
+
 def check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}.")
 
 
