@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,6 +160,8 @@ def of_sanitizer(on: Device) -> list[Item]:
 
 
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
+    if find_spec("pytest") is None:
+        return {"passed": None, "reason": "pytest is not installed"}
     command = [*before, sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *options]
     command += ["--backends", on.backend or "reference"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)

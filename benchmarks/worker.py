@@ -1,4 +1,4 @@
-"""The other end of `benchmarks.compare` and `benchmarks.counts`: runs ours, whichever revision of the package it finds.
+"""The process that `benchmarks.compare` and `benchmarks.counts` start: runs ours, with the package that it finds.
 
 Uses only the public functions, so that it runs every revision that has them.
 """
