@@ -38,10 +38,8 @@ def _missing() -> str:
     """Why there is no library beside this file, as far as it is known: from the tree it lies in, what is installed beside it,
     and what the build reported."""
     if (tree := source_tree()) is not None:
-        elsewhere = [
-            f"; an installed copy that has one is {copy}: start Python in another folder to use it"
-            for copy in _installed()
-        ]
+        use = "start Python in another folder to use it"
+        elsewhere = [f"; an installed copy that has one is {copy}: {use}" for copy in _installed()]
         return (
             f"this is the source tree {tree}, in which no library was built (`python setup.py build_ext --inplace` builds it)"
             f"{''.join(elsewhere[:1])}"

@@ -122,11 +122,20 @@ def _compare(
     largest = max((p.double().square().sum(1).max().item() for p in psi if p.numel()), default=0.0)
     at = Setting(frozenset(x.dtype for x in fields), max(1, len(psi)), largest)
     for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
-        assert_each(f"y{number}", 1, a.detach(), b.detach(), at.walk)
+        # what comes out of a class may be smaller than what went in, and has the rounding of that
+        for k in range(a.shape[1]):
+            went_in = max(
+                x.detach()[:, k].abs().max().item()
+                for name, x in zip(names, wide, strict=True)
+                if name in ("seed", "state")
+            )
+            assert_within(f"y{number}, class {k}", a.detach()[:, k], b.detach()[:, k], at.walk, floor=at.walk * went_in)
     grads = torch.autograd.grad(ours, chosen, [u.to(y.dtype) for u, y in zip(upstream, ours, strict=True)])
     wide_chosen = [b for a, b in zip(leaves, wide, strict=True) if a.requires_grad]
     rounded = [u.to(y.dtype).double() for u, y in zip(upstream, ours, strict=True)]
-    true_grads = torch.autograd.grad(truth, wide_chosen, rounded)
+    # an early step may not depend on what was chosen; the operator has one graph for all of them
+    reached = [(y, u) for y, u in zip(truth, rounded, strict=True) if y.requires_grad]
+    true_grads = torch.autograd.grad([y for y, _ in reached], wide_chosen, [u for _, u in reached])
     told = [name for name, x in zip(names, leaves, strict=True) if x.requires_grad]
     # about max Σ_k |h||y| ‖ψ‖: the terms that B4 subtracts, and the squares of those that B7 adds
     sizes = sum(u.abs().sum(1).max().item() for u in rounded) * max(x.double().abs().max().item() for x in fields)
