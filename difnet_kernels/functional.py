@@ -13,8 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from difnet_kernels import backends, composed
 from difnet_kernels import ops as _ops  # noqa: F401  registers torch.ops.difnet_kernels
 from difnet_kernels.batch_norm import check_norm, fuses, normalise, of_the_batch, slope
-from difnet_kernels.problem import (
-    accumulation_dtype,
+from difnet_kernels.checks import (
     check_embeddings,
     check_field,
     check_gate,
@@ -24,8 +23,8 @@ from difnet_kernels.problem import (
     check_precision,
     check_projection,
     check_state,
-    flat,
 )
+from difnet_kernels.problem import accumulation_dtype, flat
 
 
 @overload

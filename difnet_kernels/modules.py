@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from difnet_kernels.checks import check_count, check_counts, check_field
 from difnet_kernels.functional import cascaded_random_walk, psi_projection
-from difnet_kernels.problem import check_count, check_counts, check_field
 
 
 class PsiProjection(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
+from difnet_kernels.checks import check_cascade, check_saved
 from difnet_kernels.ops.library import TAGS, fresh_library
-from difnet_kernels.problem import Problem, accumulation_dtype, check_cascade, check_saved, empty_field_like, flat
+from difnet_kernels.problem import Problem, accumulation_dtype, empty_field_like, flat
 
 LIBRARY = fresh_library("cascade")
 LIBRARY.define(
