@@ -1,14 +1,14 @@
 """The cascade around single walks: W5, the steps, the recomputed states and the sums of gradients, for every backend that
-brings walks; and what a backend needs that runs a whole cascade itself.
+brings walks. A backend that runs a whole cascade itself does not come here.
 
 Fields are (B, C, N) with any strides and any float dtype; `walked` and `row_lse` are what ops/cascade.py allocates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -134,46 +134,3 @@ def _recomputed(first: Tensor, seed: Tensor, mu: Tensor, beta: Tensor, walked: S
         y = reference.step(w, s, y, m, b)
         states.append(y.mT)
     return states
-
-
-def whole_forward(
-    run: Callable[..., None],
-    *fields_and_gates: Any,
-    states: Sequence[Tensor],
-    walked: Tensor,
-    row_lse: Tensor,
-) -> None:
-    """For a backend that runs the cascade itself, into states (S, B, K, N) and into memory for every walk."""
-    _, seed, psi, *_ = fields_and_gates
-    if walked.shape[0] < len(psi):
-        walked, row_lse = (x.new_empty((len(psi), *x.shape[1:])) for x in (walked, row_lse))
-    if len(states) == 1:
-        run(*fields_and_gates, states=states[0].unsqueeze(0), walked=walked, row_lse=row_lse)
-        return
-    together = states[0].new_empty((len(states), *seed.shape))
-    run(*fields_and_gates, states=together, walked=walked, row_lse=row_lse)
-    for state, filled in zip(states, together.unbind(), strict=True):
-        state.copy_(filled)
-
-
-def whole_backward(
-    run: Callable[..., None],
-    grad_states: Sequence[Tensor],
-    *fields_and_gates: Any,
-    grad_state: Tensor | None,
-    grad_seed: Tensor | None,
-    grad_psi: Sequence[Tensor | None],
-    grad_mu: Tensor | None,
-    grad_beta: Tensor | None,
-) -> None:
-    """For a backend that runs the cascade itself, from grad_states (S, B, K, N) and into memory for what nobody wants."""
-    state, seed, psi, mu, beta, *_ = fields_and_gates
-    run(
-        grad_states[0].unsqueeze(0) if len(grad_states) == 1 else torch.stack(list(grad_states)),
-        *fields_and_gates,
-        grad_state=torch.empty_like(state) if grad_state is None and state is not None else grad_state,
-        grad_seed=torch.empty_like(seed) if grad_seed is None else grad_seed,
-        grad_psi=[torch.empty_like(p) if grad is None else grad for p, grad in zip(psi, grad_psi, strict=True)],
-        grad_mu=torch.empty_like(mu) if grad_mu is None else grad_mu,
-        grad_beta=torch.empty_like(beta) if grad_beta is None else grad_beta,
-    )

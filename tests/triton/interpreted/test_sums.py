@@ -26,7 +26,7 @@ from tests.support.tolerances import PSI_GRADIENT, SEED_GRADIENT, Setting
 from tests.triton.interpreted.bounds import assert_each
 from tests.triton.interpreted.faults import Fault, planted
 
-NODES, ROWS = 8192, 32
+NODES, ROWS = 4096, 32
 
 
 def truncated(exact: np.ndarray) -> np.ndarray:

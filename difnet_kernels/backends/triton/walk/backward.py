@@ -17,7 +17,8 @@ A row can look at another node alone, too, and where that node is an outlier, it
 leaves of equal numbers. In an image with outliers `gradient` finds such rows, and their term becomes minus the others'.
 
 Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
-loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk.
+loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk. Without WANT_PSI, for a ψ that needs
+no gradient, there is no T.
 """
 
 import triton
@@ -240,16 +241,17 @@ def walk_backward_kernel(
             VALUE_PRODUCTS,
             GRAD_AXIS,
         )
-        finish_gradient(
-            (sum_psi, sum_t, against, itself, own),
-            (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
-            (given_grad_psi_ptr, psi_b, psi_d, psi_n),
-            (image, i),
-            (n_pad, N, D),
-            DP,
-            LOGIT_PRODUCTS,
-            PSI_AXIS,
-        )
+        if WANT_PSI:
+            finish_gradient(
+                (sum_psi, sum_t, against, itself, own),
+                (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+                (given_grad_psi_ptr, psi_b, psi_d, psi_n),
+                (image, i),
+                (n_pad, N, D),
+                DP,
+                LOGIT_PRODUCTS,
+                PSI_AXIS,
+            )
         raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
     else:
         to = (part.to(tl.int64) * batch + image) * n_pad + i
@@ -383,6 +385,7 @@ def walk_backward_combine_kernel(
     R: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
+    WANT_PSI: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
 ):
@@ -401,8 +404,9 @@ def walk_backward_combine_kernel(
     part_rows = batch.to(tl.int64) * n_pad
     for part in range(0, parts):
         row = part * part_rows + image * n_pad + n
-        sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
-        against += tl.load(part_against_ptr + row)
+        if WANT_PSI:
+            sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
+            against += tl.load(part_against_ptr + row)
         own += tl.load(part_own_ptr + row)
     sum_t = tl.zeros([R], tl.float32)
     itself = tl.zeros([R], tl.float32)
@@ -425,14 +429,15 @@ def walk_backward_combine_kernel(
         sum_t += more_t
         itself += more_itself
         row_sum += more_sum
-    finish_gradient(
-        (sum_psi, sum_t, against, itself, own),
-        (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
-        (given_grad_psi_ptr, psi_b, psi_d, psi_n),
-        (image, n),
-        (n_pad, N, D),
-        DP,
-        LOGIT_PRODUCTS,
-        PSI_AXIS,
-    )
+    if WANT_PSI:
+        finish_gradient(
+            (sum_psi, sum_t, against, itself, own),
+            (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+            (given_grad_psi_ptr, psi_b, psi_d, psi_n),
+            (image, n),
+            (n_pad, N, D),
+            DP,
+            LOGIT_PRODUCTS,
+            PSI_AXIS,
+        )
     raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))

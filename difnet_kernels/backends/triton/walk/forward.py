@@ -59,6 +59,7 @@ def walk_forward_kernel(
     part_tiles,
     batch,
     step,
+    kept,
     # constants
     DP: tl.constexpr,
     KP: tl.constexpr,
@@ -138,7 +139,7 @@ def walk_forward_kernel(
         finish_walk(
             (total, top),
             (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
-            (given_mu_ptr, given_beta_ptr, step),
+            (given_mu_ptr, given_beta_ptr, step, kept),
             (image, chunk, i),
             (batch, chunks, n_pad, N, K, KC),
             KP,
@@ -151,12 +152,13 @@ def walk_forward_kernel(
 def finish_walk(sums, pointers, gates, at, sizes, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr):
     """W2-W4 for rows whose sums are complete: acc [R, KP] = Σ 2^(x-peak) y with the row sum in the spare column.
 
-    Writes walked [T, B, N, K], row_lse [T, B, N] (log2 units, centred logits), and the next state with its hi and lo. One
+    Writes walk `kept` of walked [.., B, N, K] and row_lse [.., B, N] (log2 units, centred logits), and the next state
+    with its hi and lo. One
     64-bit base per field and 32-bit offsets inside an image: 64-bit tiles of addresses would not fit the registers.
     """
     acc, peak = sums
     scale_ptr, state_ptr, hi_ptr, lo_ptr, seed_ptr, walked_ptr, lse_ptr = pointers
-    mu_ptr, beta_ptr, step = gates
+    mu_ptr, beta_ptr, step, kept = gates
     image, chunk, n = at
     batch, chunks, n_pad, N, K, KC = sizes
     column, label, is_class, spare = class_columns(chunk, K, KC, KP)
@@ -167,7 +169,7 @@ def finish_walk(sums, pointers, gates, at, sizes, KP: tl.constexpr, SHIFT: tl.co
     total = tl.sum(tl.where(spare[None, :], acc, 0.0), axis=1)
     scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
     walked = acc / total[:, None] / scale[None, :]  # (W2); the scale is a power of two
-    first_row = (step.to(tl.int64) * batch + image) * N
+    first_row = (kept.to(tl.int64) * batch + image) * N
     tl.store(walked_ptr + first_row * K + (n[:, None] * K + label[None, :]), walked, mask=inside)
     if chunk == 0:
         # SHIFT leaves before the logarithm: log2 is exact at 1, where a one-hot row is
@@ -204,6 +206,7 @@ def walk_forward_combine_kernel(
     parts,
     batch,
     step,
+    kept,
     # constants
     KP: tl.constexpr,
     PAD: tl.constexpr,
@@ -232,7 +235,7 @@ def walk_forward_combine_kernel(
     finish_walk(
         (total, top),
         (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
-        (given_mu_ptr, given_beta_ptr, step),
+        (given_mu_ptr, given_beta_ptr, step, kept),
         (image, chunk, n),
         (batch, chunks, n_pad, N, K, KC),
         KP,

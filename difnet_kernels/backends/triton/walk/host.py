@@ -34,15 +34,16 @@ def cascade_forward(
     beta: Tensor,
     precision: str,
     *,
-    states: Tensor,
-    walked: Tensor,
-    row_lse: Tensor,
+    states: Sequence[Tensor],
+    walked: Tensor | None,
+    row_lse: Tensor | None,
 ) -> None:
     """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any
     strides.
 
-    states (S, B, K, N) takes every step when S = T, else the last. row_lse is private to this backend's backward: log2
-    units, of the logits without the row terms that softmax ignores.
+    states, S tensors (B, K, N), take every step when S = T, else the last. walked and row_lse are for this backend's
+    backward, None without one; row_lse is private to it: log2 units, of the logits without the row terms that softmax
+    ignores.
     """
     card = card_of(seed.device)
     walks = plan_walks("forward", psi, seed, precision, card)
@@ -52,17 +53,23 @@ def cascade_forward(
         # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
         spare_hi = torch.zeros_like(now.hi)
         spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
+        keep = walked is not None
+        if walked is None or row_lse is None:  # one walk's, overwritten by the next
+            walked = seed.new_empty((1, layout.batch, layout.nodes, layout.classes), dtype=torch.float32)
+            row_lse = seed.new_empty((1, layout.batch, layout.nodes), dtype=torch.float32)
+        gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
         for t, walk in enumerate(walks):
             after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
-            gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
-            walk_forward(t, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, gates)
-            if states.shape[0] == len(walks) or t == len(walks) - 1:
-                write_state(now.y, states[min(t, states.shape[0] - 1)], layout)
+            kept = t if keep else 0
+            walk_forward(t, kept, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, gates)
+            if len(states) == len(walks) or t == len(walks) - 1:
+                write_state(now.y, states[min(t, len(states) - 1)], layout)
             now, spare_hi, spare_lo = after, now.hi, now.lo
 
 
 def walk_forward(
     t: int,
+    kept: int,
     walk: Walk,
     card: Card,
     layout: Layout,
@@ -71,7 +78,8 @@ def walk_forward(
     after: PreparedState,
     gates: dict[str, Tensor],
 ) -> None:
-    """Step t: reads hi and lo of `now`, writes those of `after` (other buffers) and the fp32 state in place."""
+    """Step t: reads hi and lo of `now`, writes those of `after` (other buffers), the fp32 state in place, and walk `kept`
+    of walked and row_lse."""
     B, N, tiles = layout.batch, layout.nodes, walk.launch
     columns = triton.cdiv(N, tiles.cols)
     row_tiles = layout.chunks * triton.cdiv(N, tiles.rows)
@@ -82,7 +90,7 @@ def walk_forward(
         part_peak = torch.empty(part.shape[:-1], dtype=torch.float32, device=now.y.device)
     pointers = dict(scale_ptr=now.scale, state_ptr=now.y, next_hi_ptr=after.hi, next_lo_ptr=after.lo, seed_ptr=now.seed)
     pointers |= gates | dict(part_ptr=part, part_peak_ptr=part_peak)
-    sizes = layout.sizes | dict(parts=plan.parts, batch=B, step=t)
+    sizes = layout.sizes | dict(parts=plan.parts, batch=B, step=t, kept=kept)
     constants: dict[str, Any] = layout.constants | dict(VALUE_PRODUCTS=walk.value_products, SHIFT=WEIGHT_SHIFT.value)
     launch(
         "walk_forward",
@@ -117,7 +125,7 @@ def write_state(y: Tensor, out: Tensor, layout: Layout) -> None:
 
 
 def cascade_backward(
-    grad_states: Tensor,
+    grad_states: Sequence[Tensor],
     state: Tensor | None,
     seed: Tensor,
     psi: Sequence[Tensor],
@@ -128,20 +136,25 @@ def cascade_backward(
     precision: str,
     *,
     grad_state: Tensor | None,
-    grad_seed: Tensor,
-    grad_psi: Sequence[Tensor],
-    grad_mu: Tensor,
-    grad_beta: Tensor,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
 ) -> None:
-    """B1-B7 into preallocated gradients, from what this backend's cascade_forward wrote to walked and row_lse.
+    """B1-B7 into preallocated gradients (None: not wanted), from what this backend's cascade_forward wrote to walked and
+    row_lse.
 
-    grad_states (S, B, K, N) holds every step's gradient when S = T, else the last; any strides, 0 included. Without a
-    state (grad_state None) the gradient of y⁰ is added to grad_seed (W5).
+    grad_states, S tensors (B, K, N), hold every step's gradient when S = T, else the last; any strides, 0 included.
+    Without a state the gradient of y⁰ is added to grad_seed (W5). Where ψ alone is learnt, walks before the first that
+    learns are not run backwards.
     """
     card = card_of(seed.device)
     walks = plan_walks("backward", psi, seed, precision, card)
     layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
-    every = grad_states.shape[0] == len(walks)
+    every = len(grad_states) == len(walks)
+    of_gates = grad_mu is not None or grad_beta is not None
+    whole = grad_state is not None or grad_seed is not None or of_gates
+    last = 0 if whole else next(t for t, grad in enumerate(grad_psi) if grad is not None)
     first = seed if state is None else state
     given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, given_state_ptr=first)
     given |= dict(walked_ptr=walked, lse_ptr=row_lse)
@@ -149,21 +162,33 @@ def cascade_backward(
         start = prepare_state(state, seed, walks[0].value_products, layout)
         streamed = Streamed.of(start, walks[0].value_products, layout)
         gradient = begin(grad_states[-1], start, layout, len(walks))
-        for t in reversed(range(len(walks))):
+        for t in reversed(range(last, len(walks))):
             walk = walks[t]
             prepared = prepare_psi(psi[t], walk, layout)
             gates = prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
             added = grad_states[t - 1] if every and t > 0 else None
-            walk_backward(t, walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t])
-            launch(
-                "gate_reduce",
-                gate_reduce_kernel,
-                1,
-                dict(gate_ptr=gates, given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
-                dict(programs=gates.shape[0], step=t),
-                dict(R=256),
+            walk_backward(
+                t, walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], psi[t].shape[1]
             )
-        end(gradient, layout, grad_seed, grad_state)
+            if of_gates:
+                reduce_gates(t, gates, grad_mu, grad_beta)
+        if grad_state is not None or grad_seed is not None:
+            end(gradient, layout, seed, grad_seed, grad_state, state is not None)
+
+
+def reduce_gates(t: int, gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None) -> None:
+    """∂μ_t and ∂β_t, of which one may not be wanted."""
+    spare = torch.empty_like(grad_mu if grad_mu is not None else grad_beta)  # type: ignore[arg-type]
+    grad_mu, grad_beta = (spare if grad is None else grad for grad in (grad_mu, grad_beta))
+    launch(
+        "gate_reduce",
+        gate_reduce_kernel,
+        1,
+        dict(gate_ptr=gates),
+        dict(given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
+        dict(programs=gates.shape[0], step=t),
+        dict(R=256),
+    )
 
 
 @dataclass
@@ -279,7 +304,8 @@ def walk_backward(
     streamed: Streamed,
     gradient: Gradient,
     added: Tensor | None,
-    grad_psi: Tensor,
+    grad_psi: Tensor | None,
+    embed: int,
 ) -> None:
     """Step t of B3-B6: writes grad_psi, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its reach."""
     B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
@@ -288,25 +314,27 @@ def walk_backward(
     plan = split.split_columns(B, row_tiles * chunks, columns, card.processors, in_registers=False)
     one_part = plan.parts == 1 and chunks == 1 and tiles.in_registers
 
-    def part(*shape: int) -> Tensor:
+    def part(*shape: int, wanted: bool = True) -> Tensor:
         """The sums of every part; not touched when there is one."""
-        if one_part:
+        if one_part or not wanted:
             return gradient.g
-        return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=grad_psi.device)
+        return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=gradient.g.device)
 
     n_pad = layout.n_pad
-    given = gradient.g if added is None else added
+    want_psi = grad_psi is not None
+    given, to_psi = (gradient.g if x is None else x for x in (added, grad_psi))  # not touched without one
     pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
     pointers |= dict(alone_ptr=streamed.alone)
     pointers |= streamed.fields | streamed.units | dict(scale_ptr=start.scale, g_ptr=gradient.g)
-    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
-    pointers |= dict(part_psi_ptr=part(n_pad, walk.DP), part_moved_ptr=part(chunks, n_pad, layout.KP))
-    pointers |= dict(part_against_ptr=part(n_pad), part_own_ptr=part(n_pad))
-    sizes = layout.sizes | dict(D=grad_psi.shape[1], parts=plan.parts, batch=B, add_grad=int(added is not None))
+    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=to_psi)
+    pointers |= dict(part_psi_ptr=part(n_pad, walk.DP, wanted=want_psi), part_against_ptr=part(n_pad, wanted=want_psi))
+    pointers |= dict(part_moved_ptr=part(chunks, n_pad, layout.KP), part_own_ptr=part(n_pad))
+    sizes = layout.sizes | dict(D=embed, parts=plan.parts, batch=B, add_grad=int(added is not None))
     given_strides = dict(grad_b=0, grad_k=0, grad_n=0) if added is None else strides("grad", "bkn", added)
-    all_strides = given_strides | strides("psi", "bdn", grad_psi)
+    psi_strides = dict(psi_b=0, psi_d=0, psi_n=0) if grad_psi is None else strides("psi", "bdn", grad_psi)
+    all_strides = given_strides | psi_strides
     constants = layout.constants | dict(DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products)
-    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=contiguous_axis(grad_psi))
+    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=0 if grad_psi is None else contiguous_axis(grad_psi))
     constants |= dict(GRAD_AXIS=0 if added is None else contiguous_axis(added))
 
     def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
@@ -324,9 +352,10 @@ def walk_backward(
         )
 
     if chunks == 1:
-        run(True, True, 1)
+        run(want_psi, True, 1)
     else:
-        run(True, False, 1)
+        if want_psi:
+            run(True, False, 1)
         run(False, True, chunks)
     if not one_part:
         R = min(16, layout.PAD)
@@ -337,14 +366,23 @@ def walk_backward(
             pointers,
             sizes,
             all_strides,
-            constants | dict(R=R),
+            constants | dict(R=R, WANT_PSI=want_psi),
             warps=8 if walk.DP + layout.KP > 192 else 4,
         )
 
 
-def end(gradient: Gradient, layout: Layout, grad_seed: Tensor, grad_state: Tensor | None) -> None:
-    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5)."""
-    result = grad_seed if grad_state is None else grad_state
+def end(
+    gradient: Gradient,
+    layout: Layout,
+    seed: Tensor,
+    grad_seed: Tensor | None,
+    grad_state: Tensor | None,
+    has_state: bool,
+) -> None:
+    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5); without a state the second is added to the first."""
+    grad_seed = torch.empty_like(seed) if grad_seed is None else grad_seed
+    result = torch.empty_like(seed) if grad_state is None and has_state else grad_state
+    result = grad_seed if result is None else result
     launch(
         "gradient_end",
         gradient_end_kernel,
@@ -352,6 +390,6 @@ def end(gradient: Gradient, layout: Layout, grad_seed: Tensor, grad_state: Tenso
         dict(g_ptr=gradient.g, seed_sum_ptr=gradient.seed_sum, given_seed_ptr=grad_seed, given_state_ptr=result),
         layout.sizes,
         strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
-        layout.constants | dict(R=layout.block, HAS_STATE=grad_state is not None),
+        layout.constants | dict(R=layout.block, HAS_STATE=has_state),
         dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),
     )
