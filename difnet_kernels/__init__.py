@@ -4,7 +4,7 @@ from difnet_kernels.backends import BACKENDS, BackendUnavailable
 from difnet_kernels.functional import cascaded_random_walk, psi_projection, random_walk, transition_rows
 from difnet_kernels.modules import CascadedRandomWalk, ImportanceMap, PsiProjection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BACKENDS",

@@ -18,7 +18,7 @@ from difnet_kernels.problem import Problem, accumulation_dtype, empty_field_like
 LIBRARY = fresh_library("cascade")
 LIBRARY.define(
     "cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, str precision, str backend, "
-    "bool all_steps, bool gradients) -> (Tensor[] states, Tensor walked, Tensor row_lse)",
+    "bool all_steps, bool? gradients=None) -> (Tensor[] states, Tensor walked, Tensor row_lse)",
     tags=TAGS,
 )
 LIBRARY.define(
@@ -27,6 +27,15 @@ LIBRARY.define(
     "-> (Tensor grad_state, Tensor grad_seed, Tensor[] grad_psi, Tensor grad_mu, Tensor grad_beta)",
     tags=TAGS,
 )
+
+
+def _check_program(gradients: bool | None) -> None:
+    """An exported program of version 0.1 has no such argument, and would take the list of states for a tensor."""
+    if gradients is None:
+        raise RuntimeError(
+            "cascade_forward must be told by gradients whether a backward may come; got nothing, as in a program that was "
+            "exported with difnet_kernels 0.1. Export it again with this version."
+        )
 
 
 def _empty_forward(
@@ -66,11 +75,12 @@ def _forward(
     precision: str,
     backend: str,
     all_steps: bool,
-    gradients: bool,
+    gradients: bool | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
+    _check_program(gradients)
     check_cascade(state, seed, psi, mu, beta, precision)
-    run = backends.choose(backend, Problem.of(seed, psi, precision, state=state, gradients=gradients))
-    states, walked, row_lse = _empty_forward(state, seed, psi, all_steps, gradients)
+    run = backends.choose(backend, Problem.of(seed, psi, precision, state=state, gradients=bool(gradients)))
+    states, walked, row_lse = _empty_forward(state, seed, psi, all_steps, bool(gradients))
     if seed.numel() > 0:
         assert run.cascade_forward is not None  # or `choose` would have refused
         run.cascade_forward(
@@ -88,7 +98,8 @@ def _forward(
 
 
 @torch.library.register_fake("difnet_kernels::cascade_forward", lib=LIBRARY)
-def _forward_fake(state, seed, psi, mu, beta, precision, backend, all_steps, gradients):  # type: ignore[no-untyped-def]
+def _forward_fake(state, seed, psi, mu, beta, precision, backend, all_steps, gradients=None):  # type: ignore[no-untyped-def]
+    _check_program(gradients)
     check_cascade(state, seed, psi, mu, beta, precision)
     return _empty_forward(state, seed, psi, all_steps, gradients)
 

@@ -128,3 +128,10 @@ def test_a_type_checker_knows_what_comes_back(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", str(use)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_program_saved_before_says_what_to_do() -> None:
+    """Its call has one argument less; guessing it would hand on a list for a tensor."""
+    s, p, gate = torch.randn(1, 2, 5), torch.randn(1, 3, 5), torch.rand(1)
+    with pytest.raises(RuntimeError, match=r"exported with difnet_kernels 0\.1\. Export it again"):
+        torch.ops.difnet_kernels.cascade_forward(None, s, [p], gate, gate, "high", "", False)

@@ -182,3 +182,85 @@ def test_a_traced_projection_checks_other_sizes() -> None:
     traced = torch.fx.experimental.proxy_tensor.make_fx(lambda x, w: psi_projection(x, w, None, None, (2, 3)))(*example)
     with pytest.raises(ValueError, match=r"weight must be \(D, C\)"):
         traced(example[0], torch.randn(4, 5))
+
+
+def _native() -> dict[str, dict[str, Any]]:
+    """Arguments of the library's own operators, as backends/cpu.py passes them."""
+    field, psi, gates = torch.randn(B, K, N), torch.randn(B, D, N), torch.rand(T)
+    walked, row_lse = torch.zeros(B, N, K), torch.zeros(B, N)
+    walk = {"state": field, "seed": field, "psi": psi, "mu": gates, "beta": gates, "t": 0}
+    saved = {"walked": walked, "row_lse": row_lse}
+    grads = {"grad_state": torch.zeros_like(walked), "grad_seed": torch.zeros_like(walked)}
+    grads |= {"grad_psi": torch.zeros_like(psi), "grad_mu": torch.zeros(T), "grad_beta": torch.zeros(T)}
+    features, weight, channels = torch.randn(B, K, 1, 6, 7), torch.randn(D, K), torch.zeros(D)
+    peak, position = torch.zeros(B, 1, 2, 3, D), torch.zeros(B, 1, 2, 3, D).int()
+    z = torch.randn(B, 1, 6, 7, D)
+    return {
+        "walk_forward": {**walk, "next_state": torch.zeros_like(field), **saved},
+        "walk_backward": {"grad_next": field, **walk, **saved, **grads},
+        "project_pool_forward": {
+            "features": features,
+            "weight": weight,
+            "slope": channels + 1,
+            "peak": peak.movedim(-1, 1),
+            "position": position.movedim(-1, 1),
+            "mean": channels.clone(),
+            "variance": channels.clone(),
+        },
+        "project_pool_backward": {
+            "grad_peak": peak,
+            "grad_mean": channels,
+            "grad_variance": channels,
+            "features": features,
+            "weight": weight,
+            "position": position,
+            "z": z,
+            "mean": channels,
+            "grad_features": torch.zeros_like(features),
+            "grad_weight": torch.zeros_like(weight),
+        },
+    }
+
+
+# sizes that fit whatever the others are: the width of an embedding, and the pixels that are pooled
+NATIVE_FREE = {("walk_forward", "psi", 1)} | {("project_pool_forward", "features", axis) for axis in (2, 3, 4)}
+# read and written straight, without strides
+DENSE = (
+    "mu",
+    "beta",
+    "walked",
+    "row_lse",
+    "grad_state",
+    "grad_seed",
+    "grad_mu",
+    "grad_beta",
+    "weight",
+    "slope",
+    "mean",
+)
+DENSE += ("variance", "grad_peak", "grad_mean", "grad_variance", "z", "grad_weight")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("operator", ["walk_forward", "walk_backward", "project_pool_forward", "project_pool_backward"])
+def test_the_librarys_own_operators_check_too(native: str, operator: str) -> None:
+    """They write through pointers: a tensor of other sizes, dtype or strides must not reach a kernel."""
+    call = getattr(OPS, operator)
+    call(*_native()[operator].values())
+    accepted = []
+    for name, value in _native()[operator].items():
+        if not isinstance(value, Tensor):
+            continue
+        ways = [(what, bad) for what, bad in _spoilt(value) if what != "on another device"]
+        if name in DENSE:
+            ways += [("fp64", value.double()), ("every other number", torch.stack([value, value], -1)[..., 0])]
+        for what, bad in ways:
+            axis = re.search(r"axis (\d)", what)
+            if (axis and (operator, name, int(axis[1])) in NATIVE_FREE) or bad.dtype == torch.long == value.dtype:
+                continue
+            try:
+                call(*{**_native()[operator], name: bad}.values())
+            except (RuntimeError, TypeError, ValueError):
+                continue
+            accepted.append(f"{name} {what}")
+    assert not accepted, accepted

@@ -42,8 +42,8 @@ def cascade_forward(
     strides.
 
     states, S tensors (B, K, N), take every step when S = T, else the last. walked and row_lse are for this backend's
-    backward, None without one; row_lse is private to it: log2 units, of the logits without the row terms that softmax
-    ignores.
+    backward; without one they hold one walk, or are None. row_lse is private to it: log2 units, of the logits without
+    the row terms that softmax ignores.
     """
     card = card_of(seed.device)
     walks = plan_walks("forward", psi, seed, precision, card)
@@ -53,8 +53,8 @@ def cascade_forward(
         # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
         spare_hi = torch.zeros_like(now.hi)
         spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
-        keep = walked is not None
-        if walked is None or row_lse is None:  # one walk's, overwritten by the next
+        keep = walked is not None and walked.shape[0] == len(walks)  # else one walk's, overwritten by the next
+        if walked is None or row_lse is None:
             walked = seed.new_empty((1, layout.batch, layout.nodes, layout.classes), dtype=torch.float32)
             row_lse = seed.new_empty((1, layout.batch, layout.nodes), dtype=torch.float32)
         gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)

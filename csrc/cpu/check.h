@@ -1,0 +1,140 @@
+// What the native operators demand when they are called directly: sizes, dtypes and memory, before a pointer is taken.
+// Python's operators have checked the same of the caller's own tensors; here nothing is converted.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+
+#include "tensors.h"
+
+namespace difnet::cpu {
+
+// "psi must be ..., got a tensor of other sizes": the argument, and the rule that it breaks.
+inline void demand(bool holds, const char* name, const char* rule) {
+  STD_TORCH_CHECK(holds, name, " must be ", rule, "; pass what backends/cpu.py passes.");
+}
+
+inline bool has_sizes(const Tensor& x, std::initializer_list<int64_t> sizes) {
+  if (x.dim() != int64_t(sizes.size())) return false;
+  int64_t axis = 0;
+  for (const int64_t size : sizes)
+    if (x.size(axis++) != size) return false;
+  return true;
+}
+
+inline bool is_field(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  return x.is_cpu() && (type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+                        type == ScalarType::BFloat16);
+}
+
+// A dense tensor of the accumulation dtype, whose memory is read and written straight.
+inline bool is_dense(const Tensor& x, ScalarType type) {
+  return x.is_cpu() && x.scalar_type() == type && x.is_contiguous();
+}
+
+inline ScalarType accumulation_type(const Tensor& x, const char* name) {
+  const ScalarType type = x.scalar_type();
+  demand(type == ScalarType::Float || type == ScalarType::Double, name, "float32 or float64, in which the sums run");
+  return type;
+}
+
+// The arguments that both directions of a walk share.
+inline void check_walk(const Tensor& state, const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta,
+                       int64_t t, const Tensor& walked, const Tensor& row_lse) {
+  demand(seed.dim() == 3 && seed.size(1) > 0 && is_field(seed), "seed", "a field (B, K, N) on the CPU");
+  const int64_t B = seed.size(0), K = seed.size(1), N = seed.size(2);
+  demand(has_sizes(state, {B, K, N}) && is_field(state), "state", "a field (B, K, N) of the sizes of seed");
+  demand(psi.dim() == 3 && psi.size(0) == B && psi.size(1) > 0 && psi.size(2) == N && is_field(psi), "psi",
+         "a field (B, D, N) on the batch and nodes of seed");
+  const ScalarType type = accumulation_type(walked, "walked");
+  demand(has_sizes(walked, {B, N, K}) && is_dense(walked, type), "walked", "(B, N, K) and contiguous");
+  demand(has_sizes(row_lse, {B, N}) && is_dense(row_lse, type), "row_lse",
+         "(B, N), contiguous, of the dtype of walked");
+  demand(mu.dim() == 1 && is_dense(mu, type), "mu", "(T,), contiguous, of the dtype of walked");
+  demand(has_sizes(beta, {mu.size(0)}) && is_dense(beta, type), "beta",
+         "(T,) like mu, contiguous, of the dtype of walked");
+  demand(t >= 0 && t < mu.size(0), "t", "a walk, from 0 to T - 1");
+}
+
+inline void check_walk_forward(const Tensor& next_state, const Tensor& seed) {
+  demand(has_sizes(next_state, {seed.size(0), seed.size(1), seed.size(2)}) && is_field(next_state), "next_state",
+         "a field (B, K, N) of the sizes of seed");
+}
+
+inline void check_walk_backward(const Tensor& grad_next, const Tensor& seed, const Tensor& psi, const Tensor& mu,
+                                const Tensor& walked, const Tensor& grad_state, const Tensor& grad_seed,
+                                const std::optional<Tensor>& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
+  const int64_t B = seed.size(0), K = seed.size(1), N = seed.size(2), T = mu.size(0);
+  const ScalarType type = walked.scalar_type();
+  demand(has_sizes(grad_next, {B, K, N}) && is_field(grad_next), "grad_next", "a field (B, K, N) of the sizes of seed");
+  demand(has_sizes(grad_state, {B, N, K}) && is_dense(grad_state, type), "grad_state", "(B, N, K) like walked");
+  demand(has_sizes(grad_seed, {B, N, K}) && is_dense(grad_seed, type), "grad_seed", "(B, N, K) like walked");
+  demand(!grad_psi.has_value() || (has_sizes(*grad_psi, {B, psi.size(1), N}) && is_field(*grad_psi)), "grad_psi",
+         "a field (B, D, N) of the sizes of psi");
+  demand(has_sizes(grad_mu, {T}) && is_dense(grad_mu, type), "grad_mu", "(T,) like mu");
+  demand(has_sizes(grad_beta, {T}) && is_dense(grad_beta, type), "grad_beta", "(T,) like mu");
+}
+
+// features and weight, which both directions of a projection share
+inline void check_projected(const Tensor& features, const Tensor& weight) {
+  demand(features.dim() == 5 && is_field(features), "features", "(B, C, Z, H, W) on the CPU");
+  for (int64_t axis = 1; axis < 5; ++axis)
+    demand(features.size(axis) > 0, "features", "of at least one channel and pixel");
+  const ScalarType type = accumulation_type(weight, "weight");
+  demand(weight.dim() == 2 && weight.size(0) > 0 && weight.size(1) == features.size(1) && is_dense(weight, type),
+         "weight", "(D, C) over the channels of features, and contiguous");
+}
+
+inline void check_channels(const std::optional<Tensor>& x, const Tensor& weight, const char* name) {
+  demand(!x.has_value() || (has_sizes(*x, {weight.size(0)}) && is_dense(*x, weight.scalar_type())), name,
+         "(D,), contiguous, of the dtype of weight");
+}
+
+inline void check_projection_forward(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& slope,
+                                     const Tensor& peak, const Tensor& position, const std::optional<Tensor>& mean,
+                                     const std::optional<Tensor>& variance) {
+  check_projected(features, weight);
+  check_channels(slope, weight, "slope");
+  check_channels(mean, weight, "mean");
+  check_channels(variance, weight, "variance");
+  demand(mean.has_value() == variance.has_value(), "variance", "given if mean is, and else not");
+  demand(peak.dim() == 5 && peak.size(0) == features.size(0) && peak.size(1) == weight.size(0) && peak.is_cpu() &&
+             peak.scalar_type() == weight.scalar_type(),
+         "peak", "(B, D, *grid) of the dtype of weight");
+  demand(position.dim() == 5 && position.is_cpu() && position.scalar_type() == ScalarType::Int, "position",
+         "(B, D, *grid) of int32");
+  for (int64_t axis = 0; axis < 5; ++axis)
+    demand(position.size(axis) == peak.size(axis) && position.stride(axis) == peak.stride(axis) &&
+               (axis == 0 || peak.size(axis) > 0),
+           "position", "of the sizes and strides of peak");
+}
+
+inline void check_projection_backward(const Tensor& grad_peak, const std::optional<Tensor>& grad_mean,
+                                      const std::optional<Tensor>& grad_variance, const Tensor& features,
+                                      const Tensor& weight, const Tensor& position, const std::optional<Tensor>& z,
+                                      const std::optional<Tensor>& mean, const std::optional<Tensor>& grad_features,
+                                      const std::optional<Tensor>& grad_weight) {
+  check_projected(features, weight);
+  const ScalarType type = weight.scalar_type();
+  const int64_t B = features.size(0), C = features.size(1), D = weight.size(0);
+  const int64_t Z = features.size(2), H = features.size(3), W = features.size(4);
+  demand(grad_peak.dim() == 5 && grad_peak.size(0) == B && grad_peak.size(4) == D && is_dense(grad_peak, type),
+         "grad_peak", "(B, *grid, D), contiguous, of the dtype of weight");
+  demand(has_sizes(position, {B, grad_peak.size(1), grad_peak.size(2), grad_peak.size(3), D}) &&
+             is_dense(position, ScalarType::Int),
+         "position", "int32, contiguous, of the sizes of grad_peak");
+  check_channels(grad_mean, weight, "grad_mean");
+  check_channels(grad_variance, weight, "grad_variance");
+  check_channels(mean, weight, "mean");
+  demand(!grad_variance.has_value() || mean.has_value(), "mean", "given with grad_variance");
+  demand(!z.has_value() || (has_sizes(*z, {B, Z, H, W, D}) && is_dense(*z, type)), "z",
+         "(B, Z, H, W, D), contiguous, of the dtype of weight");
+  demand(!grad_features.has_value() || (has_sizes(*grad_features, {B, C, Z, H, W}) && is_field(*grad_features)),
+         "grad_features", "of the sizes of features");
+  demand(!grad_weight.has_value() || (has_sizes(*grad_weight, {D, C}) && is_dense(*grad_weight, type)), "grad_weight",
+         "(D, C) like weight");
+}
+
+}  // namespace difnet::cpu
