@@ -1,4 +1,4 @@
-"""Taking time: contenders one after the other in every round, so that a machine that slows down slows all of them."""
+"""Timing of contenders in turns: one call of each in every round, so that a machine that slows down slows all."""
 
 from __future__ import annotations
 

@@ -8,25 +8,21 @@ Instruction counts of one thread, where they can be had, do not depend on the no
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks import show
-from benchmarks.cases import CASES, TINY, Case
+from benchmarks.cases import CASES, TINY
 from benchmarks.clock import Timing
-from benchmarks.counts import Problem, Unavailable, instructions, smaller
+from benchmarks.counts import Unavailable, instructions, smaller
 from benchmarks.questions import DIRECTIONS
+from benchmarks.worker import ROOT, Problem, Worker
 
-ROOT = Path(__file__).parent.parent
 # one walk is enough to compare kernels with; the tiny one compares the way to them
 WALK, CROP = (CASES[name].but(walks=1) for name in ("eval505", "train321_one"))
 PROBLEMS: tuple[Problem, ...] = (
@@ -34,45 +30,6 @@ PROBLEMS: tuple[Problem, ...] = (
     *((WALK, "bf16", direction) for direction in DIRECTIONS),
     (TINY, "fp32", "forward"),
 )
-
-
-class Worker:
-    """A process with one revision of the package: one line of JSON in, one out (benchmarks/worker.py)."""
-
-    def __init__(self, name: str, package: Path) -> None:
-        self.name = name
-        # the package of this revision first, then the benchmarks of the working tree, whatever the current folder holds
-        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
-        self._away = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-c", "from benchmarks.worker import serve; serve()"]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment, cwd=self._away.name
-        )
-        self.about = self._answer()
-        loaded = Path(str(self.about["package"])).resolve()
-        if not loaded.is_relative_to(package.resolve()):
-            self.close()
-            raise RuntimeError(f"{name} should load the package of {package}, but loads {loaded}.")
-
-    def seconds(self, **question: object) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of {self.name} ended; its message is above.")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-        self._away.cleanup()
 
 
 @contextmanager
@@ -90,24 +47,22 @@ def installed(revision: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", str(source)], cwd=ROOT, check=False)
 
 
-def alternate(base: Worker, head: Worker, case: Case, dtype: str, direction: str, rounds: int) -> dict[str, Timing]:
+def alternate(base: Worker, head: Worker, problem: Problem, rounds: int) -> dict[str, Timing]:
     """The times of both, taken in turns."""
-    question = {"case": asdict(case), "dtype": dtype, "direction": direction}
     # short calls are repeated within a sample until it lasts long enough for the clock
-    alone = max(worker.seconds(task="prepare", repeats=1, times=3, **question) for worker in (base, head))
-    repeats = max(1, round(5e-3 / alone))
+    repeats = max(1, round(5e-3 / max(worker.seconds(problem, times=3) for worker in (base, head))))
     samples: dict[str, list[float]] = {base.name: [], head.name: []}
     for number in range(rounds):
         for worker in (base, head) if number % 2 == 0 else (head, base):
-            samples[worker.name].append(worker.seconds(task="time", repeats=repeats, times=1))
+            samples[worker.name].append(worker.seconds(problem, repeats=repeats))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 
 def compared(base: Worker, head: Worker, problems: Sequence[Problem], rounds: int) -> list[tuple[float, float]]:
     """The spread of the ratio of each problem; prints them as they come."""
     spreads = []
-    for case, dtype, direction in problems:
-        times = alternate(base, head, case, dtype, direction, rounds)
+    for problem in problems:
+        (case, dtype, direction), times = problem, alternate(base, head, problem, rounds)
         ratios = Timing(tuple(b / h for b, h in zip(times[base.name].samples, times[head.name].samples, strict=True)))
         low, high = ratios.quantile(0.1), ratios.quantile(0.9)
         line = f"{case.name + case.sizes:<36} {dtype} {direction:<17}"
@@ -131,27 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # a revision is never built from anything but itself; the working tree runs as it was built last
     head_folder = installed(options.head) if options.head else nullcontext(ROOT)
-    with installed(options.base) as base_folder, head_folder as head_package:
-        base, head = Worker(f"base {options.base}", base_folder), Worker("head", head_package)
-        try:
+    with installed(options.base) as base_package, head_folder as head_package:
+        with Worker(f"base {options.base}", base_package) as base, Worker("head", head_package) as head:
             for worker in (base, head):
                 print(f"{worker.name}: backend {worker.about['backend']}, of {worker.about['package']}")
             if base.about["backend"] != head.about["backend"]:
                 told = ", ".join(f"{worker.name} misses {worker.about['missing']}" for worker in (base, head))
                 raise SystemExit(f"the two run different backends, so a ratio would say nothing: {told}. Build both.")
             compared(base, head, PROBLEMS, options.rounds)
-        finally:
-            base.close()
-            head.close()
         if options.counts:
-            print(counted(base, head, [smaller(problem) for problem in PROBLEMS]))
+            print(counted(base.package, head.package, [smaller(problem) for problem in PROBLEMS]))
     return 0
 
 
-def counted(base: Worker, head: Worker, problems: Sequence[Problem]) -> str:
+def counted(base: Path, head: Path, problems: Sequence[Problem]) -> str:
     """A line per problem: instructions of a call, and their ratio."""
     try:
-        before, after = (instructions(problems, worker.environment) for worker in (base, head))
+        before, after = (instructions(problems, package) for package in (base, head))
     except Unavailable as error:
         return f"instructions were not counted: {error}"
     return "\n".join(

@@ -1,6 +1,6 @@
 """The stages of `benchmarks.gpu_suite`: what each one asks of the card, item by item.
 
-A process runs the items of one stage, or a part of them, and adds lines of JSON to OUT/STAGE.PART.jsonl: what it has
+A process runs the items of one stage and adds lines of JSON to OUT/STAGE.jsonl: what it has
 begun, and what came out. What an earlier process has begun and not ended is what it died of.
 """
 
@@ -12,10 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,6 +162,8 @@ def of_sanitizer(on: Device) -> list[Item]:
 
 
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
+    if find_spec("pytest") is None:
+        return {"passed": None, "reason": "pytest is not installed"}
     command = [*before, sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *options]
     command += ["--backends", on.backend or "reference"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
@@ -191,48 +196,46 @@ ITEMS: dict[str, Callable[[Device], list[Item]]] = {
 }
 
 
-def add(path: Path, facts: Facts) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts, ensure_ascii=False) + "\n")
-
-
-def run(items: Sequence[Item], path: Path, seconds: float) -> int:
+def run(items: Sequence[Item], path: Path, seconds: float, workers: int = 1) -> int:
     """The exit status: LEFT_OUT if the time was up before all items had their line."""
-    end = time.monotonic() + seconds
+    end, lock = time.monotonic() + seconds, threading.Lock()
     before = lines_of(path.read_text(encoding="utf-8")) if path.exists() else []
-    begun = [line["begun"] for line in before if "begun" in line]
     ended = [line["asked"] for line in before if "asked" in line]
-    for asked in begun:
-        if asked not in ended:
-            add(path, {"asked": asked, **asked, "passed": False, "reason": "ended its process"})
-            ended.append(asked)
-    for asked, answer in items:
-        if asked in ended:
-            continue
+
+    def add(facts: Facts) -> None:
+        with lock, path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts, ensure_ascii=False) + "\n")
+
+    def answered(item: Item) -> bool:
+        asked, answer = item
         if time.monotonic() > end:
-            return LEFT_OUT
-        add(path, {"begun": asked})
+            return False
+        add({"begun": asked})
         try:
             facts = answer()
         except Exception as error:
             facts = {"passed": False, "reason": first_line(error)}
-        add(path, {"asked": asked, **asked, **facts})
+        add({"asked": asked, **asked, **facts})
         print(asked, {key: value for key, value in facts.items() if key not in ("rows", "slowest")}, flush=True)
-    return 0
+        return True
+
+    for asked in (line["begun"] for line in before if "begun" in line and line["begun"] not in ended):
+        add({"asked": asked, **asked, "passed": False, "reason": "ended its process"})
+        ended.append(asked)
+    waiting = [item for item in items if item[0] not in ended]
+    with ThreadPoolExecutor(workers) as pool:
+        return 0 if all(pool.map(answered, waiting) if workers > 1 else map(answered, waiting)) else LEFT_OUT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_stages", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_stages", description="One stage of gpu_suite.")
     parser.add_argument("stage", choices=NAMES)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--of", type=int, default=1, help="parts in all")
+    parser.add_argument("--workers", type=int, default=1, help="how many items at a time")
     parser.add_argument("--seconds", type=float, default=60.0, help="begin nothing after this time")
     options = parser.parse_args(arguments)
-    items = ITEMS[options.stage](device("cuda"))[options.part :: options.of]
-    return run(items, options.out / f"{options.stage}.{options.part}.jsonl", options.seconds)
+    items = ITEMS[options.stage](device("cuda"))
+    return run(items, options.out / f"{options.stage}.jsonl", options.seconds, options.workers)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ LOG_END = 20_000  # characters of a log that are brought back
 
 @dataclass(frozen=True)
 class Stage:
-    """`seconds` is its share of a call; `workers` processes divide its items among them."""
+    """`seconds` is its share of a call; so many `workers` share its items, if these are processes."""
 
     name: str
     what: str
@@ -87,50 +87,39 @@ def no_gpu() -> str | None:
     return BACKENDS["triton"].unusable()
 
 
-def start(stage: Stage, folder: Path, part: int, seconds: float) -> subprocess.Popen[bytes]:
+def once(stage: Stage, folder: Path, seconds: float) -> int | None:
+    """The exit status of a process that runs the stage; None if it was stopped after `seconds`, with all that it started."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     threads = str(max(1, (os.cpu_count() or 1) // stage.workers))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "benchmarks.gpu_stages", stage.name, "--out", str(folder.resolve())]
-    command += ["--part", str(part), "--of", str(stage.workers), "--seconds", f"{seconds:.1f}"]
-    with (folder / f"{stage.name}.{part}.log").open("ab") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
-    """One stage, stopped after `seconds` with all that it has started. A part that dies is begun again, without what it
-    died of, as long as it gets on."""
-    begun = time.monotonic()
-    end = begun + seconds
-    running = {part: start(stage, folder, part, seconds - 3) for part in range(stage.workers)}
-    ended, known = DONE, dict.fromkeys(running, -1)
-    try:
-        while running and time.monotonic() < end:
-            for part, process in list(running.items()):
-                status = process.poll()
-                if status is None:
-                    continue
-                del running[part]
-                if status == LEFT_OUT:
-                    ended = OUT_OF_TIME
-                elif status != 0:
-                    lines = len(entries(folder, f"{stage.name}.{part}"))
-                    known[part], gets_on = lines, lines > known[part]
-                    if gets_on and end - time.monotonic() > LEAST:
-                        running[part] = start(stage, folder, part, end - time.monotonic() - 3)
-                    else:
-                        ended = f"failed with status {status}"
-            time.sleep(0.05)
-    finally:
-        for process in running.values():
-            # a child that lives on would hold the GPU's memory and disturb the next stage
+    command += ["--workers", str(stage.workers), "--seconds", f"{seconds - 3:.1f}"]
+    with (folder / f"{stage.name}.log").open("ab") as log:
+        streams: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # a child that lives on would hold the card's memory and disturb the next stage
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    ended = OUT_OF_TIME if running else ended
-    failed = sum(entry.get("passed") is False for entry in entries(folder, stage.name))
+
+
+def run(stage: Stage, folder: Path, seconds: float) -> dict[str, Any]:
+    """One stage. A process that dies is begun again, without what it died of, as long as it gets on."""
+    begun, known = time.monotonic(), -1
+    while True:
+        status = once(stage, folder, begun + seconds - time.monotonic())
+        found = entries(folder, stage.name)
+        left = begun + seconds - time.monotonic()
+        if status in (0, LEFT_OUT, None) or len(found) <= known or left < LEAST:
+            break
+        known = len(found)
+    ended = {0: DONE, LEFT_OUT: OUT_OF_TIME, None: OUT_OF_TIME}.get(status, f"failed with status {status}")
+    failed = sum(entry.get("passed") is False for entry in found)
     return {"stage": stage.name, "what": stage.what, "ended": ended, "failed": failed,
             "seconds": round(time.monotonic() - begun, 1)}  # fmt: skip
 
@@ -146,8 +135,9 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 def entries(folder: Path, name: str) -> list[dict[str, Any]]:
     """What is known of a stage."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{name}.*jsonl"))]
-    return [line for text in texts for line in lines_of(text) if "begun" not in line]
+    path = folder / f"{name}.jsonl"
+    lines = lines_of(path.read_text(encoding="utf-8")) if path.exists() else []
+    return [line for line in lines if "begun" not in line]
 
 
 def pack(folder: Path) -> Path:
@@ -171,7 +161,7 @@ def kept(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             if member.name.endswith(".jsonl") and (file := tar.extractfile(member)) is not None:
-                said.setdefault(member.name.split(".")[0], []).extend(lines_of(file.read().decode()))
+                said[member.name.split(".")[0]] = lines_of(file.read().decode())
     heads = [line["head"] for line in said.get("device", []) if "head" in line]
     if not heads:
         raise ValueError(f"{archive} does not say which card it is from: its stage `device` did not end.")
@@ -208,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = [stage for stage in STAGES if stage.name in (options.stage or NAMES)]
     asked = [stage for stage in asked if ended.get(stage.name, {}).get("ended") != DONE]
     if os.environ.get(REHEARSAL):
-        asked = [replace(stage, workers=1) for stage in asked]
+        asked = [replace(stage, workers=1, seconds=300) for stage in asked]  # a CPU need not keep to the shares
     for stage in asked:
         left = end - time.monotonic()
         if left < LEAST:

@@ -1,4 +1,4 @@
-"""What the kernels are fed. Never zeros, and never only inputs on which the work vanishes.
+"""Inputs of the measurements, of three kinds: never zeros, and never only inputs on which the work vanishes.
 
 smooth   ψ scaled so that the logits between different nodes have unit spread: every pair of nodes carries weight.
          The headline, because a kernel may rightly skip tiles whose weights are below rounding, and here none is.

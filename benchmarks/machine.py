@@ -1,4 +1,4 @@
-"""The machine under the numbers: what it is, and how fast its multiply-add units run right now."""
+"""Describes the machine that is measured, and measures the rate of its multiply-adds."""
 
 from __future__ import annotations
 

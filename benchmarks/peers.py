@@ -1,4 +1,4 @@
-"""Who is measured: ours, and what a user could reach for today, each at its best.
+"""The contenders: ours, and what a user could choose instead today, each as fast as it can be called.
 
 A contender maps fields to fields, `seed (B, K, *S), psi, mu, beta -> y (B, K, *S)`: all T walks with their epilogue,
 and the padding that it needs, because a user pays for that too. Everyone gets the same channels-last fields, whose

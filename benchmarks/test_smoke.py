@@ -1,7 +1,7 @@
-"""A minute that catches a real regression: `pytest benchmarks/ --benchmark-only -k smoke`.
+"""Gates that catch a real regression within a minute: `pytest benchmarks/ --benchmark-only -k smoke`.
 
-The gates are far below what is measured on a quiet machine (docs/performance.md), because a shared one is noisy and the
-ratio is taken within one run; a kernel that lost its point falls through them all the same.
+They are far below what is measured on a quiet machine (docs/performance.md), because a shared one is noisy. The ratio is
+taken within one run; a kernel that lost its advantage fails all the same.
 """
 
 from __future__ import annotations

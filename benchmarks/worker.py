@@ -1,22 +1,77 @@
-"""The other end of `benchmarks.compare` and `benchmarks.counts`: runs ours, whichever revision of the package it finds.
+"""A process that runs ours with one revision of the package: the end that asks, and the end that answers.
 
-Uses only the public functions, so that it runs every revision that has them.
+The end that answers uses only the public functions, so that it runs every revision that has them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.cases import Case
 from benchmarks.inputs import make_inputs
 
+ROOT = Path(__file__).parent.parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PATIENCE = 400.0
+Problem = tuple[Case, str, str]  # a case, a dtype, a direction
+
+
+class Worker:
+    """A process with the package of a folder, under a tool if one is named: a line of JSON in, one out."""
+
+    def __init__(self, name: str, package: Path, tool: Sequence[str] = (), **environment: str) -> None:
+        self.name, self.package = name, package
+        # the package first, then the benchmarks of the working tree, whatever the current folder holds
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)]), **environment}
+        self._away = tempfile.TemporaryDirectory()
+        command = [*tool, sys.executable, "-c", "from benchmarks.worker import serve; serve()"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, cwd=self._away.name, **pipes)
+        self.about = self._answer()
+        if not Path(self.about["package"]).resolve().is_relative_to(package.resolve()):
+            self.__exit__()
+            raise RuntimeError(f"{name} should load the package of {package}, but loads {self.about['package']}.")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._away.cleanup()
+
+    def seconds(self, problem: Problem, *, repeats: int = 1, times: int = 1, switches: str = "") -> float:
+        """Of a call, the least of `times` samples of `repeats` calls. switches: a library that is told of the calls."""
+        case, dtype, direction = problem
+        asked = {"case": asdict(case), "dtype": dtype, "direction": direction}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([asked, repeats, times, switches]) + "\n")
+        self.process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        patience = threading.Timer(PATIENCE, self.process.kill)
+        patience.start()
+        line = self.process.stdout.readline()
+        patience.cancel()
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended, or took more than {PATIENCE:.0f} s for one answer.")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 def call_of(case: Case, dtype: str, direction: str) -> Callable[[], object]:
@@ -32,13 +87,6 @@ def call_of(case: Case, dtype: str, direction: str) -> Callable[[], object]:
     return call
 
 
-def seconds_of(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
 def serve() -> None:
     """A line of JSON about the package, then one for every line that is read."""
     import difnet_kernels
@@ -47,23 +95,21 @@ def serve() -> None:
     reasons = {name: backend.unusable() for name, backend in BACKENDS.items()}
     first = next(name for name, reason in reasons.items() if reason is None)
     print(json.dumps({"package": difnet_kernels.__file__, "backend": first, "missing": reasons}), flush=True)
-    call: Callable[[], object] = lambda: None  # noqa: E731  until the first problem is prepared
+    prepared: tuple[object, Callable[[], object]] = (None, lambda: None)
     for line in sys.stdin:
-        question = json.loads(line)
-        if question["task"] == "prepare":
-            call = call_of(Case(**question["case"]), question["dtype"], question["direction"])
-            call()
-        times = [seconds_of(call, question["repeats"]) for _ in range(question["times"])]
-        print(json.dumps({"seconds": min(times)}), flush=True)
-
-
-def run_counted() -> None:
-    """`LIBRARY PROBLEMS-AS-JSON`: one call of each problem on one thread, between the switches of callgrind.c."""
-    switches = ctypes.CDLL(sys.argv[1])
-    torch.set_num_threads(1)
-    for case, dtype, direction in json.loads(sys.argv[2]):
-        call = call_of(Case(**case), dtype, direction)
-        call()
-        switches.start_counting()
-        call()
-        switches.stop_counting()
+        asked, repeats, times, switches = json.loads(line)
+        if prepared[0] != asked:
+            prepared = asked, call_of(Case(**asked["case"]), asked["dtype"], asked["direction"])
+            prepared[1]()
+        counted = ctypes.CDLL(switches) if switches else None
+        taken = []
+        for _ in range(times):
+            start = time.perf_counter()
+            if counted:
+                counted.start_counting()
+            for _ in range(repeats):
+                prepared[1]()
+            if counted:
+                counted.stop_counting()
+            taken.append((time.perf_counter() - start) / repeats)
+        print(json.dumps({"seconds": min(taken)}), flush=True)

@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
   m.def(
       "walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, "
-      "Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, Tensor(c!) grad_psi, "
+      "Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, Tensor(c!)? grad_psi, "
       "Tensor(d!) grad_mu, Tensor(e!) grad_beta) -> ()");
   m.def(
       "project_pool_forward(Tensor features, Tensor weight, Tensor? slope, Tensor(a!) peak, Tensor(b!) position, "

@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).parent
 def info() -> str:
     """What a bug report needs, and what a user asks first: is the fast path in use, and if not, why."""
     lines = [
-        f"difnet_kernels {difnet_kernels.__version__} at {_PACKAGE}",
+        f"difnet_kernels {difnet_kernels.__version__} at {_PACKAGE}{', a source tree' if native.source_tree() else ''}",
         f"python {platform.python_version()}, torch {torch.__version__}, triton {_version('triton')}, "
         f"numpy {_version('numpy')}, {platform.platform()}",
         f"CPU: {_cpu_name()}, {torch.get_num_threads()} threads, torch uses {torch.backends.cpu.get_cpu_capability()}",
@@ -66,7 +66,7 @@ def _library() -> str:
     if native.LIBRARY.exists():
         used = f"; uses {native.instruction_set()}" if native.unusable() is None else ""
         return f"{native.LIBRARY.name} ({notes or 'built by hand'}){used}"
-    return f"missing. {notes or 'The package was never installed: run `pip install .` in its folder.'}"
+    return f"none: {native.unusable()}"
 
 
 def main() -> None:

@@ -7,23 +7,36 @@ kept is normalising everything and then pooling. The statistics are those of eve
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 Norm = nn.modules.batchnorm._BatchNorm
+OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def fuses(norm: Callable[[Tensor], Tensor] | None) -> TypeGuard[Norm | None]:
+    """Whether reading the state of `norm` is as good as calling it: exactly torch's own classes, on which nobody has put
+    another forward, a hook, a compiler or a sharded parameter. Everything else is called."""
+    if norm is None:
+        return True
+    if not isinstance(norm, OWN) or type(norm) not in OWN:
+        return False
+    own = vars(norm)
+    changed = "forward" in own or own.get("_compiled_call_impl") is not None or any(own.get(hooks) for hooks in HOOKS)
+    return not changed and not any(
+        hasattr(x, "device_mesh") for x in norm.parameters(recurse=False)
+    )  # as a DTensor has
 
 
 def check_norm(norm: Norm | None, features: Tensor, weight: Tensor) -> None:
-    """norm is None or a batch normalisation over the D rows of weight, on the device of features."""
+    """norm, which fuses, is None or over the D rows of weight, on the device of features."""
     if norm is None:
         return
-    if not isinstance(norm, Norm):
-        raise TypeError(
-            f"norm must be a batch normalisation of torch.nn (SyncBatchNorm included) or None; got {type(norm).__name__}. "
-            "Another normalisation does not commute with the pooling; compose it from torch's layers."
-        )
     embed = weight.shape[0]
     if norm.num_features != embed:
         raise ValueError(f"norm must have {embed} features, one per row of weight; got {norm.num_features}.")

@@ -7,6 +7,7 @@ Fields are (B, C, N) with any strides and any float dtype; `walked` and `row_lse
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Protocol
 
 import torch
@@ -65,20 +66,14 @@ def forward(
     precision: str,
     *,
     states: Sequence[Tensor],
-    walked: Tensor | None,
-    row_lse: Tensor | None,
+    walked: Tensor,
+    row_lse: Tensor,
 ) -> None:
-    """T walks into the states (B, K, N): every step if there are T of them, else the last. Without gradients `walked` and
-    `row_lse` are None: what a walk leaves is overwritten by the next."""
+    """T walks into the states (B, K, N): every step if there are T of them, else the last. Where no backward will come,
+    `walked` and `row_lse` hold one walk, and each overwrites what the one before it left."""
     last = len(psi) - 1
     current = seed if state is None else state  # (W5)
-    if walked is None or row_lse is None:
-        batch, classes, nodes = seed.shape
-        all_walked = [mu.new_empty((batch, nodes, classes))] * len(psi)
-        all_lse = [mu.new_empty((batch, nodes))] * len(psi)
-    else:
-        all_walked, all_lse = list(walked.unbind()), list(row_lse.unbind())
-    for t, (p, w, lse) in enumerate(zip(psi, all_walked, all_lse, strict=True)):
+    for t, (p, w, lse) in enumerate(zip(psi, cycle(walked.unbind()), cycle(row_lse.unbind()), strict=False)):
         # between walks the state is node-major and of the accumulation dtype, whatever the caller's is
         following = states[-1] if t == last else torch.empty_like(w).mT
         walk(current, seed, p, mu, beta, t, following, w, lse)
@@ -109,7 +104,7 @@ def backward(
     forward filled; a gradient that is None is not wanted. Without a state that of y⁰ is added to grad_seed (W5)."""
     walks, saved = walked.unbind(), row_lse.unbind()
     states = _recomputed(seed if state is None else state, seed, mu, beta, walks)
-    to_the_start = any(x is not None for x in (grad_state, grad_seed, grad_mu, grad_beta))
+    to_the_start = not (grad_state is grad_seed is grad_mu is grad_beta is None)
     earliest = 0 if to_the_start else next(t for t, p in enumerate(grad_psi) if p is not None)
     of_mu = torch.empty_like(mu) if grad_mu is None else grad_mu
     of_beta = torch.empty_like(beta) if grad_beta is None else grad_beta

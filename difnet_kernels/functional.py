@@ -3,26 +3,67 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
-from difnet_kernels import backends
+from difnet_kernels import backends, composed
 from difnet_kernels import ops as _ops  # noqa: F401  registers torch.ops.difnet_kernels
-from difnet_kernels.batch_norm import Norm, check_norm, normalise, of_the_batch, slope
-from difnet_kernels.problem import (
-    accumulation_dtype,
+from difnet_kernels.batch_norm import check_norm, fuses, normalise, of_the_batch, slope
+from difnet_kernels.checks import (
     check_embeddings,
     check_field,
     check_gate,
     check_gates,
+    check_nodes,
     check_on_grid,
     check_precision,
     check_projection,
     check_state,
-    flat,
 )
+from difnet_kernels.problem import accumulation_dtype, flat
+
+
+@overload
+def cascaded_random_walk(
+    seed: Tensor,
+    psi: Sequence[Tensor] | Tensor,
+    mu: Tensor | Sequence[float],
+    beta: Tensor | Sequence[float],
+    *,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_steps: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def cascaded_random_walk(
+    seed: Tensor,
+    psi: Sequence[Tensor] | Tensor,
+    mu: Tensor | Sequence[float],
+    beta: Tensor | Sequence[float],
+    *,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_steps: Literal[True],
+) -> tuple[Tensor, ...]: ...
+
+
+@overload
+def cascaded_random_walk(
+    seed: Tensor,
+    psi: Sequence[Tensor] | Tensor,
+    mu: Tensor | Sequence[float],
+    beta: Tensor | Sequence[float],
+    *,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_steps: bool,
+) -> Tensor | tuple[Tensor, ...]: ...
 
 
 def cascaded_random_walk(
@@ -58,7 +99,12 @@ def cascaded_random_walk(
     >>> cascaded_random_walk(seed, psi, mu=[0.5] * 5, beta=[0.5] * 5).shape
     torch.Size([1, 21, 41, 41])
     """
-    check_field("seed", seed)
+    inputs = (seed, *psi, mu, beta) if isinstance(psi, (list, tuple)) else (seed, psi, mu, beta)
+    if has_torch_function(inputs):  # as torch's own functions do it: a tracer records the call
+        options: dict[str, Any] = {"precision": precision, "backend": backend, "return_steps": return_steps}
+        return handle_torch_function(cascaded_random_walk, inputs, seed, psi, mu, beta, **options)  # type: ignore[arg-type]
+    if not isinstance(seed, Tensor):
+        check_field("seed", seed)
     embeddings = check_embeddings(psi, seed)
     accumulate = accumulation_dtype(seed, embeddings)
     mu = check_gates("mu", mu, len(embeddings), seed, accumulate)
@@ -92,6 +138,9 @@ def random_walk(
     >>> random_walk(scores, psi, seed=scores, mu=0.9, beta=1.0).shape
     torch.Size([1, 21, 1681])
     """
+    inputs = (state, psi, seed, mu, beta)
+    if has_torch_function(inputs):
+        return handle_torch_function(random_walk, inputs, *inputs, precision=precision, backend=backend)
     check_field("seed", seed)
     check_state(state, seed)
     check_on_grid("psi", psi, seed)
@@ -118,7 +167,7 @@ def psi_projection(
     features: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    norm: Norm | None,
+    norm: Callable[[Tensor], Tensor] | None,
     grid: Sequence[int],
     *,
     backend: str | None = None,
@@ -131,6 +180,8 @@ def psi_projection(
     norm: a batch normalisation of torch.nn over D channels, or None; grid: the spatial size of the result, windows as in
     torch's adaptive pooling. `norm` is read, and in training its running buffers are updated, exactly as if it had been
     called on the projected map: batch or running statistics, momentum, affine or not, SyncBatchNorm over its processes.
+    Any other module or function as norm (a subclass, one with hooks, GroupNorm, one that is compiled or sharded) is called
+    on the projected map, which is then stored: slower, and the same result as the layers one by one.
     backend: None chooses; a name runs there or raises.
     Returns (B, D, *grid), node-major in memory (channels last), in the dtype that features and weight promote to; sums
     are fp32, or fp64 once one of them is fp64, also under autocast. Where several pixels of a window are equal, the first
@@ -144,9 +195,14 @@ def psi_projection(
     >>> psi_projection(features, weight, None, torch.nn.BatchNorm2d(64), grid=(41, 41)).shape
     torch.Size([1, 64, 41, 41])
     """
+    # a tracer cannot record a module as an argument, nor torch.jit sizes that are open: layer by layer it can
+    if isinstance(features, torch.fx.Proxy) or isinstance(weight, torch.fx.Proxy) or torch.jit.is_tracing():
+        return composed.psi_projection(features, weight, bias, norm, grid)
     check_projection(features, weight, bias, grid)
-    check_norm(norm, features, weight)
     backends.check_name(backend)
+    if not fuses(norm):
+        return composed.psi_projection(features, weight, bias, norm, grid)
+    check_norm(norm, features, weight)
     accumulate = accumulation_dtype(features, [weight])
     ones = (1,) * (5 - features.dim())  # images and signals are volumes with leading axes of one
     peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward(
@@ -169,40 +225,37 @@ def psi_projection(
     return psi.to(torch.promote_types(features.dtype, weight.dtype))
 
 
-def transition_rows(psi: Tensor, nodes: Tensor) -> Tensor:
+def transition_rows(psi: Tensor, nodes: Tensor | Sequence[Any]) -> Tensor:
     """Rows of P for chosen nodes (W1; Fig. 3 of the paper): where each of them looks, without the N x N matrix.
 
-    psi: (B, D, *S); nodes: (B, M) flat indices or (B, M, len(S)) coordinates, integers.
+    psi: (B, D, *S); nodes: (B, M) flat indices or (B, M, len(S)) coordinates, integers: a tensor on the device of psi, an
+    array, or nested lists.
     Returns (B, M, *S) in fp32 (fp64 for fp64 psi); each row sums to one. Differentiable in psi. Memory O(B·M·N).
     Raises ValueError or TypeError for shapes or dtypes that do not fit, IndexError for nodes outside the grid (on a CPU;
-    on a GPU the check would wait for the device, so torch's own device-side assertion reports it).
+    on a GPU, and in compiled code, the check would wait for the device, so torch's own assertion of the indices reports it).
 
-    >>> rows = transition_rows(torch.randn(1, 64, 41, 41), torch.tensor([[[20, 20]]]))  # where the centre looks
+    >>> rows = transition_rows(torch.randn(1, 64, 41, 41), [[[20, 20]]])  # where the centre looks
     >>> rows.shape, round(rows.sum().item(), 3)
     (torch.Size([1, 1, 41, 41]), 1.0)
     """
+    if has_torch_function((psi, nodes)):
+        return handle_torch_function(transition_rows, (psi, nodes), psi, nodes)
     check_field("psi", psi)
     grid = psi.shape[2:]
-    if nodes.dtype.is_floating_point or nodes.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise TypeError(f"nodes must be integer indices; got {nodes.dtype}. Convert them with nodes.long().")
-    coordinates = nodes.dim() == 3
-    if nodes.dim() not in (2, 3) or nodes.shape[0] != psi.shape[0] or (coordinates and nodes.shape[2] != len(grid)):
-        raise ValueError(
-            f"nodes must be (B, M) flat indices or (B, M, {len(grid)}) coordinates for psi {tuple(psi.shape)}; "
-            f"got {tuple(nodes.shape)}."
-        )
-    nodes = nodes.long()
-    if nodes.device.type == "cpu" and nodes.numel() > 0:
-        bound = torch.tensor(grid if coordinates else (math.prod(grid),))
-        if bool(((nodes < 0) | (nodes >= (bound if coordinates else bound[0]))).any()):
-            raise IndexError(f"nodes must lie on the grid {tuple(grid)}; got an index outside it.")
-    if coordinates:
-        strides = torch.tensor([math.prod(grid[axis + 1 :]) for axis in range(len(grid))], device=nodes.device)
-        nodes = (nodes * strides).sum(-1)
+    nodes = check_nodes(nodes, psi)
+    if nodes.dim() == 3:
+        inside = torch.stack([(x >= 0) & (x < size) for x, size in zip(nodes.unbind(-1), grid, strict=True)]).all(0)
+        flat_nodes = sum(x * math.prod(grid[axis + 1 :]) for axis, x in enumerate(nodes.unbind(-1)))
+        chosen = torch.where(inside, flat_nodes, -1)  # which no tensor takes as an index
+    else:
+        chosen = nodes
+    readable = nodes.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and bool(((chosen < 0) | (chosen >= math.prod(grid))).any()):
+        raise IndexError(f"nodes must lie on the grid {tuple(grid)}; got an index outside it.")
     accumulate = accumulation_dtype(psi, [])
     # autocast would round the logits to 16 bits, and logits decide everything
     with torch.autocast(device_type=psi.device.type, enabled=False):
         embeddings = flat(psi).to(accumulate)  # (B, D, N)
-        chosen = embeddings.gather(2, nodes.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
-        rows = (chosen.mT @ embeddings).softmax(-1)
-    return rows.reshape(*nodes.shape, *grid)
+        of_nodes = embeddings.gather(2, chosen.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
+        rows = (of_nodes.mT @ embeddings).softmax(-1)
+    return rows.reshape(*chosen.shape, *grid)

@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends", help="comma-separated: test these and fail if one cannot run here (default: all that can)"
     )
+    parser.addoption("--fuzz", type=int, default=200, help="number of random calls of tests/kernels/test_fuzz.py")
+    parser.addoption("--fuzz-from", type=int, default=0, help="the first of them")
 
 
 def _chosen(config: pytest.Config) -> list[str]:
@@ -60,6 +62,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = _chosen(metafunc.config)
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", chosen, ids=str)
+    if "fuzzed" in metafunc.fixturenames:
+        first, count = (metafunc.config.getoption(name) for name in ("fuzz_from", "fuzz"))
+        metafunc.parametrize("fuzzed", range(first, first + count))
     if "kernel" in metafunc.fixturenames:
         metafunc.parametrize("kernel", [name for name in chosen if name != "reference"], ids=str)
     if "native" in metafunc.fixturenames:

@@ -70,9 +70,11 @@ def test_no_gate_is_computed_without_its_label() -> None:
 
 # who may import whom: CONTRIBUTING.md draws it; a folder stands for what is in it
 ARROWS = {
-    "modules": {"functional"},
-    "functional": {"ops", "backends", "batch_norm", "problem"},
-    "ops": {"ops", "backends", "problem"},
+    "modules": {"functional", "checks"},
+    "functional": {"ops", "backends", "batch_norm", "checks", "composed", "problem"},
+    "composed": {"problem"},
+    "checks": {"problem"},
+    "ops": {"ops", "backends", "checks", "problem"},
     "backends": {"backends", "cascade", "problem"},
     "cascade": {"backends.reference"},
     "batch_norm": set(),

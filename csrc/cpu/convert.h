@@ -14,7 +14,10 @@ struct Half {
 // where the instruction set has no half precision.
 DIFNET_INLINE float half_to_float(Half half) {
   const uint32_t sign = uint32_t(half.bits & 0x8000u) << 16, magnitude = half.bits & 0x7fffu;
-  const float finite = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;  // also right for subnormals
+  // no arithmetic on what would be a denormal number: its digits are an integer, and so is a normal one's exponent
+  const float small = float(int32_t(magnitude)) * 0x1p-24f;
+  const float normal = __builtin_bit_cast(float, (magnitude << 13) + (112u << 23));
+  const float finite = magnitude < 0x400u ? small : normal;
   const uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : __builtin_bit_cast(uint32_t, finite);
   return __builtin_bit_cast(float, sign | bits);
 }

@@ -1,9 +1,9 @@
 // The two matrix products of a walk, sized to live in registers. This is the seam where a matrix engine enters: an
 // instruction set that has one brings its own Factors (products_bf16.h is an example), or its own `inner_products`,
-// `add_rows` and `add_columns` on the layouts of layouts.h.
+// `sum_rows` and `sum_columns` on the layouts of layouts.h.
 //
 //   inner products (W1)         S[j][i] = sum over channels c of psi_i[c] psi_j[c]: node panels times node panels
-//   sums of weighted rows (W2)  sums[i] += sum over nodes j of weights[i][j] field[j]: weights times channel panels
+//   sums of weighted rows (W2)  sums[i] = sum over nodes j of weights[i][j] field[j]: weights times channel panels
 #pragma once
 
 #include "cpu/layouts.h"
@@ -81,7 +81,7 @@ struct Operands {
   const Factor *weights, *field;
 };
 
-// out[kMR nodes][columns] += the sum over the operands, element (row, inner) of whose weights is at
+// out[kMR nodes][columns] = the sum over the operands, element (row, inner) of whose weights is at
 // weights[row * RowStride + inner * InnerStride]. The strides are compile-time constants because as variables they cost
 // the inner loop its registers.
 template <int RowStride, int InnerStride, int Full, bool Half, typename Factor, typename Real = Sum<Factor>>
@@ -94,7 +94,7 @@ DIFNET_INLINE void weighted_sums(Columns<Full, Half>, Real* out, const Operands<
   using HF = Vec<Factor, half_bytes>;
   using Multiply = Factors<Factor>;
   constexpr int W = kWidth<Real>, stride = kNR<Real>;
-  V sum[kMR][Full > 0 ? Full : 1] = {};  // a tile's own sum first: N terms one by one would round sqrt(64) times worse
+  V sum[kMR][Full > 0 ? Full : 1] = {};
   H half[kMR] = {};
   for (const Operands<Factor>* each = operands; each < operands + count; ++each) {
     const Factor *weight = each->weights + weight_offset, *row = each->field + field_offset;
@@ -116,12 +116,35 @@ DIFNET_INLINE void weighted_sums(Columns<Full, Half>, Real* out, const Operands<
 #pragma GCC unroll 8
   for (int r = 0; r < kMR; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < Full; ++v) {
-      Real* to = out + r * stride + v * W;
-      store(to, load<V>(to) + sum[r][v]);
-    }
-    if constexpr (Half) store(out + r * stride + Full * W, load<H>(out + r * stride + Full * W) + half[r]);
+    for (int v = 0; v < Full; ++v) store(out + r * stride + v * W, sum[r][v]);
+    if constexpr (Half) store(out + r * stride + Full * W, half[r]);
   }
+}
+
+// For kRowGroup rows of a panel: to += from.
+template <int Full, bool Half, typename Real>
+DIFNET_INLINE void add_rows(Columns<Full, Half>, const Real* from, Real* to) {
+  constexpr int half_bytes = Half ? kRegisterBytes / 2 : kRegisterBytes;
+  using V = Vec<Real>;
+  using H = Vec<Real, half_bytes>;
+#pragma GCC unroll 4
+  for (int row = 0; row < kRowGroup; ++row, from += kNR<Real>, to += kNR<Real>) {
+#pragma GCC unroll 4
+    for (int at = 0; at < Full * kWidth<Real>; at += kWidth<Real>)
+      store(to + at, load<V>(to + at) + load<V>(from + at));
+    constexpr int last = Full * kWidth<Real>;
+    if constexpr (Half) store(to + last, load<H>(to + last) + load<H>(from + last));
+  }
+}
+
+// sums[rows][columns] += fresh[rows][columns] for the rows of a tile whose bit in `written` is set, one for kRowGroup.
+// A tile's own sum comes first: N terms one by one would round sqrt(64) times worse.
+template <typename Real>
+DIFNET_INLINE void add_sums(const Real* fresh, uint64_t written, int64_t columns, Real* sums) {
+  for_each_panel<Real>(columns, [&](auto registers, int64_t panel) __attribute__((always_inline)) {
+    for (int group = 0; group < kTile / kRowGroup; ++group, panel += kRowGroup * kNR<Real>)
+      if ((written >> group & 1) != 0) add_rows(registers, fresh + panel, sums + panel);
+  });
 }
 
 // A micro-tile of weights, [j][i], as factors: of neighbouring nodes j, to be summed over j, or of neighbouring nodes
@@ -158,8 +181,24 @@ struct WeightTile {
 
   bool mask[kPanelsI][kPanelsJ];
 
-  // sums[i] += sum over j of weights[i][j] field[j]
-  DIFNET_MEMBER void add_rows(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
+  // The rows i, and the rows j, that any weight is summed into: a bit for every kRowGroup of them.
+  DIFNET_MEMBER uint64_t rows() const {
+    uint64_t rows = 0;
+    for (int i = 0; i < kPanelsI; ++i)
+      for (int j = 0; j < kPanelsJ; ++j)
+        if (mask[i][j]) rows |= ((uint64_t(1) << L / kRowGroup) - 1) << i * L / kRowGroup;
+    return rows;
+  }
+  DIFNET_MEMBER uint64_t columns() const {
+    uint64_t columns = 0;
+    for (int i = 0; i < kPanelsI; ++i)
+      for (int j = 0; j < kPanelsJ; ++j)
+        if (mask[i][j]) columns |= ((uint64_t(1) << kMR / kRowGroup) - 1) << j * kMR / kRowGroup;
+    return columns;
+  }
+
+  // sums[i] = sum over j of weights[i][j] field[j], for the rows i that have weights
+  DIFNET_MEMBER void sum_rows(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
     Operands<Factor> operands[kPanelsI][kPanelsJ];
     int count[kPanelsI] = {};
     for (int i = 0; i < kPanelsI; ++i)
@@ -174,8 +213,8 @@ struct WeightTile {
     });
   }
 
-  // sums[j] += sum over i of weights[i][j] field[i]
-  DIFNET_MEMBER void add_columns(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
+  // sums[j] = sum over i of weights[i][j] field[i], for the rows j that have weights
+  DIFNET_MEMBER void sum_columns(const Factor* weights, const Factor* field, int64_t columns, Real* sums) const {
     Operands<Factor> operands[kPanelsJ][kTile / kMR];
     int count[kPanelsJ] = {};
     for (int j = 0; j < kPanelsJ; ++j)

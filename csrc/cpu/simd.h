@@ -111,44 +111,4 @@ DIFNET_INLINE auto sum_lanes(V x) {
   return fold_lanes(x, [](auto left, auto right) { return left + right; });
 }
 
-// exp(x) for x <= 88 (709 in fp64); below -87 (-708) it stays at the smallest normal number instead of fading out, NaN
-// stays NaN. x = n ln2 + r, exp(x) = 2^n p(r); p is the minimax polynomial of relative error 7.5e-8 (fp64: 3e-18) on
-// |r| <= ln2 / 2. Adding `round` leaves n in the low bits of a floating-point number, where a shift makes it 2^n.
-DIFNET_INLINE Vec<float> exponential(Vec<float> x) {
-  using V = Vec<float>;
-  using Bits = VectorOf<float, kRegisterBytes>::Bits;
-  const V lowest = broadcast<V>(-87.0f), round = broadcast<V>(12582912.0f);
-  x = lowest > x ? lowest : x;
-  const V shifted = x * 1.44269504f + round;
-  const V r = x - (shifted - round) * 0.69314718f;
-  V p = r * 0.00829766482f + 0.0419154309f;
-  p = p * r + 0.166675749f;
-  p = p * r + 0.499988944f;
-  p = p * r + 0.999999692f;
-  p = p * r + 1.00000007f;
-  return V(Bits(p) + (Bits(shifted) << 23));
-}
-
-DIFNET_INLINE Vec<double> exponential(Vec<double> x) {
-  using V = Vec<double>;
-  using Bits = VectorOf<double, kRegisterBytes>::Bits;
-  const V lowest = broadcast<V>(-708.0), round = broadcast<V>(6755399441055744.0);
-  x = lowest > x ? lowest : x;
-  const V shifted = x * 1.4426950408889634 + round;
-  const V n = shifted - round;
-  const V r = (x - n * 0.693147180369123816490) - n * 1.90821492927058770002e-10;  // ln2 in two parts
-  V p = r * 2.49942357177112633e-8 + 2.76323071057531589e-7;
-  p = p * r + 2.75576228245948636e-6;
-  p = p * r + 2.48014864844190613e-5;
-  p = p * r + 1.98412694322511888e-4;
-  p = p * r + 1.38888889489512582e-3;
-  p = p * r + 8.33333333355953462e-3;
-  p = p * r + 4.16666666664926402e-2;
-  p = p * r + 1.66666666666661680e-1;
-  p = p * r + 5.00000000000001770e-1;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  return V(Bits(p) + (Bits(shifted) << 52));
-}
-
 }  // namespace difnet::cpu::DIFNET_ISA

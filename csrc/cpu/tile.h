@@ -8,6 +8,9 @@ namespace difnet::cpu {
 // Nodes (or pixels) of a tile: the unit of work, of scheduling and of padding.
 inline constexpr int kTile = 64;
 
+// Rows of a tile that sums are kept track of together: 64 bits of them, whatever the size of a micro-kernel.
+inline constexpr int kRowGroup = 4;
+
 struct Bf16 {
   uint16_t bits;
 };

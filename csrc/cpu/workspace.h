@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "cpu/float_mode.h"
 #include "tensors.h"
 
 namespace difnet::cpu {
@@ -27,9 +28,10 @@ class Workspace {
     memory_ = torch::stable::new_empty(like, {size_}, like.scalar_type());
     base_ = static_cast<Real*>(memory_->mutable_data_ptr());
   }
+  // as Elements, which consist of Reals or are as large
   template <typename Element = Real>
   Element* at(int64_t start) const {
-    static_assert(sizeof(Element) == sizeof(Real));
+    static_assert(sizeof(Element) % sizeof(Real) == 0);
     return reinterpret_cast<Element*>(base_ + start);
   }
 
@@ -47,6 +49,7 @@ template <typename Body>
 void share_out(int64_t items, Body body) {
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, workers(items), 1, [&](int64_t worker, int64_t) {
+    const FloatMode mode;
     for (int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(worker, item);
   });
 }

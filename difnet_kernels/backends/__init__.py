@@ -109,7 +109,7 @@ def why_not(name: str, problem: Problem | Projection) -> str | None:
 
 
 def check_name(name: str | None) -> None:
-    if name is not None and name not in BACKENDS:
+    if name is not None and (not isinstance(name, str) or name not in BACKENDS):
         raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}; got {name!r}.")
 
 

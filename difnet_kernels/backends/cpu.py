@@ -45,7 +45,6 @@ def walk_backward(
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
-    grad_psi = torch.empty_like(psi) if grad_psi is None else grad_psi
     saved, grads = (walked, row_lse), (grad_state, grad_seed, grad_psi, grad_mu, grad_beta)
     torch.ops.difnet_kernels.walk_backward.default(grad_next, state, seed, psi, mu, beta, t, *saved, *grads)
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
-from difnet_kernels.ops.library import LIBRARY, TAGS
-from difnet_kernels.problem import Problem, accumulation_dtype, check_cascade, check_saved, empty_field_like, flat
+from difnet_kernels.checks import check_cascade, check_saved
+from difnet_kernels.ops.library import TAGS, fresh_library
+from difnet_kernels.problem import Problem, accumulation_dtype, empty_field_like, flat
 
+LIBRARY = fresh_library("cascade")
 LIBRARY.define(
     "cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, str precision, str backend, "
     "bool all_steps, bool gradients) -> (Tensor[] states, Tensor walked, Tensor row_lse)",
@@ -30,14 +32,12 @@ LIBRARY.define(
 def _empty_forward(
     state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], all_steps: bool, gradients: bool
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """T states like the first one, or the last of them; walked (T, B, N, K) and row_lse (T, B, N) for a backward, or
-    empty."""
+    """T states like the first one, or the last of them; for a backward walked (T, B, N, K) and row_lse (T, B, N), else memory
+    for those of one walk."""
     first = seed if state is None else state
     states = [empty_field_like(first) for _ in range(len(psi) if all_steps else 1)]
     accumulate = accumulation_dtype(first, (seed, *psi))
-    if not gradients:
-        return states, seed.new_empty((0,), dtype=accumulate), seed.new_empty((0,), dtype=accumulate)
-    sizes = (len(psi), seed.shape[0], math.prod(seed.shape[2:]))
+    sizes = (len(psi) if gradients else 1, seed.shape[0], math.prod(seed.shape[2:]))
     walked = seed.new_empty((*sizes, seed.shape[1]), dtype=accumulate)
     return states, walked, seed.new_empty(sizes, dtype=accumulate)
 
@@ -81,8 +81,8 @@ def _forward(
             beta.contiguous(),
             precision,
             states=[flat(y) for y in states],
-            walked=walked if gradients else None,
-            row_lse=row_lse if gradients else None,
+            walked=walked,
+            row_lse=row_lse,
         )
     return states, walked, row_lse
 

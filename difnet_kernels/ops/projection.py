@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
-from difnet_kernels.ops.library import LIBRARY, TAGS
-from difnet_kernels.problem import Projection, check_pooled, check_volume
+from difnet_kernels.checks import check_pooled, check_volume
+from difnet_kernels.ops.library import TAGS, fresh_library
+from difnet_kernels.problem import Projection
 
+LIBRARY = fresh_library("projection")
 LIBRARY.define(
     "projection_forward(Tensor features, Tensor weight, Tensor? slope, SymInt[] grid, bool statistics, str backend) "
     "-> (Tensor peak, Tensor position, Tensor mean, Tensor variance)",

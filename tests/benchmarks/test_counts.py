@@ -22,7 +22,7 @@ def test_the_sum_of_a_file_of_counts_is_read(tmp_path: Path):
 def test_without_a_tool_there_is_a_reason_and_no_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(Unavailable, match="valgrind"):
-        instructions(list(LIMITS), {})
+        instructions(list(LIMITS), Path())
 
 
 def test_what_is_simulated_is_small():
@@ -34,5 +34,5 @@ def test_what_is_simulated_is_small():
 @pytest.mark.parametrize(("factor", "status"), [(0.99, 0), (1.01, 1)])
 def test_the_guard_fails_above_its_limits_and_only_there(factor: float, status: int, monkeypatch: pytest.MonkeyPatch):
     values = [factor * limit * case.nodes**2 for (case, *_), limit in LIMITS.items()]
-    monkeypatch.setattr(counts, "instructions", lambda *_: values)
+    monkeypatch.setattr(counts, "instructions", lambda *_, **__: values)
     assert counts.main() == status

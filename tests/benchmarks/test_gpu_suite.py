@@ -94,7 +94,7 @@ def test_all_stages_together_ask_every_question_of_a_card():
     assert {name for task in QUESTIONS["cascade"](True) for name in task.contenders} == set(ON_GPU)
 
 
-SAYS = "import json, sys, time; out = sys.argv[sys.argv.index('--out') + 1] + '/' + sys.argv[1] + '.0.jsonl'\n"
+SAYS = "import json, sys, time; out = sys.argv[sys.argv.index('--out') + 1] + '/' + sys.argv[1] + '.jsonl'\n"
 FAKE = {
     "good": "open(out, 'a').write(json.dumps({'asked': 1, 'passed': True}) + '\\n')",
     "bad": "sys.exit(4)",
@@ -157,7 +157,7 @@ def test_what_a_stage_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
-    path = tmp_path / "stage.0.jsonl"
+    path = tmp_path / "stage.jsonl"
     (path).write_text(json.dumps({"begun": {"n": 0}}) + "\n")
 
     def failing() -> dict[str, Any]:
@@ -173,9 +173,9 @@ def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
 
 def test_an_archive_without_its_card_is_refused(tmp_path: Path):
     (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "probe.0.jsonl").write_text(json.dumps({"asked": 1}) + "\n")
+    (tmp_path / "o" / "probe.jsonl").write_text(json.dumps({"asked": 1}) + "\n")
     archive = gpu_suite.pack(tmp_path / "o")
     with pytest.raises(ValueError, match="which card"):
         kept(archive, tmp_path)
-    (tmp_path / "o" / "device.0.jsonl").write_text(json.dumps({"asked": 1, "head": HEAD}) + "\n{cut sho")
+    (tmp_path / "o" / "device.jsonl").write_text(json.dumps({"asked": 1, "head": HEAD}) + "\n{cut sho")
     assert kept(gpu_suite.pack(tmp_path / "o"), tmp_path).name == "gpu_h100_80gb_hbm3.json"

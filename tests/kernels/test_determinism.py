@@ -38,6 +38,17 @@ def test_250_runs_agree_at_a_large_batch(kernel: str, threads: None) -> None:
         assert_same(both(inputs, kernel).tensors(), first)
 
 
+def test_interrupted_workers_change_no_bit(kernel: str, threads: None) -> None:
+    """Sixteen threads on a few cores: most of them lose their core in the middle of a step, somebody else makes it in the
+    meantime, and what comes too late must be dropped."""
+    inputs = make(Case(1, (1153,), 32, 5, 1, "smooth"))
+    torch.set_num_threads(1)
+    alone = both(inputs, kernel).tensors()
+    torch.set_num_threads(16)
+    for _ in range(40):
+        assert_same(both(inputs, kernel).tensors(), alone)
+
+
 def test_this_comparison_can_fail() -> None:
     """The twin: the same sums in another order differ in their last bit, and that is enough."""
     a, b, c, *_ = make(LARGE).seed

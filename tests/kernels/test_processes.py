@@ -193,6 +193,33 @@ def test_every_instruction_set_passes_the_core_tests(native: str) -> None:
         assert " passed" in done.stdout
 
 
+def _processor() -> tuple[str, set[str]]:
+    """Vendor and flags, as the system tells them."""
+    lines = dict(
+        (line.partition(":")[0].strip(), line.partition(":")[2].strip())
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+    )
+    return lines.get("vendor_id", ""), set(lines.get("flags", "").split())
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nobody else tells what the processor has")
+def test_the_sets_fit_the_processor(native: str) -> None:
+    """Sets are no ladder: one that runs is taken only where it is the faster one. Intel's servers multiply pairs of bf16
+    numbers at half the rate of fp32, so there bf16 fields take the fp32 kernels unless asked otherwise."""
+    vendor, flags = _processor()
+    needs = {
+        "baseline": set(),
+        "avx2": {"avx2", "fma"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
+    }
+    runnable = [name for name in instruction_sets(runnable=False) if needs[name] <= flags]
+    assert list(instruction_sets()) == runnable
+    slow = set() if vendor == "AuthenticAMD" else {"avx512bf16"}
+    if "DIFNET_KERNELS_ISA" not in os.environ:
+        assert instruction_set() == [name for name in runnable if name not in slow][-1]
+
+
 def _asked_for(name: str) -> tuple[str, str]:
     """What a process says whose DIFNET_KERNELS_ISA is `name`: why the kernels cannot be used, and its warnings."""
     probe = "from difnet_kernels.backends import native; print(native.unusable())"

@@ -283,7 +283,7 @@ FEATURES, WEIGHT = torch.randn(2, 3, 7, 9), torch.randn(5, 3)
         ({"bias": 1.0}, TypeError, ("bias must be a floating-point tensor", "float")),
         ({"grid": (3,)}, ValueError, ("2 positive sizes", "(3,)")),
         ({"grid": (3, 0)}, ValueError, ("2 positive sizes", "(3, 0)")),
-        ({"norm": nn.GroupNorm(1, 5)}, TypeError, ("norm must be a batch normalisation", "GroupNorm")),
+        ({"norm": "batch"}, TypeError, ("norm must be a normalisation to call", "str")),
         ({"norm": nn.BatchNorm2d(4)}, ValueError, ("norm must have 5 features", "got 4")),
         ({"norm": nn.BatchNorm2d(5).to("meta")}, ValueError, ("norm.weight must be on the device", "meta")),
         ({"backend": "gpu"}, ValueError, ("backend must be None or one of", "'gpu'")),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk, transition_rows
-from tests.support.cases import DTYPES, Case, make
+from tests.support.cases import DTYPES, Case, make, normal
 from tests.support.embeddings import REGIMES
 
 GRIDS = ((17,), (5, 7), (3, 4, 5))
@@ -72,3 +73,45 @@ def test_repeated_and_no_nodes() -> None:
     rows = transition_rows(psi, torch.tensor([[4, 4], [4, 4]]))
     assert torch.equal(rows[:, 0], rows[:, 1])
     assert transition_rows(psi, torch.empty(2, 0, 2, dtype=torch.long)).shape == (2, 0, 5, 7)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", ["lists", "array", "int32", "tuple"])
+def test_nodes_in_every_accepted_form(kind: str) -> None:
+    psi, nodes = normal(1, 2, 4, 5, 6), [[[1, 2]], [[3, 4]]]
+    given = {"lists": nodes, "array": np.array(nodes), "int32": torch.tensor(nodes).int(), "tuple": tuple(nodes)}[kind]
+    assert torch.equal(transition_rows(psi, given), transition_rows(psi, torch.tensor([[8], [22]])))
+
+
+@pytest.mark.smoke
+def test_the_default_device_is_not_asked() -> None:
+    """Everything it makes lies where psi lies."""
+    psi, nodes = torch.randn(1, 3, 4, 5), torch.tensor([[[1, 2]]])
+    expected = transition_rows(psi, nodes)
+    torch.set_default_device("meta")
+    try:
+        assert torch.equal(transition_rows(psi, nodes), expected)
+    finally:
+        torch.set_default_device(None)
+
+
+def test_nodes_of_another_device_are_refused() -> None:
+    with pytest.raises(ValueError, match="nodes must be on the device of psi, cpu; got meta"):
+        transition_rows(torch.randn(1, 3, 4, 5), torch.zeros(1, 1, dtype=torch.long, device="meta"))
+
+
+@pytest.mark.parametrize("coordinates", [False, True], ids=["flat", "coordinates"])
+def test_rows_compile_and_export(coordinates: bool) -> None:
+    class Rows(torch.nn.Module):
+        def forward(self, psi: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+            return transition_rows(psi, nodes)
+
+    psi, nodes = torch.randn(2, 3, 4, 5), torch.tensor([[[1, 2]], [[3, 4]]])
+    nodes = nodes if coordinates else nodes[..., 0]
+    expected = transition_rows(psi, nodes)
+    compiled = torch.compile(transition_rows, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(psi, nodes), expected)
+    torch.testing.assert_close(torch.export.export(Rows(), (psi, nodes)).module()(psi, nodes), expected)
+    outside = torch.full_like(nodes, 5) if coordinates else torch.full_like(nodes, 20)
+    with pytest.raises((IndexError, RuntimeError), match=r"out of bounds|out of range"):
+        compiled(psi, outside)

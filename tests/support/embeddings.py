@@ -42,6 +42,19 @@ def photo(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> T
     return _nodes_to_grid(waves + 0.3 * _normal(chance, batch, embed, nodes) / embed**0.5, grid)
 
 
+def maps(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
+    """A few smooth maps lifted to D channels, norms² 60 to 550, as of a photograph: weights fade with the distance through
+    the denormal numbers, where random embeddings drop to zero at once."""
+    nodes = math.prod(grid)
+    place = torch.linspace(0, 1, nodes, dtype=torch.float64)
+    pitch = 2 + 8 * torch.rand((batch, 6, 1), generator=chance, dtype=torch.float64)
+    few = torch.cos(pitch * place + 6.3 * torch.rand((batch, 6, 1), generator=chance, dtype=torch.float64))
+    lifted = (_normal(chance, batch, embed, 6) / embed**0.5) @ few
+    wanted = 60 + 490 * torch.rand((batch, 1, 1), generator=chance, dtype=torch.float64)
+    largest = lifted.square().sum(1, keepdim=True).amax(-1, keepdim=True).clamp_min(1e-3)
+    return _nodes_to_grid(lifted * (wanted / largest).sqrt(), grid)
+
+
 def one_hot(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
     """Independent nodes of norm² about 200: nearly every row of P is a unit vector."""
     return _normal(chance, batch, embed, *grid) * (200 / embed) ** 0.5
@@ -112,6 +125,7 @@ REGIMES: dict[str, Fill] = {
     for fill in (
         smooth,
         photo,
+        maps,
         one_hot,
         brightening,
         darkening,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h"
+EXPONENTIAL = "cpu/exponential.h"
 PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
 
 
@@ -33,24 +34,50 @@ class Fault:
 
 FAULTS = (
     Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) narrow(Real(1)"),
-    Fault("the diagonal tile counts twice", FORWARD, "a != b", "true", "forward"),
+    Fault("the diagonal tile counts twice", FORWARD, "a == b ? 1 : 2", "2", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
-    Fault("exp2 where exp belongs", "cpu/simd.h", "x * 1.44269504f", "x", "forward", "{} + round"),
-    Fault("a wrong coefficient in exp", "cpu/simd.h", "0.166675749f", "0.16f", "forward"),
+    Fault("exp2 where exp belongs", EXPONENTIAL, "x * B::kPerLn2", "x", "forward", "{} + B::kRound, n"),
+    Fault("a wrong coefficient in exp", EXPONENTIAL, "0.166675749f", "0.16f", "forward"),
     Fault("a maximum is never raised", FORWARD, "tile.highest > kSlack<Real>", "false", "extremes"),
     Fault("a raised maximum leaves its sums", FORWARD, "factor", "Real(1)", "extremes", "*= {};"),
-    Fault("only rows raise their maximum", FORWARD, "to > walk.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
-    Fault("weights are skipped too soon", FORWARD, "-kNegligible<Real>", "-Real(3)", "forward", "(most) > {})) {{"),
+    Fault("only rows raise their maximum", FORWARD, "to > rows.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
+    Fault("weights are skipped too soon", FORWARD, "negligible", "-Real(3)", "forward", "(most) > {})) {{"),
     Fault("skipped tiles hide NaN", FORWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
     Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  // (W3)\n    rows"),
     Fault("delta is missing", BACKWARD, "grads[at] * w", "Real(0)", "backward"),
     Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * NR) + {})"),
     Fault("P_ij and P_ji are swapped", BACKWARD, "over.P_ji", "over.P_ij", "backward"),
     Fault("padding pulls at the diagonal", BACKWARD, "c >= nodes", "false", "backward", "if ({}) continue;"),
-    Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real>", "-Real(3)", "backward", "(most) > {})) {{"),
+    Fault("gradients skip too soon", BACKWARD, "-kNegligible<Real> * kLn2<Real>", "-Real(3)", "backward"),
     Fault(
         "skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true",
         "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
+    ),
+    Fault(
+        "one polynomial for logits of any size", FORWARD, "largest_lane(largest) <= kInRange", "true", "extremes"
+    ),
+    Fault("gradients lose the rest of row_lse", EXPONENTIAL, "polynomial(-rest)", "broadcast<V>(Real(1))", "backward"),
+    Fault(
+        "weights fade through the denormal numbers", EXPONENTIAL, "x.rounded > limit", "x.rounded > limit - Real(75)",
+        "float_mode.py::test_no_result_is_denormal",
+    ),
+    Fault(
+        "subnormal halves are scaled", "cpu/convert.h", "float(int32_t(magnitude)) * 0x1p-24f",
+        "__builtin_bit_cast(float, magnitude << 13) * 0x1p112f", "float_mode.py::test_subnormal_halves_keep_their_value",
+    ),
+    Fault(
+        "tasks run in the mode of their thread", "cpu/float_mode.h",
+        "(caller_ & kFlags) | kMasks | kFlushToZero | kDenormalsAreZero", "caller_",
+        "float_mode.py::test_the_mode_of_the_caller_changes_no_bit",
+    ),
+    Fault(
+        "the caller loses its mode", "cpu/float_mode.h", "caller_ & ~kFlags", "kMasks | kFlushToZero",
+        "float_mode.py::test_the_caller_keeps_its_mode",
+    ),
+    Fault(
+        "a step that comes too late is added, too", "cpu/schedule.h",
+        "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)", "false",
+        "determinism.py::test_interrupted_workers_change_no_bit",
     ),
     Fault("d mu misses beta", BACKWARD, "double(beta)", "1.0", "backward", "{} * grad_mu"),
     Fault("strides are ignored in full tiles", "cpu/convert.h", "field.node_stride == 1", "true", "layouts"),

@@ -13,6 +13,9 @@ from torch import Tensor
 
 HALF_ULP = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
+# half of the smallest number that a dtype stores: what rounding leaves of numbers near zero
+LEAST = {torch.float64: 2.0**-1075, torch.float32: 2.0**-150, torch.bfloat16: 2.0**-134, torch.float16: 2.0**-25}
+
 # a logit is a sum of D products: four roundings of its largest partial sum cover D up to 200
 ROUNDINGS_PER_LOGIT = 4
 # what is left at small logits: exp by polynomial, sums over N and the gates, 33 roundings in all
@@ -113,3 +116,12 @@ def assert_typical(name: str, ours: Tensor, truth: Tensor, bound: float) -> None
     scale = truth.double().square().mean().sqrt().item()
     bound = bound + HALF_ULP[ours.dtype]
     assert error <= bound * scale, f"{name}: RMS error {error:.3g} exceeds {bound:.3g} of {scale:.3g}"
+
+
+def assert_each(name: str, axis: int, ours: Tensor, truth: Tensor, bound: float, *, floor: float = 0.0) -> None:
+    """`assert_within` for every class or channel by itself: an error in a small one cannot hide behind a large one."""
+    assert ours.shape == truth.shape, f"{name}: shape {tuple(ours.shape)} for {tuple(truth.shape)}"
+    for number, (mine, theirs) in enumerate(zip(ours.unbind(axis), truth.unbind(axis), strict=True)):
+        # a class that 16 bits cannot tell from zero is stored with the rounding of their smallest number
+        least = LEAST[ours.dtype]
+        assert_within(f"{name}, number {number} of axis {axis}", mine, theirs, bound, floor=floor + least)

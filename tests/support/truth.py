@@ -17,6 +17,7 @@ from tests.support.tolerances import (
     PSI_GRADIENT,
     SEED_GRADIENT,
     Setting,
+    assert_each,
     assert_typical,
     assert_within,
 )
@@ -77,7 +78,7 @@ def setting(inputs: Inputs, precision: str = "high") -> Setting:
 def assert_forward(state: Tensor, inputs: Inputs, truth: Result, precision: str = "high") -> None:
     at = setting(inputs, precision)
     assert state.dtype == inputs.seed.dtype
-    assert_within("state", state, truth.state, at.walk)
+    assert_each("state", 1, state, truth.state, at.walk)
     assert_typical("state", state, truth.state, at.typical)
 
 
@@ -91,11 +92,11 @@ def gate_scales(inputs: Inputs) -> tuple[float, float]:
 
 def assert_gradients(result: Result, inputs: Inputs, truth: Result, precision: str = "high") -> None:
     at = setting(inputs, precision)
-    assert_within("grad_seed", result.grad_seed, truth.grad_seed, SEED_GRADIENT * at.walk)
+    assert_each("grad_seed", 1, result.grad_seed, truth.grad_seed, SEED_GRADIENT * at.walk)
     noise = CANCELLATION * HALF_ULP[at.product] * _cancelling(inputs, truth)
     for t, (ours, true) in enumerate(zip(result.grad_psi, truth.grad_psi, strict=True)):
         assert ours.dtype == inputs.psi[t].dtype
-        assert_within(f"grad_psi[{t}]", ours, true, PSI_GRADIENT * at.walk, floor=noise)
+        assert_each(f"grad_psi[{t}]", 1, ours, true, PSI_GRADIENT * at.walk, floor=noise)
     for name, ours, true, scale in zip(
         ("grad_mu", "grad_beta"),
         (result.grad_mu, result.grad_beta),

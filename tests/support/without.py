@@ -15,7 +15,9 @@ import pytest
 
 def hide(distributions: set[str]) -> None:
     """Their modules are not found from now on."""
-    hidden = {module for module, names in packages_distributions().items() if distributions & {n.lower() for n in names}}
+    hidden = {
+        module for module, names in packages_distributions().items() if distributions & {n.lower() for n in names}
+    }
 
     class Finder(PathFinder):
         @classmethod

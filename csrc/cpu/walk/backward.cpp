@@ -3,6 +3,7 @@
 #include "cpu/walk/backward.h"
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/schedule.h"
@@ -15,25 +16,38 @@ template <typename Real, typename Factor>
 static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_next, const Tensor& state,
                 const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta, int64_t t,
                 const Tensor& walked, const Tensor& row_lse, const Tensor& grad_state, const Tensor& grad_seed,
-                const Tensor& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
+                const std::optional<Tensor>& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
   const WalkSizes size = walk_sizes(state, psi, kernels);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
   Workspace<Real> work;
   const int64_t psi_node_panels = work.reserve(images * padded * size.embed_factors);
-  const int64_t psi_size = padded / kernels.per_factor * size.embed_stored;  // of an image, in factors
+  // of an image, in factors; nothing where the gradient of psi is not wanted
+  const int64_t embed_stored = grad_psi.has_value() ? size.embed_stored : 0;
+  const int64_t psi_size = padded / kernels.per_factor * embed_stored;
   const int64_t h_size = padded / kernels.per_factor * size.state_stored;
   const int64_t psi_channel_panels = work.reserve(images * psi_size);
   const int64_t state_node_panels = work.reserve(images * padded * K);
   const int64_t h_node_panels = work.reserve(images * padded * K);
   const int64_t h_channel_panels = work.reserve(images * h_size);
-  const int64_t row_lse_padded = work.reserve(images * padded);
+  const int64_t shifts = work.reserve(images * 3 * padded);
   const int64_t delta = work.reserve(images * padded);
-  const int64_t psi_sums = work.reserve(images * padded * size.embed_stored);
+  const int64_t psi_sums = work.reserve(images * padded * embed_stored);
   const int64_t state_sums = work.reserve(images * padded * size.state_stored);
   const int64_t off_diagonal = work.reserve(images * padded);
+  Tournament tournament(images, tiles);
+  const int64_t workers = tournament.workers();
+  const int64_t psi_of_tile = kTile * embed_stored, state_of_tile = kTile * size.state_stored;
+  const int64_t scratch_psi = work.reserve(workers * 2 * psi_of_tile);
+  const int64_t scratch_state = work.reserve(workers * 2 * state_of_tile);
   work.allocate(walked);
-  const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
+  const std::unique_ptr<bool[]> flags(new bool[2 * images * tiles]);
+  std::vector<WalkBackwardScratch<Real>> scratch(workers);
+  for (int64_t worker = 0; worker < workers; ++worker)
+    for (int64_t side = 0; side < 2; ++side) {
+      scratch[worker].psi_sums[side] = work.at(scratch_psi + (2 * worker + side) * psi_of_tile);
+      scratch[worker].state_sums[side] = work.at(scratch_state + (2 * worker + side) * state_of_tile);
+    }
   std::vector<double> grad_gates(2 * images * tiles);
   std::vector<WalkBackward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
@@ -42,7 +56,7 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
                      field(state, b),
                      field(seed, b),
                      field(psi, b),
-                     field(grad_psi, b),
+                     grad_psi.has_value() ? field(*grad_psi, b) : Field{},
                      static_cast<const Real*>(walked.const_data_ptr()) + b * N * K,
                      static_cast<const Real*>(row_lse.const_data_ptr()) + b * N,
                      static_cast<Real*>(grad_state.mutable_data_ptr()) + b * N * K,
@@ -55,13 +69,14 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
                      work.template at<Factor>(h_channel_panels + b * h_size),
                      work.at(state_node_panels + b * padded * K),
                      work.at(h_node_panels + b * padded * K),
-                     work.at(row_lse_padded + b * padded),
                      work.at(delta + b * padded),
-                     work.at(psi_sums + b * padded * size.embed_stored),
+                     work.template at<Shifts<Real>>(shifts + b * 3 * padded),
+                     work.at(psi_sums + b * padded * embed_stored),
                      work.at(state_sums + b * padded * size.state_stored),
                      work.at(off_diagonal + b * padded),
-                     finite.get() + b * tiles});
-  Tournament(images, tiles).play(walks.data(), kernels.backward);
+                     flags.get() + b * tiles,
+                     flags.get() + (images + b) * tiles});
+  tournament.play(walks.data(), kernels.backward, scratch.data());
   double total_mu = 0, total_beta = 0;
   for (int64_t x = 0; x < images * tiles; ++x) {
     total_mu += grad_gates[2 * x];
@@ -72,8 +87,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
 }
 
 void walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t,
-                   Tensor walked, Tensor row_lse, Tensor grad_state, Tensor grad_seed, Tensor grad_psi, Tensor grad_mu,
-                   Tensor grad_beta) {
+                   Tensor walked, Tensor row_lse, Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi,
+                   Tensor grad_mu, Tensor grad_beta) {
   with_walks(walked, seed, psi, [&](const auto& kernels) {
     run(kernels, grad_next, state, seed, psi, mu, beta, t, walked, row_lse, grad_state, grad_seed, grad_psi, grad_mu,
         grad_beta);

@@ -28,7 +28,7 @@ struct BackwardWeightFactors : WeightTile<Factor> {
   alignas(64) Factor T_columns[kTile * kTile / kPerFactor<Factor>];
 
   template <typename Real>
-  DIFNET_MEMBER explicit BackwardWeightFactors(const BackwardWeights<Real>& from) {
+  DIFNET_MEMBER BackwardWeightFactors(const BackwardWeights<Real>& from, bool with_T) {
     for (int panel = 0; panel < this->kPanelsI; ++panel)
       for (int micro = 0; micro < this->kPanelsJ; ++micro) {
         this->mask[panel][micro] = from.mask[panel][micro];
@@ -36,6 +36,7 @@ struct BackwardWeightFactors : WeightTile<Factor> {
         const int64_t at = from.micro_tile(panel, micro), to = this->micro_tile(panel, micro);
         pair_rows(from.P_ji + at, P_ji + to);
         pair_columns(from.P_ij + at, P_ij + to);
+        if (!with_T) continue;
         pair_rows(from.T + at, T_rows + to);
         pair_columns(from.T + at, T_columns + to);
       }
@@ -48,46 +49,39 @@ DIFNET_INLINE void transition(const WalkBackward<Real, Factor>& walk, int64_t a,
                               BackwardWeights<Real>& tile) {
   using V = Vec<Real>;
   constexpr int NR = kNR<Real>, W = kWidth<Real>;
-  const int64_t D = walk.size.embed_factors, i = a * kTile + panel * NR;
+  const int64_t D = walk.size.embed_factors;
+  const int i = panel * NR;
   const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
-  const bool may_skip = walk.finite[a] && walk.finite[b];
-  const V lse_low = load<V>(walk.row_lse_padded + i), lse_high = load<V>(walk.row_lse_padded + i + W);
+  const bool may_skip = walk.finite[a] && walk.finite[b], in_range = walk.in_range[a] && walk.in_range[b];
+  const Shifts<Real>&rows_a = walk.shifts[a], &rows_b = walk.shifts[b];
   for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
-    const int64_t j = b * kTile + micro * kMR;
-    tile.mask[panel][micro] = panel * NR < nodes_a && micro * kMR < nodes_b;
+    const int j = micro * kMR;
+    tile.mask[panel][micro] = i < nodes_a && j < nodes_b;
     if (!tile.mask[panel][micro]) continue;
     MicroTile<Real> S = {};
-    inner_products(walk.psi_node_panels + i * D, walk.psi_node_panels + (j - j % NR) * D + j % NR, D, S);  // (W1)
-    V most = S.at[0][0] - lse_low;
-#pragma GCC unroll 8
-    for (int c = 0; c < kMR; ++c) {
-      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
-      most = larger(most, S.at[c][0] - lse_low);
-      most = larger(most, S.at[c][1] - lse_high);
-      most = larger(most, S.at[c][0] - lse_column);
-      most = larger(most, S.at[c][1] - lse_column);
-    }
-    if (may_skip && !(largest_lane(most) > -kNegligible<Real>)) {
+    inner_products(walk.psi_node_panels + (a * kTile + i) * D,
+                   walk.psi_node_panels + (b * kTile + j - j % NR) * D + j % NR, D, S);  // (W1)
+    const V most = largest_exponent(S, rows_a.shift + i, rows_b.shift + j);
+    if (may_skip && !(largest_lane(most) > -kNegligible<Real> * kLn2<Real>)) {
       tile.mask[panel][micro] = false;
       continue;
     }
     Real* P_ij = tile.P_ij + tile.micro_tile(panel, micro);
     Real* P_ji = tile.P_ji + tile.micro_tile(panel, micro);
-#pragma GCC unroll 8
-    for (int c = 0; c < kMR; ++c) {
-      const V lse_column = broadcast<V>(walk.row_lse_padded[j + c]);
-      store(P_ij + c * NR, exponential(S.at[c][0] - lse_low));
-      store(P_ij + c * NR + W, exponential(S.at[c][1] - lse_high));
-      store(P_ji + c * NR, exponential(S.at[c][0] - lse_column));
-      store(P_ji + c * NR + W, exponential(S.at[c][1] - lse_column));
-    }
+    for_each_weight(S, rows_a, i, rows_b, j, in_range,
+                    [&](int c, const V(&of_i)[2], const V(&of_j)[2]) __attribute__((always_inline)) {
+                      store(P_ij + c * NR, of_i[0]);
+                      store(P_ij + c * NR + W, of_i[1]);
+                      store(P_ji + c * NR, of_j[0]);
+                      store(P_ji + c * NR + W, of_j[1]);
+                    });
   }
 }
 
-// (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into the off_diagonal of the nodes i
+// (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into `off_diagonal` of the nodes i
 template <typename Real, typename Factor>
 DIFNET_INLINE void add_row_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
-                                 BackwardWeights<Real>& tile) {
+                                 BackwardWeights<Real>& tile, Real* off_diagonal) {
   using V = Vec<Real>;
   constexpr int NR = kNR<Real>, W = kWidth<Real>;
   const int64_t K = walk.size.classes, i = a * kTile + panel * NR, j = b * kTile + micro * kMR;
@@ -102,24 +96,25 @@ DIFNET_INLINE void add_row_terms(const WalkBackward<Real, Factor>& walk, int64_t
     change.at[c][1] = -delta_high;
   }
   inner_products(walk.h_node_panels + i * K, walk.state_node_panels + (j - j % NR) * K + j % NR, K, change);
-  V pull_low = load<V>(walk.off_diagonal + i), pull_high = load<V>(walk.off_diagonal + i + W);
+  off_diagonal += panel * NR;
+  V sum_low = load<V>(off_diagonal), sum_high = load<V>(off_diagonal + W);
 #pragma GCC unroll 8
   for (int c = 0; c < kMR; ++c) {
     const V low = load<V>(P_ij + c * NR) * change.at[c][0], high = load<V>(P_ij + c * NR + W) * change.at[c][1];
     store(T + c * NR, low);
     store(T + c * NR + W, high);
     if (c >= nodes) continue;  // padding looks nowhere, but its logits are 0, not -inf
-    pull_low += low;
-    pull_high += high;
+    sum_low += low;
+    sum_high += high;
   }
-  store(walk.off_diagonal + i, pull_low);
-  store(walk.off_diagonal + i + W, pull_high);
+  store(off_diagonal, sum_low);
+  store(off_diagonal + W, sum_high);
 }
 
-// (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into the off_diagonal of the nodes j
+// (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into `off_diagonal` of the nodes j
 template <typename Real, typename Factor>
 DIFNET_INLINE void add_column_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
-                                    BackwardWeights<Real>& tile) {
+                                    BackwardWeights<Real>& tile, Real* off_diagonal) {
   using V = Vec<Real>;
   constexpr int NR = kNR<Real>, W = kWidth<Real>;
   const int64_t K = walk.size.classes, i = a * kTile + panel * NR, j = b * kTile + micro * kMR;
@@ -134,59 +129,87 @@ DIFNET_INLINE void add_column_terms(const WalkBackward<Real, Factor>& walk, int6
     const V low = load<V>(P_ji + c * NR) * change.at[c][0], high = load<V>(P_ji + c * NR + W) * change.at[c][1];
     store(T + c * NR, load<V>(T + c * NR) + low);
     store(T + c * NR + W, load<V>(T + c * NR + W) + high);
-    if (a != b) walk.off_diagonal[j + c] += sum_lanes(low + high);
+    if (a != b) off_diagonal[micro * kMR + c] += sum_lanes(low + high);
   }
+}
+
+// Whether the gradient of psi is wanted: without it no T is computed.
+template <typename Real, typename Factor>
+DIFNET_INLINE bool wants_psi(const WalkBackward<Real, Factor>& walk) {
+  return walk.grad_psi.data != nullptr;
 }
 
 // P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits. One product at a time passes
-// over the strips, so that its operands stay in the first-level cache.
+// over the micro-tiles, so that its operands stay in the first-level cache.
 template <typename Real, typename Factor>
-DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile) {
+DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile,
+                         WalkBackwardScratch<Real>& scratch) {
   for (int panel = 0; panel < tile.kPanelsI; ++panel) {
     transition(walk, a, b, panel, tile);
+    if (!wants_psi(walk)) continue;
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
-      if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile);
+      if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile, scratch.off_diagonal[0]);
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
-      if (tile.mask[panel][micro]) add_column_terms(walk, a, b, panel, micro, tile);
+      if (tile.mask[panel][micro]) add_column_terms(walk, a, b, panel, micro, tile, scratch.off_diagonal[1]);
   }
 }
 
-// Takes the diagonal out of T and of `off_diagonal`; `close` puts it add_column_terms as minus the off_diagonal.
-template <typename Real, typename Factor>
-DIFNET_INLINE void drop_diagonal(const WalkBackward<Real, Factor>& walk, int64_t tile, BackwardWeights<Real>& weights) {
+// Takes the diagonal out of T and of `off_diagonal`; the epilogue puts it back as minus the sum of the others.
+template <typename Real>
+DIFNET_INLINE void drop_diagonal(BackwardWeights<Real>& weights, Real* off_diagonal) {
   constexpr int NR = kNR<Real>;
   for (int n = 0; n < kTile; ++n) {
     if (!weights.mask[n / NR][n / kMR]) continue;
     Real& T_nn = weights.T[weights.micro_tile(n / NR, n / kMR) + n % kMR * NR + n % NR];
-    walk.off_diagonal[tile * kTile + n] -= T_nn / 2;
+    off_diagonal[n] -= T_nn / 2;
     T_nn = 0;
   }
 }
 
 // (B5, B6) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
 template <typename Real, typename Factor>
-DIFNET_INLINE void walk_tiles(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b) {
-  const int64_t psi = kTile * walk.size.embed_stored, h = kTile * walk.size.state_stored;
-  const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
+void walk_backward_multiply(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b,
+                            WalkBackwardScratch<Real>& scratch) {
   constexpr int per_factor = kPerFactor<Factor>;
-  const Factor *psi_a = walk.psi_channel_panels + a * psi / per_factor,
-               *psi_b = walk.psi_channel_panels + b * psi / per_factor;
-  const Factor *h_a = walk.h_channel_panels + a * h / per_factor, *h_b = walk.h_channel_panels + b * h / per_factor;
+  const int64_t psi = kTile * walk.size.embed_stored / per_factor, h = kTile * walk.size.state_stored / per_factor;
+  const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
+  const Factor *psi_a = walk.psi_channel_panels + a * psi, *psi_b = walk.psi_channel_panels + b * psi;
+  const Factor *h_a = walk.h_channel_panels + a * h, *h_b = walk.h_channel_panels + b * h;
+  for (int side = 0; side < 2; ++side)
+    for (int n = 0; n < kTile; ++n) scratch.off_diagonal[side][n] = walk.off_diagonal[(side == 0 ? a : b) * kTile + n];
   BackwardWeights<Real> tile;
-  weigh(walk, a, b, tile);
-  if (a == b) drop_diagonal(walk, a, tile);
+  weigh(walk, a, b, tile, scratch);
+  if (a == b && wants_psi(walk)) drop_diagonal(tile, scratch.off_diagonal[0]);
   const auto sum = [&](const auto& over, const Factor* T_rows, const Factor* T_columns) __attribute__((always_inline)) {
-    over.add_rows(T_rows, psi_b, psi_columns, walk.psi_sums + a * psi);  // (B5)
-    over.add_rows(over.P_ji, h_b, h_columns, walk.state_sums + a * h);   // (B6)
+    scratch.written[0] = over.rows();
+    if (wants_psi(walk)) over.sum_rows(T_rows, psi_b, psi_columns, scratch.psi_sums[0]);  // (B5)
+    over.sum_rows(over.P_ji, h_b, h_columns, scratch.state_sums[0]);                      // (B6)
     if (a == b) return;
-    over.add_columns(T_columns, psi_a, psi_columns, walk.psi_sums + b * psi);  // (B5)
-    over.add_columns(over.P_ij, h_a, h_columns, walk.state_sums + b * h);      // (B6)
+    scratch.written[1] = over.columns();
+    if (wants_psi(walk)) over.sum_columns(T_columns, psi_a, psi_columns, scratch.psi_sums[1]);  // (B5)
+    over.sum_columns(over.P_ij, h_a, h_columns, scratch.state_sums[1]);                         // (B6)
   };
   if constexpr (per_factor == 1) {
     sum(tile, tile.T, tile.T);
   } else {
-    const BackwardWeightFactors<Factor> factors(tile);
+    const BackwardWeightFactors<Factor> factors(tile, wants_psi(walk));
     sum(factors, factors.T_rows, factors.T_columns);
+  }
+}
+
+template <typename Real, typename Factor>
+void walk_backward_commit(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b,
+                          WalkBackwardScratch<Real>& scratch) {
+  for (int side = 0; side < (a == b ? 1 : 2); ++side) {
+    const int64_t tile = side == 0 ? a : b;
+    const uint64_t written = scratch.written[side];
+    if (written == 0) continue;
+    if (wants_psi(walk))
+      add_sums(scratch.psi_sums[side], written, walk.size.embed_columns,
+               walk.psi_sums + tile * kTile * walk.size.embed_stored);
+    add_sums(scratch.state_sums[side], written, walk.size.state_columns,
+             walk.state_sums + tile * kTile * walk.size.state_stored);
+    for (int n = 0; n < kTile; ++n) walk.off_diagonal[tile * kTile + n] = scratch.off_diagonal[side][n];
   }
 }
 
@@ -201,13 +224,22 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
          *h_channel_panels = walk.h_channel_panels + first * stored / per_factor;
   Real *states = walk.state_node_panels + first * K,
        *grads = walk.h_node_panels + first * K;  // of which h is made in place
-  pack_node_panels(walk.psi, D, tile, nodes, walk.psi_node_panels + first * walk.size.embed_factors);
-  pack_channel_panels(walk.psi, D, tile, nodes, psi_channel_panels, embed);
+  Factor* psi_node_panels = walk.psi_node_panels + first * walk.size.embed_factors;
+  pack_node_panels(walk.psi, D, tile, nodes, psi_node_panels);
+  if (wants_psi(walk)) pack_channel_panels(walk.psi, D, tile, nodes, psi_channel_panels, embed);
   pack_node_panels(walk.state, K, tile, nodes, states);
   pack_node_panels(walk.grad_next, K, tile, nodes, grads);
+  using V = Vec<Real>;
+  alignas(64) Real row_lse[kTile], rest[kTile];
   for (int n = 0; n < kTile; ++n) {
     walk.delta[first + n] = walk.off_diagonal[first + n] = 0;
-    walk.row_lse_padded[first + n] = n < nodes ? walk.row_lse[first + n] : 0;
+    row_lse[n] = n < nodes ? walk.row_lse[first + n] : 0;
+  }
+  V largest = {};
+  for (int n = 0; n < kTile; n += kWidth<Real>) {
+    const V lse = load<V>(row_lse + n);
+    largest = larger(largest, lse);
+    store(rest + n, set_shifts_and_rest(walk.shifts[tile], n, lse));
   }
   double grad_mu = 0, grad_beta = 0;
   with_type(walk.seed.dtype, [&](auto* type) {
@@ -222,24 +254,19 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
         grad_beta += double((mixed - y) * grad);                        // (B7)
         walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;  // (B1)
         walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;       // (B1)
-        grads[at] = beta * mu * grad;                                   // (B1)
+        grads[at] = beta * mu * grad * rest[n];                         // (B1)
         walk.delta[first + n] += grads[at] * w;                         // (B2)
       }
   });
   walk.grad_gates[2 * tile] = double(beta) * grad_mu;
   walk.grad_gates[2 * tile + 1] = grad_beta;
   repack_as_channel_panels(grads, K, h_channel_panels, stored);
-  walk.finite[tile] = all_finite(psi_channel_panels, kTile * embed / per_factor) && all_finite(states, kTile * K) &&
-                      all_finite(grads, kTile * K) && all_finite(walk.delta + first, kTile) &&
-                      all_finite(walk.row_lse_padded + first, kTile);
-  for (int64_t x = 0; x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
+  const bool logits_finite = all_finite(psi_node_panels, kTile * walk.size.embed_factors) && all_finite(row_lse, kTile);
+  walk.finite[tile] = logits_finite && all_finite(states, kTile * K) && all_finite(grads, kTile * K) &&
+                      all_finite(walk.delta + first, kTile);
+  walk.in_range[tile] = logits_finite && largest_lane(largest) <= kInRange;  // abs(S_ij) <= the larger of S_ii, S_jj
+  for (int64_t x = 0; wants_psi(walk) && x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
   for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;
-  walk_tiles(walk, tile, tile);
-}
-
-template <typename Real, typename Factor>
-void walk_backward_tiles(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b) {
-  walk_tiles(walk, a, b);
 }
 
 template <typename Real, typename Factor>
@@ -250,12 +277,13 @@ void walk_backward_epilogue(const WalkBackward<Real, Factor>& walk, int64_t tile
   const Real* states = walk.state_sums + first * stored;
   const auto* psi = numbers(walk.psi_channel_panels + first * embed / kPerFactor<Factor>);
   Real* grads = walk.psi_sums + first * embed;
-  for (int64_t n = 0; n < nodes; ++n) {
+  for (int64_t n = 0; n < nodes; ++n)
     for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_channel_panels<Real>(n, c)];
+  if (!wants_psi(walk)) return;
+  for (int64_t n = 0; n < nodes; ++n)
     for (int64_t c = 0; c < D; ++c)
       grads[in_channel_panels<Real>(n, c)] -=
           2 * walk.off_diagonal[first + n] * widen<Real>(psi[in_channel_panels<Factor>(n, c)]);
-  }
   unpack_channel_panels(grads, D, tile, nodes, walk.grad_psi);
 }
 

@@ -23,9 +23,16 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
   const int64_t states = padded / kernels.per_factor * size.state_stored,
                 state_channel_panels = work.reserve(images * states);
   const int64_t sums = work.reserve(images * padded * size.state_stored);
-  const int64_t shift = work.reserve(images * padded);
+  const int64_t shifts = work.reserve(images * 3 * padded);
+  Tournament tournament(images, tiles);
+  const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
+  const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);
   work.allocate(walked);
-  const std::unique_ptr<bool[]> finite(new bool[images * tiles]);
+  const std::unique_ptr<bool[]> flags(new bool[2 * images * tiles]);
+  std::vector<WalkForwardScratch<Real>> scratch(workers);
+  for (int64_t worker = 0; worker < workers; ++worker)
+    for (int64_t side = 0; side < 2; ++side)
+      scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
     walks.push_back(
@@ -35,8 +42,9 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
          static_cast<const Real*>(beta.const_data_ptr())[t],
          work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
          work.template at<Factor>(state_channel_panels + b * states), work.at(sums + b * padded * size.state_stored),
-         work.at(shift + b * padded), finite.get() + b * tiles});
-  Tournament(images, tiles).play(walks.data(), kernels.forward);
+         work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
+         flags.get() + (images + b) * tiles});
+  tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 
 void walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t, Tensor next_state,

@@ -8,12 +8,13 @@ namespace difnet::cpu::DIFNET_ISA {
 
 template <typename Real, typename Factor>
 constexpr WalkKernels<Real, Factor> walk_kernels() {
-  return {
-      kChannelUnit<Real>,
-      kNR<Real>,
-      kPerFactor<Factor>,
-      {walk_forward_prologue<Real, Factor>, walk_forward_tiles<Real, Factor>, walk_forward_epilogue<Real, Factor>},
-      {walk_backward_prologue<Real, Factor>, walk_backward_tiles<Real, Factor>, walk_backward_epilogue<Real, Factor>}};
+  return {kChannelUnit<Real>,
+          kNR<Real>,
+          kPerFactor<Factor>,
+          {walk_forward_prologue<Real, Factor>, walk_forward_multiply<Real, Factor>, walk_forward_commit<Real, Factor>,
+           walk_forward_epilogue<Real, Factor>},
+          {walk_backward_prologue<Real, Factor>, walk_backward_multiply<Real, Factor>,
+           walk_backward_commit<Real, Factor>, walk_backward_epilogue<Real, Factor>}};
 }
 
 }  // namespace difnet::cpu::DIFNET_ISA

@@ -14,6 +14,17 @@ struct WalkSizes {
   int64_t embed_factors;                 // of a node in node panels
 };
 
+// Logits of this size, and smaller ones, share one polynomial between both of their weights (exponential.h).
+inline constexpr int kInRange = 1 << 16;
+
+// What is subtracted from the logits of a tile's rows before exp, in the forms that weights need (exponential.h).
+template <typename Real>
+struct Shifts {
+  Real shift[kTile];     // a multiple k ln2 where it is in range
+  Real limit[kTile];     // weights of logits up to this one, as a rounded multiple of ln2, are zero
+  Real exponent[kTile];  // bits: k, where a number has its exponent
+};
+
 // Factor is what is multiplied: Real, or a pair of bf16 numbers. Panels are drawn in layouts.h.
 template <typename Real, typename Factor = Real>
 struct WalkForward {
@@ -25,33 +36,52 @@ struct WalkForward {
   Factor* psi_node_panels;
   Factor* state_channel_panels;  // with a column of ones after the classes: sums[.][classes] becomes the row sum of P
   Real* sums;                    // sum over j of exp(S_ij - shift_i) state_j, in channel panels
-  Real* shift;                   // running maximum of each row, within kSlack
+  Shifts<Real>* shifts;          // per tile: the running maximum of each row, within kSlack
   bool* finite;                  // per tile: no NaN or Inf in psi and state, so a negligible weight may be skipped
+  bool* in_range;                // per tile: psi is finite, and no norm^2 above kInRange
+};
+
+// What a step makes before it is committed: the memory of one worker.
+template <typename Real>
+struct WalkForwardScratch {
+  Real* sums[2];         // of tile a and of tile b, like WalkForward::sums
+  uint64_t written[2];   // rows of `sums` that hold something, a bit for every kRowGroup of them
+  Shifts<Real> rows[2];  // those of the tiles, raised where a logit asks for it
+  bool raised;
 };
 
 template <typename Real, typename Factor = Real>
 struct WalkBackward {
   WalkSizes size;
-  Field grad_next, state, seed, psi, grad_psi;
+  Field grad_next, state, seed, psi, grad_psi;  // grad_psi without data where it is not wanted
   const Real *walked, *row_lse;
   Real *grad_state, *grad_seed;  // [N][K]; grad_seed is added to
   double* grad_gates;            // per tile: its share of dL/dmu and dL/dbeta
   Real mu, beta;
   // workspace
   Factor *psi_node_panels, *psi_channel_panels, *h_channel_panels;
-  Real *state_node_panels, *h_node_panels, *row_lse_padded, *delta;
+  Real *state_node_panels, *h_node_panels, *delta;
+  Shifts<Real>* shifts;         // per tile: the row_lse, of which the part below a multiple of ln2 is in h and delta
   Real *psi_sums, *state_sums;  // B5, B6, in channel panels
   Real* off_diagonal;           // per node i: sum over j != i of P_ij (h_i y_j - delta_i)
-  bool* finite;
+  bool *finite, *in_range;
 };
 
-// The steps of a walk. The prologue packs a tile and walks its diagonal; `tiles` walks two different tiles, both ways,
-// from one set of logits; the epilogue turns the sums of a finished tile into results. A tile is touched by one step at
-// a time (schedule.h), so steps need no locks.
-template <typename Walk>
+template <typename Real>
+struct WalkBackwardScratch {
+  Real *psi_sums[2], *state_sums[2];  // of tile a and of tile b
+  uint64_t written[2];
+  Real off_diagonal[2][kTile];
+};
+
+// The steps of a walk. The prologue packs a tile; `multiply` makes what two tiles (or one tile and itself) add to each
+// other's rows from one set of logits, in scratch memory; `commit` adds it; the epilogue turns the sums of a tile into
+// results. A tile is changed by one step at a time (schedule.h), so steps need no locks.
+template <typename Walk, typename Scratch>
 struct WalkSteps {
   void (*prologue)(const Walk&, int64_t tile);
-  void (*tiles)(const Walk&, int64_t a, int64_t b);
+  void (*multiply)(const Walk&, int64_t a, int64_t b, Scratch&);
+  void (*commit)(const Walk&, int64_t a, int64_t b, Scratch&);
   void (*epilogue)(const Walk&, int64_t tile);
 };
 
@@ -59,8 +89,8 @@ struct WalkSteps {
 template <typename Real, typename Factor = Real>
 struct WalkKernels {
   int channel_unit, panel, per_factor;
-  WalkSteps<WalkForward<Real, Factor>> forward;
-  WalkSteps<WalkBackward<Real, Factor>> backward;
+  WalkSteps<WalkForward<Real, Factor>, WalkForwardScratch<Real>> forward;
+  WalkSteps<WalkBackward<Real, Factor>, WalkBackwardScratch<Real>> backward;
 };
 
 }  // namespace difnet::cpu

@@ -1,0 +1,348 @@
+"""The only validation of inputs: the public functions and the operators call it before any work.
+
+An error names the rule, the argument as the caller knows it, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difnet_kernels.problem import FLOATS, PRECISIONS, accumulation_dtype
+
+
+def check_field(name: str, x: Tensor) -> None:
+    """A field is a floating-point tensor (B, C, *S) with C >= 1 and at least one spatial axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, C, *S); got {type(x).__name__}. Convert it with torch.as_tensor.")
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. Convert it with {name}.float()."
+        )
+    if x.dim() < 3:
+        raise ValueError(
+            f"{name} must be (B, C, *S) with at least one spatial axis; got {tuple(x.shape)}. "
+            "Add the missing axes with unsqueeze, or reshape a node list to (B, C, N)."
+        )
+    if x.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have at least one channel; got {tuple(x.shape)}. Drop the walk or the call instead."
+        )
+
+
+def check_on_grid(name: str, x: Tensor, seed: Tensor) -> None:
+    """`x` lies on the grid, in the batch and on the device of `seed`."""
+    check_field(name, x)
+    if x.shape[0] != seed.shape[0] or x.shape[2:] != seed.shape[2:]:
+        raise ValueError(
+            f"{name} must be (B, C, *S) on the batch and grid of seed {tuple(seed.shape)}; got {tuple(x.shape)}. "
+            "Resize it to the seed's grid, or let PsiProjection pool it there; channels that are the last axis become the "
+            "second by movedim(-1, 1)."
+        )
+    if x.device != seed.device:
+        raise ValueError(
+            f"{name} must be on the device of seed, {seed.device}; got {x.device}. Move it with {name}.to(seed.device)."
+        )
+
+
+def check_embeddings(psi: Sequence[Tensor] | Tensor, seed: Tensor) -> list[Tensor]:
+    """The T embeddings as a list: from a sequence of (B, D_t, *S), or from one tensor (T, B, D, *S). Whether they fit the
+    seed is for `check_cascade`."""
+    if isinstance(psi, Tensor):
+        if psi.dim() != seed.dim() + 1:
+            raise ValueError(
+                f"psi as one tensor must be (T, B, D, *S) with {seed.dim() + 1} axes for seed {tuple(seed.shape)}; got "
+                f"{tuple(psi.shape)}. For a single walk pass [psi] or psi.unsqueeze(0)."
+            )
+        psi = psi.unbind(0)
+    elif not isinstance(psi, Sequence):
+        raise TypeError(f"psi must be a sequence of tensors or one tensor (T, B, D, *S); got {type(psi).__name__}.")
+    if len(psi) == 0:
+        raise ValueError("psi must hold at least one embedding; got none. A cascade of no walks is the seed itself.")
+    for t, p in enumerate(psi):
+        if not isinstance(p, Tensor):
+            check_field(f"psi[{t}]", p)
+    return list(psi)
+
+
+def check_gates(
+    name: str, gates: Tensor | Sequence[float] | float, walks: int, seed: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """mu or beta as a tensor of the accumulation dtype. Python numbers are checked against [0, 1]; tensors are used as they
+    are, because reading them would make the host wait for the device. Whether they fit is for `check_cascade`."""
+    if isinstance(gates, Tensor):
+        if not gates.dtype.is_floating_point:
+            raise TypeError(f"{name} must be floating point; got {gates.dtype}. Convert it with {name}.float().")
+        return gates if gates.dtype == dtype else gates.to(dtype)
+    if not isinstance(gates, Sequence) or isinstance(gates, str):
+        raise TypeError(f"{name} must be a (T,) tensor or a sequence of {walks} floats; got {type(gates).__name__}.")
+    if len(gates) != walks:
+        raise ValueError(f"{name} must hold one value per walk, {walks} in all; got {len(gates)}.")
+    for t, gate in enumerate(gates):
+        if isinstance(gate, Tensor):
+            raise TypeError(f"{name} must be one (T,) tensor or Python floats; got a list of tensors. Use torch.stack.")
+        if not isinstance(gate, Real):
+            raise TypeError(f"{name}[{t}] must be a number in [0, 1]; got {type(gate).__name__}.")
+        if not 0.0 <= gate <= 1.0:
+            raise ValueError(
+                f"{name}[{t}] must be a probability in [0, 1]; got {gate}. A logit goes through torch.sigmoid first."
+            )
+    # made where they are read: a copy from the host would wait for the device, and cannot be captured in a graph. A product
+    # and not torch.full, because the compiler keeps the factor of a product open and compiles once for all its values
+    one = torch.ones((1,), dtype=dtype, device=seed.device)
+    return torch.cat([one * (gate if isinstance(gate, (int, float)) else float(gate)) for gate in gates])
+
+
+def check_gate(name: str, gate: Tensor | float, seed: Tensor, dtype: torch.dtype) -> Tensor:
+    """mu or beta of a single walk, as a (1,) tensor."""
+    if not isinstance(gate, Tensor):
+        return check_gates(name, (gate,), 1, seed, dtype)
+    if gate.numel() != 1:
+        raise ValueError(f"{name} must be a scalar, a 0-d or (1,) tensor, for a single walk; got {tuple(gate.shape)}.")
+    return check_gates(name, gate.reshape(1), 1, seed, dtype)
+
+
+def check_projection(
+    features: Tensor, weight: Tensor, bias: Tensor | None, grid: Sequence[int], *, last: str = "bias"
+) -> None:
+    """features (B, C, *S) with one to three axes and a pixel each, weight (D, C), bias (D,) or None, grid like S. `last` is
+    what the caller calls the bias."""
+    check_field("features", features)
+    axes = features.dim() - 2
+    if axes > 3:
+        raise ValueError(f"features must be (B, C, *S) with one to three spatial axes; got {tuple(features.shape)}.")
+    if not 0 < math.prod(features.shape[2:]) < 2**31:
+        raise ValueError(f"features must have 1 to 2^31 - 1 pixels per image to pool; got {tuple(features.shape)}.")
+    _check_parameter("weight", weight, features, 2)
+    if weight.shape[0] == 0 or weight.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"weight must be (D, C) with at least one row, C = {features.shape[1]} being the channels of features "
+            f"{tuple(features.shape)}; got {tuple(weight.shape)}.{_channels_last(features, weight.shape[1])}"
+        )
+    if bias is not None:
+        _check_parameter(last, bias, features, 1)
+        if bias.shape[0] != weight.shape[0]:
+            raise ValueError(f"{last} must be ({weight.shape[0]},), one per row of weight; got {tuple(bias.shape)}.")
+    check_grid(grid, axes, features)
+
+
+def check_grid(grid: Sequence[int], axes: int, features: Tensor) -> None:
+    rule = f"grid must be {axes} positive sizes, one per spatial axis of features {tuple(features.shape)}"
+    if isinstance(grid, (str, dict, set)) or not hasattr(grid, "__len__") or not hasattr(grid, "__getitem__"):
+        raise TypeError(f"{rule}; got {grid!r} ({type(grid).__name__}). Write it as {(8,) * axes}, for example.")
+    if any(isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) for size in grid):
+        raise TypeError(f"{rule}, in integers; got {grid!r}. Round them first.")
+    if len(grid) != axes or min(grid) < 1:
+        raise ValueError(f"{rule}; got {tuple(grid)}.")
+
+
+def _channels_last(x: Tensor, channels: int) -> str:
+    """What to say where the last axis would have fitted."""
+    if x.dim() < 3 or x.shape[-1] != channels:
+        return ""
+    return " The channels seem to be the last axis: pass them second, as movedim(-1, 1) does."
+
+
+def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in FLOATS or x.dim() != axes:
+        told = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor with {axes} axes; got {told}.")
+    if x.device != features.device:
+        raise ValueError(
+            f"{name} must be on the device of features, {features.device}; got {x.device}. Move it with "
+            f"{name}.to(features.device)."
+        )
+
+
+def check_cascade(
+    state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, precision: str
+) -> None:
+    """What the operator itself demands, whoever calls it: a traced graph has lost the checks of the public functions.
+
+    A right call passes by a few comparisons; only a wrong one is looked at again, for what to say.
+    """
+    fields = psi if state is None else (*psi, state)
+    accumulate = accumulation_dtype(seed, fields)
+    if _fits(state, seed, fields, len(psi), mu, beta, accumulate) and precision in PRECISIONS:
+        return
+    check_field("seed", seed)
+    check_embeddings(psi, seed)
+    for t, p in enumerate(psi):
+        check_on_grid(f"psi[{t}]", p, seed)
+    if state is not None:
+        check_state(state, seed)
+    for name, gate in (("mu", mu), ("beta", beta)):
+        check_gates(name, gate, len(psi), seed, accumulate)
+        if gate.device != seed.device:
+            raise ValueError(
+                f"{name} must be on the device of seed, {seed.device}; got {gate.device}. Move it with {name}.to(seed.device)."
+            )
+        if tuple(gate.shape) != (len(psi),):
+            raise ValueError(f"{name} must be ({len(psi)},), one value per walk; got {tuple(gate.shape)}.")
+        if gate.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums of these fields run; got {gate.dtype}. Convert it with "
+                f"{name}.to({accumulate})."
+            )
+    check_precision(precision)
+
+
+def _fits(
+    state: Tensor | None,
+    seed: Tensor,
+    fields: Sequence[Tensor],
+    walks: int,
+    mu: Tensor,
+    beta: Tensor,
+    accumulate: torch.dtype,
+) -> bool:
+    shape, device, gates = seed.shape, seed.device, (walks,)
+    if len(shape) < 3 or shape[1] == 0 or walks == 0 or seed.dtype not in FLOATS:
+        return False
+    if state is not None and state.shape[1:2] != shape[1:2]:
+        return False
+    for gate in (mu, beta):
+        if gate.shape != gates or gate.dtype != accumulate or gate.device != device:
+            return False
+    batch, grid = shape[0], shape[2:]
+    for x in fields:
+        size = x.shape
+        if len(size) < 3 or size[0] != batch or size[2:] != grid or size[1] == 0 or x.device != device:
+            return False
+        if x.dtype not in FLOATS:
+            return False
+    return True
+
+
+def check_state(state: Tensor, seed: Tensor) -> None:
+    check_on_grid("state", state, seed)
+    if state.shape[1] != seed.shape[1]:
+        raise ValueError(f"state and seed must have the same classes; got {state.shape[1]} and {seed.shape[1]}.")
+
+
+def check_saved(
+    grad_states: Sequence[Tensor | None],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    walked: Tensor,
+    row_lse: Tensor,
+    wanted: Sequence[bool],
+) -> None:
+    """What backward demands beside the arguments of forward."""
+    sizes = (len(psi), seed.shape[0], math.prod(seed.shape[2:]))
+    accumulate = accumulation_dtype(seed, psi if state is None else (*psi, state))
+    for name, x, shape in (("walked", walked, (*sizes, seed.shape[1])), ("row_lse", row_lse, sizes)):
+        if x.shape != shape or x.dtype != accumulate or x.device != seed.device:
+            raise ValueError(
+                f"{name} must be what cascade_forward returned with gradients=True, {shape} of {accumulate} on "
+                f"{seed.device}; got {tuple(x.shape)} of {x.dtype} on {x.device}."
+            )
+    if len(grad_states) not in (1, len(psi)):
+        raise ValueError(f"grad_states must hold 1 gradient, or {len(psi)}, one per walk; got {len(grad_states)}.")
+    for t, grad in enumerate(grad_states):
+        if grad is not None and (grad.shape != seed.shape or grad.device != seed.device or grad.dtype not in FLOATS):
+            raise ValueError(
+                f"grad_states[{t}] must be {tuple(seed.shape)}, floating point and on {seed.device}; got "
+                f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}."
+            )
+    if len(wanted) != len(psi) + 4:
+        raise ValueError(
+            f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
+        )
+
+
+def check_nodes(nodes: Tensor | Sequence[Any], psi: Tensor) -> Tensor:
+    """(B, M) flat indices or (B, M, len(S)) coordinates as a tensor of int64 on the device of psi (B, D, *S)."""
+    if not isinstance(nodes, Tensor):
+        try:
+            nodes = torch.as_tensor(nodes, device=psi.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"nodes must be integer indices, as a tensor, an array or nested lists; got {type(nodes).__name__} ({error})."
+            ) from None
+    if nodes.dtype.is_floating_point or nodes.dtype.is_complex or nodes.dtype == torch.bool:
+        raise TypeError(f"nodes must be integer indices; got {nodes.dtype}. Convert them with nodes.long().")
+    axes = psi.dim() - 2
+    if nodes.dim() not in (2, 3) or nodes.shape[0] != psi.shape[0] or (nodes.dim() == 3 and nodes.shape[2] != axes):
+        raise ValueError(
+            f"nodes must be (B, M) flat indices or (B, M, {axes}) coordinates for psi {tuple(psi.shape)}; got "
+            f"{tuple(nodes.shape)}."
+        )
+    if nodes.device != psi.device:
+        raise ValueError(
+            f"nodes must be on the device of psi, {psi.device}; got {nodes.device}. Move them with nodes.to(psi.device)."
+        )
+    return nodes.long()
+
+
+def check_volume(features: Tensor, weight: Tensor, slope: Tensor | None, grid: Sequence[int]) -> None:
+    """What Ψ's operator itself demands: features (B, C, Z, H, W), weight (D, C) and slope (D,) of the accumulation dtype."""
+    if features.dim() != 5:
+        raise ValueError(f"features must be a volume (B, C, Z, H, W); got {tuple(features.shape)}. Add axes of one.")
+    check_projection(features, weight, slope, grid, last="slope")
+    accumulate = accumulation_dtype(features, [weight])
+    for name, x in (("weight", weight), ("slope", slope)):
+        if x is not None and x.dtype != accumulate:
+            raise TypeError(
+                f"{name} must be {accumulate}, in which the sums run; got {x.dtype}. Convert it with {name}.to({accumulate})."
+            )
+
+
+def check_pooled(
+    grads: Sequence[Tensor | None], features: Tensor, weight: Tensor, position: Tensor, z: Tensor | None, mean: Tensor
+) -> None:
+    """What Ψ's backward demands of what forward returned, and of grads = (grad_peak, grad_mean, grad_variance)."""
+    embed = weight.shape[0]
+    pooled = (features.shape[0], embed, *position.shape[2:])
+    if position.dim() != 5 or position.shape != pooled or position.dtype != torch.int32:
+        raise ValueError(
+            f"position must be what projection_forward returned, (B, D, *grid) of int32 with B = {pooled[0]} and D = {embed}; "
+            f"got {tuple(position.shape)} of {position.dtype}."
+        )
+    per_channel = (embed,)
+    shapes = {
+        "grad_peak": (grads[0], pooled),
+        "grad_mean": (grads[1], per_channel),
+        "grad_variance": (grads[2], per_channel),
+        "z": (z, (pooled[0], embed, *features.shape[2:])),
+        "mean": (mean if mean.numel() > 0 or grads[2] is not None else None, per_channel),
+    }
+    for name, (x, shape) in shapes.items():
+        if x is not None and (x.shape != shape or x.dtype not in FLOATS or x.device != features.device):
+            raise ValueError(
+                f"{name} must be {shape}, floating point and on {features.device}; got {tuple(x.shape)} of {x.dtype} on "
+                f"{x.device}."
+            )
+    for name, x in (("grad_mean", grads[1]), ("grad_variance", grads[2]), ("z", z), ("mean", mean)):
+        if x is not None and x.dtype != weight.dtype:
+            raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}; got {x.dtype}.")
+    if position.device != features.device:
+        raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
+
+
+def check_count(name: str, value: int) -> None:
+    """A number of channels or classes."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive integer; got {value!r} ({type(value).__name__}).")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value}.")
+
+
+def check_counts(name: str, values: Sequence[int]) -> None:
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence of positive integers, one per walk; got {values!r}.")
+    if len(values) == 0:
+        raise ValueError(f"{name} must name the channels of at least one walk; got none.")
+    for t, value in enumerate(values):
+        check_count(f"{name}[{t}]", value)
+
+
+def check_precision(precision: str) -> None:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}.")
