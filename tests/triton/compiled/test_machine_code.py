@@ -20,6 +20,14 @@ KEPT = 16
 # bytes of stack for values that are written before a loop and read after it; within the loop there are none
 AROUND = {
     ("sm90-D64-K21-float32-high", "walk_forward_kernel"): 32,
+    ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 96,
+    ("sm90-D128-K60-float16-high", "walk_backward_kernel"): 72,
+}
+# stores and loads of the stack in one turn of the loop. At D = 128 the tile's product and the sum of psi's gradient take 128
+# registers of a thread: eight of 627 instructions go to the stack. Eight warps, which need none, take 1.5 times as many
+# instructions for the same pairs.
+WITHIN = {
+    ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 10,
 }
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -93,7 +101,7 @@ def test_nothing_is_spilled(build: Build) -> None:
     for binary in [] if untuned(build) else built(build):
         allowed = max(KEPT, AROUND.get((str(build), binary.kernel), 0))
         assert binary.stack <= allowed, f"{binary}: {binary.stack} bytes of stack"
-        assert binary.loop_count("LDL", "STL") == 0, str(binary)
+        assert binary.loop_count("LDL", "STL") <= WITHIN.get((str(build), binary.kernel), 0), str(binary)
 
 
 @each_build

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from difnet_kernels.backends import triton as triton_backend
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
 
@@ -142,3 +143,34 @@ def test_walks_in_one_call_are_single_walks(classes: int) -> None:
         assert torch.equal(answer.grad_psi[0], together.grad_psi[t]), t
         assert torch.equal(answer.grad_mu, together.grad_mu[t : t + 1]), t
         assert torch.equal(answer.grad_beta, together.grad_beta[t : t + 1]), t
+
+
+@pytest.mark.parametrize("classes", (5, 70), ids=["one_chunk", "chunks"])
+@pytest.mark.parametrize("wanted", ("seed", "psi", "gates"))
+def test_what_is_not_wanted_changes_nothing_else(wanted: str, classes: int) -> None:
+    """Gradients of the seed alone (no T), of the last psi alone (one walk backwards), of the gates alone; and a forward that
+    keeps nothing."""
+    p = problem(1, classes, 21, (200, 8), steps=1)
+    full = run(p)
+    kept = torch.full_like(full.states, float("nan"))
+    triton_backend.cascade_forward(
+        None, p.seed, p.psi, p.mu, p.beta, "high", states=list(kept), walked=None, row_lse=None
+    )
+    assert torch.equal(kept, full.states)
+    seed, psi, mu, beta = (torch.full_like(x, float("nan")) for x in (p.seed, p.psi[1], p.mu, p.beta))
+    triton_backend.cascade_backward(
+        list(p.grad),
+        *(None, p.seed, p.psi, p.mu, p.beta, *full.saved, "high"),
+        grad_state=None,
+        grad_seed=seed if wanted == "seed" else None,
+        grad_psi=[None, psi if wanted == "psi" else None],
+        grad_mu=mu if wanted == "gates" else None,
+        grad_beta=beta if wanted == "gates" else None,
+    )
+    pairs = {
+        "seed": [(seed, full.grad_seed)],
+        "psi": [(psi, full.grad_psi[1])],
+        "gates": [(mu, full.grad_mu), (beta, full.grad_beta)],
+    }
+    for ours, theirs in pairs[wanted]:
+        assert torch.equal(ours, theirs)
