@@ -1,4 +1,4 @@
-"""Weights on disk: our safetensors files, the authors' `.pth.tar`, torchvision's ResNet files.
+"""Weights on disk: our safetensors files, the authors' `.pth.tar`, bare state dicts.
 
 python -m models.checkpoints inspect FILE
 python -m models.checkpoints convert THEIRS.pth.tar OURS.safetensors --model difnet50
@@ -6,7 +6,6 @@ python -m models.checkpoints convert THEIRS.pth.tar OURS.safetensors --model dif
 
 import argparse
 import json
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,25 +13,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from models.networks.authors import StateDict, convert_authors, to_authors
+from models.commands import guarded
+from models.data.files import read_list
+from models.data.transforms import RECIPES
 from models.networks.builder import build_model
 from models.networks.deeplab import Network
+from models.weights import guard
+from models.weights.authors import StateDict, convert_authors, to_authors
+from models.weights.loading import LoadReport, load_backbone, load_into
+from models.weights.reading import below, read_header, read_pth, read_safetensors, read_tensors
 from models.writing import write_atomically
 
-__all__ = ["Checkpoint", "LoadReport", "convert_authors", "load", "load_backbone", "load_into", "restore", "save",
-           "to_authors"]  # fmt: skip
+__all__ = ["Checkpoint", "LoadReport", "convert_authors", "load", "load_backbone", "load_into", "read_pth", "restore",
+           "save", "to_authors"]  # fmt: skip
 
 FORMAT = "difnet-checkpoint-1"
 TRAINING = "training/"  # tensors of the optimiser live under this prefix, so that one file is one atomic state
+CLASS_BIAS = "seed_branch.head.branches.0.bias"
 
 
 @dataclass
 class Checkpoint:
-    """A trained network. `training` is what resuming needs; it is empty in files meant for use."""
+    """A trained network. `training` is what resuming needs; it is empty in files meant for use.
+
+    preprocessing: how pixels became numbers (its name in models.data.transforms), None if the file does not say.
+    data: what it was trained on: number of images, layout, how masks were read. environment: backend, instruction set …
+    """
 
     state_dict: StateDict
     model_name: str | None = None
@@ -42,19 +52,13 @@ class Checkpoint:
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     training_tensors: StateDict = field(default_factory=dict)
+    preprocessing: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass
-class LoadReport:
-    """What did not fit. Empty lists mean that every tensor found its place."""
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    reset: list[str] = field(default_factory=list)  # kept fresh because of another class count
-
-    def __str__(self) -> str:
-        parts = [f"{name}: {', '.join(keys)}" for name, keys in vars(self).items() if keys]
-        return "; ".join(parts) or "every tensor found its place"
+    @property
+    def num_classes(self) -> int:
+        return class_count(self.state_dict)
 
 
 def save(
@@ -66,12 +70,23 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     training_tensors: Mapping[str, torch.Tensor] | None = None,
+    preprocessing: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights, class list, recipe and metrics as one safetensors file, by an atomic rename.
+    """Write weights and what belongs to them as one safetensors file, by an atomic rename.
 
-    Whatever goes wrong (a full disk, a signal), a file already at `path` stays as it was. OSError says why.
+    preprocessing: by default that of the recipe. ValueError if it is unknown, if the class list does not fit the network,
+    or if a tensor is not finite. Whatever goes wrong (a full disk, a signal), a file already at `path` stays as it was.
     """
     tensors = {**model.state_dict(), **{TRAINING + key: value for key, value in (training_tensors or {}).items()}}
+    preprocessing = preprocessing or (recipe or {}).get("transform")
+    if preprocessing is not None and preprocessing not in RECIPES:
+        raise ValueError(f"preprocessing must be one of {', '.join(RECIPES)}; got {preprocessing!r}.")
+    if classes and CLASS_BIAS in tensors and len(classes) != class_count(tensors):
+        raise ValueError(f"the class list must name {class_count(tensors)} classes; got {len(classes)}.")
+    if broken := [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise NotFinite(f"{path} is not written: {len(broken)} tensors are not finite, first {broken[0]}.")
     meta = {
         "model": getattr(model, "model_name", None),
         "options": getattr(model, "options", {}),
@@ -79,6 +94,9 @@ def save(
         "recipe": dict(recipe or {}),
         "metrics": dict(metrics or {}),
         "training": dict(training or {}),
+        "preprocessing": preprocessing,
+        "data": dict(data or {}),
+        "environment": dict(environment or {}),
     }
     header = {"format": FORMAT, **{key: json.dumps(value) for key, value in meta.items()}}
     # contiguous copies: the file knows shapes only, and channels_last weights must not share views
@@ -93,123 +111,94 @@ def save(
     write_atomically(Path(path), write)
 
 
-def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of ours (.safetensors) or of the authors (.pth, .pth.tar; tensors only, no code runs).
+class NotFinite(ValueError):
+    """Weights that are not numbers: they are not written."""
 
-    Authors' files carry no model name, classes or recipe: those fields stay empty. ValueError for other content.
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint: ours (.safetensors, or a run folder, of which it is `last`), the authors' (.pth, .pth.tar), or
+    a bare state dict of a network of ours (.pth). Tensors only, no code runs.
+
+    Other files than ours carry no model name, classes or recipe: those fields stay empty. The authors' code has one
+    preprocessing, so its format implies it. ValueError for other content, which says what the file seems to be.
     """
-    path = Path(path)
+    path = file_of(path)
     if path.suffix != ".safetensors":
-        return Checkpoint(convert_authors(read_pth(path)))
-    tensors, header = _read_safetensors(path)
+        return _of_others(path)
+    tensors, header = read_safetensors(path)
+    meta = _meta(path, header)
+    return Checkpoint(
+        {key: value for key, value in tensors.items() if not key.startswith(TRAINING)},
+        training_tensors={k.removeprefix(TRAINING): v for k, v in tensors.items() if k.startswith(TRAINING)},
+        **meta,
+    )
+
+
+def load_header(path: str | Path) -> Checkpoint:
+    """A checkpoint of ours without its tensors: quick, whatever its size."""
+    path = file_of(path)
+    return Checkpoint({}, **_meta(path, read_header(path)))
+
+
+def file_of(path: str | Path) -> Path:
+    """The checkpoint that a path means: of a run folder its last."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / "last.safetensors").exists():
+        raise FileNotFoundError(
+            f"{path} is a folder without last.safetensors: no run, or one that has saved nothing yet."
+        )
+    return path / "last.safetensors"
+
+
+def _meta(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise ValueError(
             f"{path} is a safetensors file without the header {FORMAT!r}; it has {header or 'no header'}. "
             f"For ResNet weights use load_backbone (--backbone)."
         )
-    meta = {key: json.loads(header[key]) for key in ("model", "options", "classes", "recipe", "metrics", "training")}
-    return Checkpoint(
-        {key: value for key, value in tensors.items() if not key.startswith(TRAINING)},
-        meta.pop("model"),
-        **meta,
-        training_tensors={k.removeprefix(TRAINING): v for k, v in tensors.items() if k.startswith(TRAINING)},
-    )
+    fields = ("model", "options", "classes", "recipe", "metrics", "training", "preprocessing", "data", "environment")
+    meta = {key: json.loads(header[key]) for key in fields if key in header}
+    meta["model_name"] = meta.pop("model", None)
+    if meta.get("preprocessing") is None:  # files from before it had a field of its own
+        meta["preprocessing"] = meta.get("recipe", {}).get("transform")
+    return meta
 
 
-def restore(path: str | Path, name: str | None = None, num_classes: int | None = None) -> tuple[Network, Checkpoint]:
-    """The network of a checkpoint with its weights. `name` is needed only for files that do not carry it."""
+def _of_others(path: Path) -> Checkpoint:
+    tensors = read_tensors(path)
+    if ours := below(tensors, "seed_branch.trunk.conv1.weight"):
+        return Checkpoint(ours)
+    if "fc.weight" in below(tensors, "conv1.weight") or not any("layer5." in key for key in tensors):
+        kind = "a ResNet classifier" if below(tensors, "layer1.0.conv1.weight") else "another network"
+        raise ValueError(
+            f"{path} must hold a network of ours or of DifNet's authors; it seems to hold {kind} "
+            f"({', '.join(sorted(tensors)[:3])}, …). A ResNet is what --backbone takes."
+        )
+    return Checkpoint(convert_authors(tensors), preprocessing="authors")
+
+
+def restore(
+    path: str | Path, name: str | None = None, num_classes: int | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Network, Checkpoint]:
+    """The network of a checkpoint with its weights. `name` and `options` are for files that do not carry them; ValueError
+    if they contradict a file that does."""
     checkpoint = load(path)
+    guard.require(checkpoint, path, model=name, options=options, advice="Leave --model and --options to the file.")
     name = name or checkpoint.model_name
     if name is None:
         raise ValueError(f"{path} does not say which network it holds; pass its name (--model difnet50).")
-    num_classes = num_classes or class_count(checkpoint.state_dict)
-    model = build_model(name, num_classes, **checkpoint.options)
-    load_into(model, checkpoint)
+    model = build_model(name, num_classes or checkpoint.num_classes, **(options or checkpoint.options))
+    load_into(model, checkpoint.state_dict)
     return model, checkpoint
 
 
-def class_count(state_dict: StateDict) -> int:
+def class_count(state_dict: Mapping[str, torch.Tensor]) -> int:
     """How many classes the head of a network of ours has."""
-    return state_dict["seed_branch.head.branches.0.bias"].numel()
-
-
-def load_into(model: nn.Module, checkpoint: Checkpoint | StateDict, reset_head: bool = False) -> LoadReport:
-    """Copy the weights into `model`, strictly: anything missing, left over or of another shape is an error.
-
-    Batch counters (`num_batches_tracked`), which files older than torch 0.4.1 lack, start at zero instead.
-    reset_head: keep the model's own head and importance map where the class counts differ; the report names them.
-    """
-    ours = checkpoint.state_dict if isinstance(checkpoint, Checkpoint) else dict(checkpoint)
-    target = model.state_dict()
-    counters = {key for key in target if key.endswith("num_batches_tracked")}
-    report = LoadReport(
-        missing=sorted(key for key in target if key not in ours and key not in counters),
-        unexpected=sorted(key for key in ours if key not in target),
-    )
-    differing = sorted(key for key in ours if key in target and ours[key].shape != target[key].shape)
-    by_classes = [key for key in differing if key.startswith(("seed_branch.head.", "importance."))]
-    if by_classes and not reset_head:
-        shapes = "\n  ".join(f"{k}: file {tuple(ours[k].shape)}, network {tuple(target[k].shape)}" for k in by_classes)
-        raise ValueError(
-            f"The checkpoint is for another number of classes. These keys differ:\n  {shapes}\n"
-            f"Pass --reset-head (reset_head=True) to start these afresh and load the rest."
-        )
-    others = [key for key in differing if key not in by_classes]
-    if report.missing or report.unexpected or others:
-        shapes = "; ".join(f"{k} {tuple(ours[k].shape)} for {tuple(target[k].shape)}" for k in others)
-        raise ValueError(f"The checkpoint does not fit the network. {report}{f'; shapes: {shapes}' if others else ''}.")
-    report.reset = by_classes
-    with torch.no_grad():
-        for key, tensor in target.items():
-            if key in report.reset:
-                continue
-            tensor.copy_(ours[key]) if key in ours else tensor.zero_()
-    return report
-
-
-def load_backbone(model: Network, path: str | Path) -> None:
-    """Load a torchvision ResNet file (.pth or .safetensors) into the trunk of every branch, without `fc.*`.
-
-    Each branch gets its own copy. The keys must match exactly; ValueError lists what is missing or left over.
-    """
-    path = Path(path)
-    tensors = _read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pth(path)
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("fc.")}
-    for trunk in model.trunks():
-        load_into(trunk, tensors)
-
-
-def read_pth(path: str | Path) -> dict[str, Any]:
-    """Unpickle a .pth file with tensors (and numpy numbers, which the authors' files hold) only."""
-    try:
-        with torch.serialization.safe_globals(_numpy_number_types()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and numbers, so it is not read: loading it could run code. Re-save its "
-            f"state dict alone, in a place you trust. ({str(error).splitlines()[0]})"
-        ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is empty, cut short or not a torch file: {error!r}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a state dict; got a {type(content).__name__}.")
-    return content
-
-
-def _numpy_number_types() -> list[Any]:
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]  # numpy.core.multiarray.scalar, under whichever name this numpy has it
-    return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype,
-            type(np.dtype(np.float32)), type(np.dtype(np.float64)), type(np.dtype(np.int64))]  # fmt: skip
-
-
-def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file, or is cut short: {error}.") from error
+    if CLASS_BIAS not in state_dict:
+        raise ValueError(f"the weights have no {CLASS_BIAS}: they are not those of a network of ours.")
+    return state_dict[CLASS_BIAS].numel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,24 +206,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="what a checkpoint holds")
     inspect.add_argument("file", type=Path)
-    convert = commands.add_parser("convert", help="an authors' .pth.tar -> our .safetensors")
+    convert = commands.add_parser("convert", help="an authors' .pth.tar, or a bare state dict -> our .safetensors")
     convert.add_argument("source", type=Path)
     convert.add_argument("target", type=Path)
-    convert.add_argument("--model", required=True, help="the network it holds, e.g. difnet50")
+    convert.add_argument("--model", help="the network it holds, e.g. difnet50, if the file does not say")
+    convert.add_argument("--options", help="its options as JSON, if the file does not say")
+    convert.add_argument("--recipe", help="its preprocessing, if the file does not say: default or authors")
     convert.add_argument("--class-list", type=Path, help="text file, one class name per line, background first")
     options = parser.parse_args(arguments)
+    return guarded(
+        lambda: print(describe(load(options.file)) if options.command == "inspect" else convert_file(options))
+    )
+
+
+def convert_file(options: argparse.Namespace) -> str:
+    """Write `source` in our format, with everything that belongs to it; says what was written."""
+    model, checkpoint = restore(options.source, options.model, options=parse_options(options.options))
+    preprocessing = guard.preprocessing_of(checkpoint, options.recipe, options.source)
+    classes = read_list(options.class_list) if options.class_list else checkpoint.classes
+    if options.class_list:
+        guard.require(checkpoint, options.source, classes=classes)
+    save(
+        options.target,
+        model,
+        classes=classes,
+        recipe=checkpoint.recipe,
+        metrics=checkpoint.metrics,
+        preprocessing=preprocessing,
+        data=checkpoint.data,
+        environment=checkpoint.environment,
+    )
+    return f"{options.target}: {model.model_name}, {model.num_classes} classes, preprocessing {preprocessing}"
+
+
+def parse_options(text: str | None) -> dict[str, Any] | None:
+    """Options of a network from JSON; ValueError unless it is an object. None stays None."""
+    if text is None:
+        return None
     try:
-        if options.command == "inspect":
-            print(describe(load(options.file)))
-        else:
-            classes = options.class_list.read_text().split("\n") if options.class_list else []
-            model, _ = restore(options.source, options.model)
-            save(options.target, model, classes=[name for name in classes if name])
-            print(f"{options.target}: {options.model}, {class_count(model.state_dict())} classes")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--options must be JSON; got {text!r} ({error}).") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"""--options must be JSON like '{{"walks": [1, 3, 5]}}'; got {text!r}.""")
+    return options
 
 
 def describe(checkpoint: Checkpoint) -> str:
@@ -243,8 +258,11 @@ def describe(checkpoint: Checkpoint) -> str:
     lines = [
         f"network   {checkpoint.model_name or '(not recorded)'} {checkpoint.options or ''}".rstrip(),
         f"classes   {class_count(state)} {' '.join(checkpoint.classes)}".rstrip(),
+        f"pixels    {checkpoint.preprocessing or '(preprocessing not recorded)'}",
         f"tensors   {len(state)}, {sum(tensor.numel() for tensor in state.values()):,} numbers",
         f"recipe    {checkpoint.recipe.get('name', '(not recorded)')}",
+        f"data      {json.dumps(checkpoint.data, ensure_ascii=False)}",
+        f"machine   {json.dumps(checkpoint.environment, ensure_ascii=False)}",
         f"metrics   {json.dumps(checkpoint.metrics)}",
     ]
     for name, raw in (("μ", "walk.mu_raw"), ("β", "walk.beta_raw")):

@@ -1,4 +1,4 @@
-"""Evaluate a network: mean IoU, per-class IoU, pixel accuracy, from one exact confusion matrix over all pixels.
+"""Evaluate a network: IoU and accuracy of every class and their means, from exact counts over all pixels.
 
 python -m models.evaluate --data DIR --checkpoint runs/x/best.safetensors [--protocol padded505] [--crf]
 torchrun --nproc-per-node 8 -m models.evaluate ...
@@ -23,21 +23,29 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models import checkpoints
-from models.checkpoints import Checkpoint
-from models.data import CONTEXT, IGNORE, DataError, EpochSampler, SegmentationDataset, build_dataset, build_transform
-from models.data.classes import palette
-from models.data.layouts import LAYOUTS
-from models.data.transforms import RECIPES, centre
+from models.commands import guarded
+from models.data import (
+    CONTEXT,
+    IGNORE,
+    EpochSampler,
+    SegmentationDataset,
+    build_transform,
+    endure_signals,
+    signals_wait,
+)
+from models.data.arguments import add_data_arguments, dataset_of
+from models.data.masks import write_mask
+from models.data.transforms import centre
+from models.evaluation.boundary import BoundaryCounts
+from models.evaluation.crf import DenseCRF
+from models.evaluation.inference import AMP, Views, check_amp, class_scores, probabilities, require_finite
 from models.evaluation.metrics import ConfusionMatrix
 from models.writing import write_text, writing
 
 PROTOCOLS = {"native": None, "padded505": 505}
-AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Refine = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
 
@@ -58,6 +66,10 @@ class Metrics:
     scales: list[float]
     flip: bool
     crf: bool
+    mean_accuracy: float = math.nan  # over the classes that occur in the truth
+    frequency_weighted_iou: float = math.nan
+    boundary_iou: float | None = None  # if it was asked for
+    window: int | str | None = None
 
     def to_dict(self) -> dict:
         """For JSON, which knows no NaN: absent classes become null."""
@@ -67,13 +79,22 @@ class Metrics:
         """IoU of every class and the means, as text."""
         width = max(len(name) for name in [*self.classes, "pixel accuracy"])
         rows = zip(self.classes, self.per_class_iou, strict=True)
-        lines = [f"{name:<{width}}  {'  –' if math.isnan(iou) else f'{iou:7.2%}'}" for name, iou in rows]
+        lines = [f"{name:<{width}}  {_percent(iou)}" for name, iou in rows]
         lines.append("-" * (width + 9))
-        lines.append(f"{'mean IoU':<{width}}  {self.mean_iou:7.2%}")
-        if self.mean_iou_foreground is not None:
-            lines.append(f"{'  59 classes':<{width}}  {self.mean_iou_foreground:7.2%}")
-        lines.append(f"{'pixel accuracy':<{width}}  {self.pixel_accuracy:7.2%}")
+        means = {
+            "mean IoU": self.mean_iou,
+            "  59 classes": self.mean_iou_foreground,
+            "weighted IoU": self.frequency_weighted_iou,
+            "boundary IoU": self.boundary_iou,
+            "mean accuracy": self.mean_accuracy,
+            "pixel accuracy": self.pixel_accuracy,
+        }
+        lines += [f"{name:<{width}}  {_percent(value)}" for name, value in means.items() if value is not None]
         return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "  –" if math.isnan(value) else f"{value:7.2%}"
 
 
 @torch.no_grad()
@@ -84,6 +105,8 @@ def evaluate(
     protocol: str = "native",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    window: int | str | None = None,
+    boundary: bool = False,
     crf: Refine | None = None,
     batch_size: int = 8,
     workers: int = 0,
@@ -95,42 +118,53 @@ def evaluate(
     """Run `model` over `dataset` (built with a transform that is not for training) and count.
 
     scales, flip: class probabilities are averaged over the resized and mirrored inputs; with one of each the logits
-        decide alone.
+        decide alone. window: as of `Views`.
+    boundary: count boundary IoU, too, which takes a while.
     crf: refines the probabilities (K, H, W) given the picture uint8 (H, W, 3); see `models.evaluation.crf`.
     batch_size: images of equal size run together, up to this many.
     predictions: a folder for coloured predictions, palette PNGs named like the images.
 
     In a process group every process takes its share of the images, none twice, and all return the sum.
-    The model is left in the mode (training or not) it came in. Raises ValueError for options that do not fit.
+    The model is left in the mode (training or not) it came in. Raises ValueError for options that do not fit, and for
+    scores that are not finite, with the name of the image.
     """
-    _check_options(dataset, protocol, scales, amp)
+    _check_options(dataset, protocol, amp)
+    views = Views(scales, flip, window)
     device = torch.device(device) if device is not None else next(model.parameters()).device
     rank, world = (dist.get_rank(), dist.get_world_size()) if _in_group() else (0, 1)
     order = EpochSampler(len(dataset), shuffle=False, rank=rank, world=world, even=False)
     # lists of samples, not stacked batches: native sizes differ
-    loader = DataLoader(dataset, batch_size, sampler=order, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        dataset, batch_size, sampler=order, num_workers=workers, collate_fn=list, worker_init_fn=endure_signals
+    )
     matrix = ConfusionMatrix(dataset.num_classes)
     is_context = set(dataset.classes) == set(CONTEXT)
     foreground = ConfusionMatrix(dataset.num_classes) if is_context else None
+    bands = BoundaryCounts(dataset.num_classes) if boundary else None
     folder = _prediction_folder(predictions)
     was_training = model.training
     model.eval()
     start = time.perf_counter()
     try:
-        for samples in tqdm(loader, desc="evaluate", disable=not progress or rank > 0):
+        with signals_wait():
+            batches = iter(loader)
+        for samples in tqdm(batches, total=len(loader), desc="evaluate", disable=not progress or rank > 0):
             for group in _equal_sizes(samples, PROTOCOLS[protocol]):
-                probabilities = _predict(model, group, dataset.num_classes, protocol, scales, flip, device, amp)
-                for sample, scores in zip(group, probabilities, strict=True):
+                found = _scores(model, group, dataset.num_classes, PROTOCOLS[protocol], views, device, amp)
+                for sample, scores in zip(group, found, strict=True):
+                    require_finite(scores, sample["name"])
                     if crf is not None:
                         picture = dataset.transform.recipe.denormalise(sample["image"])
-                        scores = crf(_normalised(scores, scales, flip), picture)
+                        scores = crf(probabilities(scores, views), picture)
                     pred = scores.argmax(0).cpu()
                     matrix.update(pred, sample["mask"])
+                    if bands is not None:
+                        bands.update(pred, sample["mask"])
                     if foreground is not None:
                         mask = sample["mask"].masked_fill(sample["mask"] == 0, IGNORE)
                         foreground.update(1 + scores[1:].argmax(0).cpu(), mask)
                     if folder is not None:
-                        _save_prediction(folder / f"{sample['name']}.png", pred)
+                        write_mask(folder / f"{sample['name']}.png", pred.numpy())
     finally:
         model.train(was_training)
     # NCCL sums on the GPU only; the counts are tiny
@@ -138,6 +172,8 @@ def evaluate(
         if counted is not None and world > 1:
             counted.counts = counted.counts.to(device)
             counted.all_reduce()
+    if bands is not None:
+        bands.all_reduce(device)
     return Metrics(
         mean_iou=matrix.mean_iou(),
         pixel_accuracy=matrix.pixel_accuracy(),
@@ -151,51 +187,32 @@ def evaluate(
         scales=list(scales),
         flip=flip,
         crf=crf is not None,
+        mean_accuracy=matrix.mean_accuracy(),
+        frequency_weighted_iou=matrix.frequency_weighted_iou(),
+        boundary_iou=None if bands is None else bands.mean_iou(),
+        window=window,
     )
 
 
-def _predict(
+def _scores(
     model: torch.nn.Module,
     samples: list[dict[str, Any]],
     num_classes: int,
-    protocol: str,
-    scales: Sequence[float],
-    flip: bool,
+    canvas: int | None,
+    views: Views,
     device: torch.device,
     amp: str,
 ) -> torch.Tensor:
-    """Scores (B, K, H, W) fp32 at the images' own size: logits, or mean probabilities if there are several views."""
+    """`class_scores` (B, K, H, W) at the images' own size, seen on a canvas of the mean colour if there is one."""
     images = torch.stack([sample["image"] for sample in samples]).to(device)
     height, width = images.shape[2:]
-    canvas = PROTOCOLS[protocol]
-    top, left = 0, 0
+    top, left = (0, 0) if canvas is None else centre((height, width), canvas)
     if canvas is not None:
-        top, left = centre((height, width), canvas)
         images = F.pad(images, (left, canvas - width - left, top, canvas - height - top))  # 0 is the mean colour
-    views = [(scale, mirrored) for scale in scales for mirrored in ([False, True] if flip else [False])]
-    total = torch.zeros((), device=device)
-    for scale, mirrored in views:
-        view = images if scale == 1 else _resize(images, [max(1, round(side * scale)) for side in images.shape[2:]])
-        with torch.autocast(device.type, AMP[amp], enabled=AMP[amp] is not None):
-            logits = model(view.flip(3) if mirrored else view).float()
-        if logits.shape[1] != num_classes:
-            raise ValueError(f"the model must give {num_classes} classes, as the data set has; got {logits.shape[1]}.")
-        logits = logits.flip(3) if mirrored else logits
-        scores = _resize(logits, images.shape[2:])
-        scores = scores if len(views) == 1 else scores.softmax(1)
-        total = total + scores
-    return total[:, :, top : top + height, left : left + width] / len(views)
-
-
-def _resize(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    if tuple(maps.shape[2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def _normalised(scores: torch.Tensor, scales: Sequence[float], flip: bool) -> torch.Tensor:
-    """Probabilities (K, H, W), whichever of logits and probabilities `_predict` gave."""
-    return scores.softmax(0) if len(scales) == 1 and not flip else scores
+    scores = class_scores(model, images, views, amp)
+    if scores.shape[1] != num_classes:
+        raise ValueError(f"the model must give {num_classes} classes, as the data set has; got {scores.shape[1]}.")
+    return scores[:, :, top : top + height, left : left + width]
 
 
 def _equal_sizes(samples: list[dict], canvas: int | None) -> Iterator[list[dict]]:
@@ -216,13 +233,10 @@ def _equal_sizes(samples: list[dict], canvas: int | None) -> Iterator[list[dict]
         yield group
 
 
-def _check_options(dataset: SegmentationDataset, protocol: str, scales: Sequence[float], amp: str) -> None:
+def _check_options(dataset: SegmentationDataset, protocol: str, amp: str) -> None:
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}.")
-    if amp not in AMP:
-        raise ValueError(f"amp must be one of {', '.join(AMP)}; got {amp!r}.")
-    if not scales or not all(0 < scale <= 8 for scale in scales):
-        raise ValueError(f"scales must be numbers in (0, 8], at least one; got {list(scales)}.")
+    check_amp(amp)
     if dataset.transform.train:
         raise ValueError("evaluation must not depend on chance; got a training transform. Use build_transform(recipe).")
 
@@ -239,13 +253,6 @@ def _prediction_folder(path: str | Path | None) -> Path | None:
     return Path(path)
 
 
-def _save_prediction(path: Path, pred: torch.Tensor) -> None:
-    image = Image.fromarray(pred.numpy().astype(np.uint8))
-    image.putpalette(palette().tobytes())
-    with writing(path):
-        image.save(path)
-
-
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return None
@@ -254,61 +261,82 @@ def _without_nan(value: Any) -> Any:
     return [_without_nan(item) for item in value] if isinstance(value, list) else value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m models.evaluate", description="Evaluate a checkpoint.")
-    parser.add_argument("--data", required=True, help="root of the data set")
-    parser.add_argument("--checkpoint", required=True, help="ours (.safetensors), or an authors' file (.pth, .pth.tar)")
-    parser.add_argument("--model", help="name of the network, for files that do not carry it")
-    parser.add_argument("--kind", default="voc", choices=sorted(LAYOUTS))
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--sbd", help="root of SBD, for --kind voc_aug")
-    parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of the root")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="preprocessing; by default what the checkpoint says")
-    parser.add_argument("--protocol", default="native", choices=sorted(PROTOCOLS))
+def add_view_arguments(parser: Any, window: str) -> None:
+    """How often an image is looked at: --scales, --flip, --window, --amp."""
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="for example 0.5 0.75 1 1.25 1.5")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument(
+        "--window", default=window, help="side of a sliding window in pixels; whole: none; auto: for large images only"
+    )
+    parser.add_argument("--amp", default="none", choices=sorted(AMP))
+
+
+def window_of(text: str) -> int | str | None:
+    """What --window says, for `Views`."""
+    if text in ("whole", "auto"):
+        return None if text == "whole" else text
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"--window must be a number of pixels, whole or auto; got {text!r}.")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from models.weights.arguments import add_weight_arguments
+
+    parser = argparse.ArgumentParser(prog="python -m models.evaluate", description="Evaluate a checkpoint.")
+    add_data_arguments(parser)
+    add_weight_arguments(parser)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--protocol", default="native", choices=sorted(PROTOCOLS))
+    add_view_arguments(parser, window="whole")
     parser.add_argument("--crf", action="store_true", help="refine by a fully connected CRF, 10 iterations")
+    parser.add_argument("--boundary", action="store_true", help="boundary IoU, too")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; a GPU if there is one")
-    parser.add_argument("--amp", default="none", choices=sorted(AMP))
     parser.add_argument("--predictions", help="folder for coloured predictions")
     parser.add_argument("--json", help="file for the result, confusion matrix included")
     return parser
 
 
-def preprocessing(checkpoint: Checkpoint, given: str | None = None) -> str:
-    """The name of the preprocessing a checkpoint was trained with; authors' files, which do not say, had their own."""
-    if given is not None:
-        return given
-    return checkpoint.recipe.get("transform", "default") if checkpoint.model_name else "authors"
+ORDER = "For Pascal Context choose --kind context or context_detail."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from models.evaluation.crf import DenseCRF
-    from models.training import processes
+    options = _parser().parse_args(arguments)
+    return guarded(lambda: run(options))
 
-    parser = _parser()
-    options = parser.parse_args(arguments)
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    from models.training import processes
+    from models.weights.arguments import restored
+
+    if options.workers < 0 or options.batch_size < 1:
+        raise ValueError(
+            f"--workers must be 0 or more, --batch-size 1 or more; got {options.workers}, {options.batch_size}."
+        )
     group = processes.join(options.device)
     try:
-        model, checkpoint = checkpoints.restore(options.checkpoint, options.model)
-        transform = build_transform(preprocessing(checkpoint, options.recipe))
-        where = options.data, options.kind, options.split
-        dataset = build_dataset(*where, transform, sbd_root=options.sbd, follow_links=options.follow_links)
-        if checkpoint.classes and list(checkpoint.classes) != list(dataset.classes):
-            raise DataError(
-                f"{options.data}: classes must be those of the checkpoint, in its order; got "
-                f"{list(dataset.classes)[:6]}… for {list(checkpoint.classes)[:6]}…. "
-                "For Pascal Context choose --kind context or context_detail."
-            )
+        dataset = dataset_of(options, options.split)
+        reading = {"reduce_zero_label": options.reduce_zero_label}
+        weights = restored(options, dataset.classes, reading, ORDER)
+        dataset.transform = build_transform(weights.preprocessing.name)
+        crf = DenseCRF() if options.crf else None
+        if crf is not None and group.is_first:
+            picture, _ = dataset.load(0)
+            seconds = crf.seconds(picture, dataset.num_classes, group.device)
+            share = -(-len(dataset) // group.size)
+            print(f"CRF: about {_duration(seconds)} an image, {_duration(seconds * share)} in all", flush=True)
         metrics = evaluate(
-            model.to(group.device),
+            weights.model.to(group.device),
             dataset,
             protocol=options.protocol,
             scales=options.scales,
             flip=options.flip,
-            crf=DenseCRF() if options.crf else None,
+            window=window_of(options.window),
+            boundary=options.boundary,
+            crf=crf,
             batch_size=options.batch_size,
             workers=options.workers,
             device=group.device,
@@ -321,12 +349,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{metrics.images} images in {metrics.seconds:.1f} s, {metrics.protocol}, {options.checkpoint}")
             if options.json:
                 write_text(Path(options.json), json.dumps(metrics.to_dict(), indent=1) + "\n")
-    except (ValueError, OSError) as error:  # the user's to correct; a traceback would say no more
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     finally:
         processes.leave()
-    return 0
+
+
+def _duration(seconds: float) -> str:
+    """ "40 s", "20 min", "5 h"."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -11,17 +11,18 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models import checkpoints
-from models.experiments import against_dense
+from models.commands import guarded
+from models.experiments import against_dense, comparison
 from models.experiments.timings import measure, timing_rows
 from models.networks.builder import build_model
-from models.training.run_folder import RunFolder, environment
+from models.training.machine import environment
+from models.training.processes import choose_device
 from models.writing import write_text
 
 
@@ -53,34 +54,25 @@ def mean_and_deviation(values: Sequence[float], factor: float = 100.0) -> str:
 def compare(folders: Sequence[str | Path]) -> str:
     """Table 1: validation mean IoU in percent, of the last epoch and of the best one, a row per network.
 
-    Runs with the same network, options and recipe are one row. The best epoch is chosen on the validation set itself,
-    so the last one is the fairer figure.
+    Runs that differ in the seed alone are one row; what rows differ in besides the network is said below. The best epoch
+    is chosen on the validation set itself, so the last one is the fairer figure.
     """
-    groups: dict[str, dict[str, Any]] = {}
-    for folder in map(RunFolder, folders):
-        config, rows = folder.read_config(), [row for row in folder.read_metrics() if "mean_iou" in row]
-        if not rows:
-            raise ValueError(f"{folder.path} has no validated epoch yet.")
-        classes = len(rows[-1]["per_class_iou"])
-        key = json.dumps([config.model, config.options, asdict(config.recipe)], sort_keys=True)
-        group = groups.setdefault(key, {"config": config, "classes": classes, "last": [], "best": [], "epochs": set()})
-        group["last"].append(rows[-1]["mean_iou"])
-        group["best"].append(max(row["mean_iou"] for row in rows))
-        group["epochs"].add(rows[-1]["epoch"])
-    return markdown(
+    groups = comparison.grouped([comparison.read_run(folder) for folder in folders])
+    table = markdown(
         ["network", "parameters", "runs", "epochs", "mIoU, last", "mIoU, best"],
         [
             [
-                label(group["config"].model, group["config"].options),
-                f"{parameter_count(group['config'].model, group['classes'], group['config'].options):,}",
-                len(group["last"]),
-                ", ".join(map(str, sorted(group["epochs"]))),
-                mean_and_deviation(group["last"]),
-                mean_and_deviation(group["best"]),
+                label(group[0].model, group[0].options),
+                f"{parameter_count(group[0].model, group[0].num_classes, group[0].options):,}",
+                len(group),
+                ", ".join(map(str, sorted({run.epochs for run in group}))),
+                mean_and_deviation([run.scores[-1] for run in group]),
+                mean_and_deviation([max(run.scores) for run in group]),
             ]
-            for group in groups.values()
+            for group in groups
         ],
     )
+    return "\n\n".join([table, *comparison.remarks(groups)])
 
 
 def hop_shares(mu: Sequence[float], beta: Sequence[float]) -> list[float]:
@@ -100,8 +92,7 @@ def hop_shares(mu: Sequence[float], beta: Sequence[float]) -> list[float]:
 
 def gates(path: str | Path) -> str:
     """Table 3 of a checkpoint or run folder: μ and β of every walk, then the shares of 0 … T hops."""
-    path = Path(path)
-    checkpoint = checkpoints.load(path / "last.safetensors" if path.is_dir() else path)
+    checkpoint = checkpoints.load(path)
     if "walk.mu_raw" not in checkpoint.state_dict or "walk.beta_raw" not in checkpoint.state_dict:
         raise ValueError(f"{path} holds {checkpoint.model_name}, which has no cascade of walks: no μ, β to show.")
     mu, beta = (torch.sigmoid(-checkpoint.state_dict[f"walk.{name}_raw"].double()).tolist() for name in ("mu", "beta"))
@@ -164,25 +155,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (table4, dense):
         command.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args(arguments)
-    try:
-        if options.command == "compare":
-            print(compare(options.runs))
-        elif options.command == "gates":
-            print("\n\n".join(f"{run}\n\n{gates(run)}" for run in options.runs))
-        elif options.command == "dense":
-            print(show_dense(options))
-        else:
-            chosen = ("difnet", "baseline", "size", "batch", "repeats", "device", "amp", "backward")
-            result = timings(**{name: getattr(options, name) for name in chosen})
-            machine = result["machine"]
-            name = machine["gpu"][0] if options.device.startswith("cuda") else machine["processor"]
-            print(f"{name}, torch {machine['torch']}, {options.batch} × {options.size}², amp {options.amp}\n")
-            print(markdown(["part", "inference", "training, without loss and update"], timing_rows(result["parts"])))
-            write_json(options.json, result)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    if options.command == "compare":
+        print(compare(options.runs))
+    elif options.command == "gates":
+        print("\n\n".join(f"{run}\n\n{gates(run)}" for run in options.runs))
+    elif options.command == "dense":
+        print(show_dense(options))
+    else:
+        options.device = str(choose_device(options.device))
+        chosen = ("difnet", "baseline", "size", "batch", "repeats", "device", "amp", "backward")
+        result = timings(**{name: getattr(options, name) for name in chosen})
+        machine = result["machine"]
+        name = machine["gpu"][0] if options.device.startswith("cuda") else machine["processor"]
+        print(f"{name}, torch {machine['torch']}, {options.batch} × {options.size}², amp {options.amp}\n")
+        print(markdown(["part", "inference", "training, without loss and update"], timing_rows(result["parts"])))
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,11 @@ from matplotlib.figure import Figure
 from scipy.ndimage import distance_transform_edt
 
 from difnet_kernels import transition_rows
-from models.data import IGNORE, DataError, Recipe, SegmentationDataset, build_dataset, build_transform
+from models.commands import guarded
+from models.data import IGNORE, DataError, Recipe, SegmentationDataset, build_transform
+from models.data.arguments import add_data_arguments, dataset_of
 from models.data.files import read_image
-from models.data.layouts import LAYOUTS
+from models.evaluation.inference import require_finite
 from models.figures.panels import Labels, Sheet
 from models.networks.deeplab import Details
 from models.writing import write_atomically, writing
@@ -67,6 +70,7 @@ def look(model: torch.nn.Module, recipe: Recipe, name: str, picture: np.ndarray,
         details = model(recipe.normalise(picture)[None].to(device), return_details=True)
     finally:
         model.train(was_training)
+    require_finite(details.logits, name)
     return Example(name, picture, truth, Details(*(_to_cpu(part) for part in details)))
 
 
@@ -212,49 +216,53 @@ def _pixel(text: str) -> tuple[int, int]:
     return int(y), int(x)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    from models import checkpoints
-    from models.evaluate import preprocessing
+def _parser() -> argparse.ArgumentParser:
+    from models.weights.arguments import add_weight_arguments
 
     parser = argparse.ArgumentParser(prog="python -m models.visualize", description="The paper's Figs. 2, 3 and 4.")
-    parser.add_argument("--checkpoint", required=True)
+    add_weight_arguments(parser)
     parser.add_argument("--out", default="figures", help="folder for fig2.png, fig3.png, fig4.png")
-    parser.add_argument("--model", help="name of the network, for files that do not carry it")
-    parser.add_argument("--recipe", help="preprocessing; by default what the checkpoint says")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", nargs="+", help="JPEG or PNG files, without ground truth")
-    source.add_argument("--data", help="root of a data set")
-    parser.add_argument("--kind", default="voc", choices=sorted(LAYOUTS))
+    parser.add_argument("--images", nargs="+", help="JPEG or PNG files, without ground truth, instead of --data")
+    add_data_arguments(parser, required=False)
     parser.add_argument("--split", default="val")
     parser.add_argument("--names", nargs="+", help="ids in the data set; by default the first four")
     parser.add_argument("--nodes", type=_pixel, nargs="+", metavar="Y,X", help="pixels for Fig. 3, in the first image")
     parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        model, checkpoint = checkpoints.restore(options.checkpoint, options.model)
-        model = model.to(options.device)
-        transform = build_transform(preprocessing(checkpoint, options.recipe))
-        classes = list(checkpoint.classes)
-        if options.data:
-            dataset = build_dataset(options.data, options.kind, options.split, transform)
-            index = {entry.name: i for i, entry in enumerate(dataset.entries)}
-            names = options.names or list(index)[:4]
-            if unknown := [name for name in names if name not in index]:
-                raise DataError(f"{options.data}: {unknown[0]} is not in the split {options.split}.")
-            examples = from_dataset(model, dataset, [index[name] for name in names])
-            classes = list(dataset.classes)
-        else:
-            files = [Path(name) for name in options.images]
-            examples = [look(model, transform.recipe, file.stem, read_image(file), None) for file in files]
-        classes = classes or [f"class {c}" for c in range(examples[0].details.scores.shape[1])]
-        paths = draw(model, examples, classes, options.out, options.nodes)
-    except (ValueError, OSError) as error:  # the user's to correct; a traceback would say no more
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if bool(options.images) == bool(options.data):
+        parser.error("say what to draw: --images FILE …, or --data DIR")
+    return guarded(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    from models.training.processes import choose_device
+    from models.weights.arguments import restored
+
+    device = choose_device(options.device)
+    dataset = dataset_of(options, options.split) if options.data else None
+    weights = restored(options, dataset.classes if dataset else None)
+    model, classes = weights.model.to(device), weights.classes
+    if dataset is not None:
+        dataset.transform = build_transform(weights.preprocessing.name)
+        index = {entry.name: i for i, entry in enumerate(dataset.entries)}
+        names = [unicodedata.normalize("NFC", name) for name in options.names or list(index)[:4]]
+        if unknown := [name for name in names if name not in index]:
+            raise DataError(f"{options.data}: {unknown[0]} is not in the split {options.split}.")
+        examples = from_dataset(model, dataset, [index[name] for name in names])
+        classes = list(dataset.classes)
+    else:
+        files = [Path(name) for name in options.images]
+        examples = [look(model, weights.preprocessing, file.stem, read_image(file), None) for file in files]
+    paths = draw(model, examples, classes, options.out, options.nodes)
     print("\n".join(str(path) for path in paths))
     if len(paths) == 1:
         print("This network has no walks, so there is no Fig. 3 and no Fig. 4.")
-    return 0
 
 
 if __name__ == "__main__":

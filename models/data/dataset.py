@@ -6,16 +6,21 @@ process asks. So a resumed run sees what the uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.data.classes import IGNORE
-from models.data.files import DataError, check_name, check_same_size, confined, read_image
-from models.data.layouts import LAYOUTS, Layout
+from models.data.files import DataError, check_name, check_same_size, confined, read_photograph
+from models.data.layout import Layout, Reading
+from models.data.layouts import LAYOUTS
 from models.data.transforms import Transform, build_transform
 
 
@@ -51,13 +56,17 @@ class SegmentationDataset(Dataset):
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The untransformed pair: RGB uint8 (H, W, 3) and mask uint8 (H, W), checked. All void without ground truth."""
+        return self.sample(index)[:2]
+
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The untransformed pair, and the EXIF orientation by which the photograph was turned upright (1: none)."""
         entry = self.entries[index]
-        image = read_image(self._confined(entry.image))
+        image, orientation = read_photograph(self._confined(entry.image))
         if entry.mask is None:
-            return image, np.full(image.shape[:2], IGNORE, dtype=np.uint8)
+            return image, np.full(image.shape[:2], IGNORE, dtype=np.uint8), orientation
         mask = self._layout.read_mask(self._confined(entry.mask), self.num_classes)
-        check_same_size(image, mask, entry.image, entry.mask)
-        return image, mask
+        check_same_size(image, mask, entry.image, entry.mask, orientation)
+        return image, mask, orientation
 
     def _confined(self, path: Path) -> Path:
         root = next((r for r in self._layout.roots if path.is_relative_to(r)), self._layout.roots[0])
@@ -82,19 +91,55 @@ def build_dataset(
     seed: int = 0,
     sbd_root: str | Path | None = None,
     follow_links: bool = False,
+    image_suffix: str | None = None,
+    mask_suffix: str | None = None,
+    reduce_zero_label: bool = False,
 ) -> SegmentationDataset:
-    """Find a data set on disk (layouts: `models/data/layouts.py`).
+    """Find a data set on disk.
 
-    kind: "voc", "voc_aug", "sbd", "context" (59 classes + background, FCN order) or "context_detail" (alphabetical).
+    kind: "voc", "voc_aug", "sbd", "context" (59 classes + background, FCN order), "context_detail" (alphabetical),
+        "folders", "cityscapes", "ade20k" (models/data/layouts.py describes them).
     transform: from `build_transform`; None means native size, default normalisation, no chance.
+    image_suffix, mask_suffix, reduce_zero_label: as of `Reading`.
     Raises DataError, naming the file, if anything listed is missing. `models.data.check` also opens every file.
     """
     if kind not in LAYOUTS:
         raise DataError(f"kind must be one of {', '.join(LAYOUTS)}; got {kind!r}.")
     check_name(split, "split")
-    extra = {"sbd_root": Path(sbd_root)} if kind == "voc_aug" and sbd_root is not None else {}
-    layout = LAYOUTS[kind](Path(root), split, **extra)
+    reading = Reading(None if sbd_root is None else Path(sbd_root), image_suffix, mask_suffix, reduce_zero_label)
+    layout = LAYOUTS[kind](Path(root), split, reading)
     return SegmentationDataset(layout, transform or build_transform(), seed, follow_links)
+
+
+def endure_signals(worker: int = 0) -> None:
+    """For worker processes: a signal to the whole process group is the parent's to answer, which still needs them.
+
+    Clusters and Ctrl-C signal the group. A worker that outlives its parent ends as it otherwise would.
+    """
+    del worker
+    parent = os.getppid()
+
+    def endure(number: int, frame: FrameType | None) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + number)
+
+    for number in STOPPING:
+        signal.signal(number, endure)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Signals that arrive inside are answered afterwards. Processes started inside begin like this, so that none of them
+    meets one before `endure_signals`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class EpochSampler(Sampler[int]):
@@ -151,6 +196,7 @@ def build_loader(
         drop_last=drop_last,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=endure_signals,
     )
 
 

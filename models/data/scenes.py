@@ -48,6 +48,8 @@ PRESETS = {
     "easy": Preset(1, False, (2, 3), 0.45, 0.15, 0.15, 0.1, (0, 0), 0.03, 0.12, 0.015, (88, 95)),
     "paper": Preset(3, True, (2, 4), 0.40, 0.25, 0.25, 0.35, (0, 2), 0.05, 0.25, 0.03, (75, 92)),
     "hard": Preset(4, True, (3, 6), 0.30, 0.30, 0.30, 0.50, (1, 4), 0.08, 0.45, 0.06, (40, 80)),
+    # the scenes of `easy`, in files as people have them: see `synthetic.FORMS`
+    "mixed": Preset(1, False, (2, 3), 0.45, 0.15, 0.15, 0.1, (0, 0), 0.03, 0.12, 0.015, (88, 95)),
 }
 
 

@@ -1,9 +1,11 @@
 """Write a generated data set as a VOC tree, so that the ordinary loaders read it.
 
-python -m models.data.synthetic --out DIR --preset easy|paper|hard --classes 21
+python -m models.data.synthetic --out DIR --preset easy|paper|hard|mixed --classes 21
 
 Image i of a split depends on (seed, split, i), the preset, the class count and the size, never on how many are written:
-a larger set contains the smaller one. What the scenes hold, and why, is said in `scenes.py`.
+a larger set contains the smaller one. What the scenes hold, and why, is said in `scenes.py`. `mixed` has the scenes of `easy`
+in every kind of file that the readers take: suffixes, EXIF orientations, palette and grey masks, names with spaces and
+umlauts, lists with a byte order mark.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from models.data.classes import IGNORE, VOC, palette
@@ -71,29 +74,73 @@ def _write(out: Path, record: dict[str, Any], progress: bool) -> None:
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for split, count in record["counts"].items():
-        names = [f"{split}_{i:06d}" for i in range(count)]
+        forms = [FORMS[i % len(FORMS)] if preset == "mixed" else PLAIN for i in range(count)]
+        names = [form.name.format(split=split, i=i) for i, form in enumerate(forms)]
         for i in tqdm(range(count), desc=f"generate {split}", disable=not progress):
-            jpeg, png = encode(preset, classes, size, seed, FIRST_INDEX[split] + i)
-            (out / "JPEGImages" / f"{names[i]}.jpg").write_bytes(jpeg)
-            (out / "SegmentationClass" / f"{names[i]}.png").write_bytes(png)
-        (out / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-    (out / "classes.txt").write_text("".join(f"{name}\n" for name in class_names(classes)))
+            image, mask = encode(preset, classes, size, seed, FIRST_INDEX[split] + i, forms[i])
+            (out / "JPEGImages" / f"{names[i]}{forms[i].image_suffix}").write_bytes(image)
+            (out / "SegmentationClass" / f"{names[i]}{forms[i].mask_suffix}").write_bytes(mask)
+        _write_lines(out / "ImageSets/Segmentation" / f"{split}.txt", names, preset == "mixed")
+    names = list(class_names(classes))
+    if preset == "mixed":
+        names[1:] = [name.replace("class", "große Klasse ") for name in names[1:]]
+    _write_lines(out / "classes.txt", names, preset == "mixed")
     # last and by rename: where this record stands, everything before it is complete
     (out / f"{_RECORD}.part").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(out / f"{_RECORD}.part", out / _RECORD)
 
 
-def encode(preset: str, classes: int, size: tuple[int, int], seed: int, index: int) -> tuple[bytes, bytes]:
-    """Scene `index` as the bytes of a JPEG (quality drawn from the preset's range) and of a VOC palette PNG."""
+@dataclass(frozen=True)
+class Form:
+    """How a pair is stored: as which files, which way up (EXIF orientation), and the mask with or without colours."""
+
+    name: str
+    image_suffix: str = ".jpg"
+    mask_suffix: str = ".png"
+    orientation: int = 1
+    palette: bool = True
+
+
+PLAIN = Form("{split}_{i:06d}")
+FORMS = (
+    Form("{split} photo {i}"),
+    Form("{split} Straße {i}", ".JPG", orientation=6),
+    Form("{split}_{i}", ".png", palette=False),
+    Form("{split} über (Kopf) {i}", ".jpeg", ".PNG", orientation=3),
+    Form("{split}-{i}, naïve", ".PNG"),
+    Form("{split} 日本 {i}", orientation=8, palette=False),
+)
+# how the stored pixels follow from the upright ones: the inverse of what an orientation asks a viewer to do
+_STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+
+
+def encode(
+    preset: str, classes: int, size: tuple[int, int], seed: int, index: int, form: Form = PLAIN
+) -> tuple[bytes, bytes]:
+    """Scene `index` as the bytes of an image (a JPEG's quality is drawn from the preset's range) and of a PNG mask."""
     scene = render(preset, classes, size, seed, index)
     low, high = PRESETS[preset].quality
     quality = int(np.random.default_rng([seed, index, 1]).integers(low, high + 1))
     jpeg, png = io.BytesIO(), io.BytesIO()
-    Image.fromarray(scene.image).save(jpeg, "JPEG", quality=quality)
+    image, exif = Image.fromarray(scene.image), Image.Exif()
+    if form.orientation != 1:
+        image = image.transpose(_STORED[form.orientation])
+        exif[ExifTags.Base.Orientation] = form.orientation
+    if form.image_suffix.lower() == ".png":
+        image.save(jpeg, "PNG")
+    else:
+        image.save(jpeg, "JPEG", quality=quality, **({"exif": exif} if form.orientation != 1 else {}))
     mask = Image.fromarray(scene.mask)
-    mask.putpalette(_PALETTE)
+    if form.palette:
+        mask.putpalette(_PALETTE)
     mask.save(png, "PNG")
     return jpeg.getvalue(), png.getvalue()
+
+
+def _write_lines(path: Path, lines: Sequence[str], as_on_windows: bool) -> None:
+    """A line each; as_on_windows: with a byte order mark and \\r\\n."""
+    end, encoding = ("\r\n", "utf-8-sig") if as_on_windows else ("\n", "utf-8")
+    path.write_bytes("".join(f"{line}{end}" for line in lines).encode(encoding))
 
 
 def class_names(classes: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Joint transforms of an image and its mask: flip, scale, crop, normalise, pad. Plain NumPy, Pillow and torch.
 
 A transform maps (image uint8 (H, W, 3) RGB, mask uint8 (H, W), rng) to (float32 (3, H', W'), int64 (H', W')). All its
-chance comes from `rng`, drawn in one fixed order (flip, scale, top, left), so a sample depends on its seed alone.
+chance comes from `rng`, drawn in one fixed order (flip, scale, top, left, colours), so a sample depends on its seed alone.
 
 Padding happens after normalisation, with zeros: in normalised units zero is the mean colour, exactly.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from models.data.classes import IGNORE
 
@@ -85,6 +85,7 @@ class Transform:
     recipe: Recipe
     train: bool
     crop: int | None
+    photometric: float = 0.0
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator | None = None
@@ -99,10 +100,12 @@ class Transform:
             image, mask = image[:, ::-1], mask[:, ::-1]
         image, mask = resize(image, mask, self.recipe.draw_scale(rng))
         if self.crop is None:
+            image = distort(image, self.photometric, rng)
             return self.recipe.normalise(image), torch.from_numpy(mask.astype(np.int64))
         top, left = (draw_start(side, self.crop, self.recipe.first_start, rng) for side in mask.shape)
         window = (slice(top, top + self.crop), slice(left, left + self.crop))
-        return self._place(image[window], mask[window], 0, 0, self.crop, self.recipe.pad_label)
+        image = distort(image[window], self.photometric, rng)
+        return self._place(image, mask[window], 0, 0, self.crop, self.recipe.pad_label)
 
     def _place(
         self, image: np.ndarray, mask: np.ndarray, top: int, left: int, side: int, label: int
@@ -116,18 +119,41 @@ class Transform:
         return image_canvas, mask_canvas
 
 
-def build_transform(recipe: str = "default", train: bool = False, crop: int | None = None) -> Transform:
+def build_transform(
+    recipe: str = "default", train: bool = False, crop: int | None = None, photometric: float = 0.0
+) -> Transform:
     """The joint transform of a recipe.
 
     recipe: "default" (RGB, ImageNet mean and deviation, scale 0.5…1.5, padding is void) or "authors" (BGR minus mean).
     train:  flip, scale and a random `crop`; otherwise no chance at all.
     crop:   side of the square; None keeps the size. Without `train`, the image is padded to it around the centre.
+    photometric: strength in 0…1 of random changes of brightness, contrast, saturation and hue in training; see `distort`.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}; got {recipe!r}.")
     if crop is not None and crop < 1:
         raise ValueError(f"crop must be a positive side in pixels, or None for the native size; got {crop}.")
-    return Transform(RECIPES[recipe], train, crop)
+    if not 0 <= photometric <= 1:
+        raise ValueError(f"photometric must be a strength in 0…1; got {photometric}.")
+    return Transform(RECIPES[recipe], train, crop, photometric)
+
+
+def distort(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """RGB uint8 (H, W, 3) with brightness, contrast and saturation times 1 ± strength, and hue turned by ± strength / 10.
+
+    Nothing is drawn and nothing changes at strength 0.
+    """
+    if not strength:
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    for change, factor in zip(ENHANCEMENTS, rng.uniform(1 - strength, 1 + strength, len(ENHANCEMENTS)), strict=True):
+        picture = change(picture).enhance(float(factor))
+    turned = np.array(picture.convert("HSV"))
+    turned[..., 0] += np.uint8(round(25.6 * strength * rng.uniform(-1, 1)) % 256)  # a circle of 256 steps: it may wrap
+    return np.asarray(Image.fromarray(turned, "HSV").convert("RGB"))
+
+
+ENHANCEMENTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def resize(image: np.ndarray, mask: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

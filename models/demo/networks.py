@@ -19,8 +19,9 @@ from models.tables import hop_shares
 from models.train import data_sets, train
 from models.training import Stopped, TrainConfig
 from models.training.config import resolve_recipe
+from models.training.machine import environment
 from models.training.report import gates
-from models.training.run_folder import RunFolder, environment
+from models.training.run_folder import RunFolder
 from models.visualize import draw, from_dataset
 
 SIZE, CLASSES, PRESET = 97, 4, "paper"

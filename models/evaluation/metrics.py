@@ -9,6 +9,15 @@ import torch.distributed as dist
 from models.data.classes import IGNORE
 
 
+def summed(counts: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum over all processes, where the counts were. `device` is where the group can add: NCCL does on GPUs only."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return counts
+    total = counts.to(device)
+    dist.all_reduce(total)
+    return total.to(counts.device)
+
+
 class ConfusionMatrix:
     """counts[i, j]: pixels of true class i that were predicted as class j. Pixels of value `ignore` are left out."""
 
@@ -48,8 +57,7 @@ class ConfusionMatrix:
 
     def all_reduce(self) -> ConfusionMatrix:
         """Sum over all processes, if there are several. Exact, because the counts are integers."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self.counts)
+        self.counts = summed(self.counts, self.counts.device)
         return self
 
     def per_class_iou(self) -> torch.Tensor:
@@ -63,6 +71,16 @@ class ConfusionMatrix:
         keep = ~iou.isnan()
         keep[list(exclude)] = False
         return float(iou[keep].mean())
+
+    def mean_accuracy(self) -> float:
+        """Mean over the classes that occur in the truth of the share of their pixels that are right; NaN if none do."""
+        hits, truth, _ = self._marginals()
+        return float((hits / truth)[truth > 0].mean())
+
+    def frequency_weighted_iou(self) -> float:
+        """IoU of every class, weighted by its share of the true pixels; NaN if there are none."""
+        _, truth, _ = self._marginals()
+        return float((self.per_class_iou().nan_to_num(0) * truth).sum() / truth.sum())
 
     def pixel_accuracy(self) -> float:
         """Share of counted pixels that are right; NaN if none were counted."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.commands import guarded
 from models.experiments.report import rates_table
 from models.experiments.study import budget_of, build_parser, measure, parallel_of
 from models.writing import write_text
@@ -34,12 +35,9 @@ def search(budget_name: str, out: str | Path, device: str, parallel: int) -> dic
 def main(arguments: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     options = build_parser("python -m models.rates", __doc__.splitlines()[0], "runs/rates").parse_args(arguments)
-    try:
-        print(rates_table(search(options.budget, options.out, options.device, parallel_of(options))))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(
+        lambda: print(rates_table(search(options.budget, options.out, options.device, parallel_of(options))))
+    )
 
 
 if __name__ == "__main__":

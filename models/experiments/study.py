@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from models import checkpoints
+from models.commands import guarded
 from models.data import build_dataset, build_transform
 from models.data.scenes import PRESETS, class_looks
 from models.data.synthetic import generate
@@ -33,7 +34,8 @@ from models.networks.difnet import DifNet
 from models.train import train
 from models.training import TrainConfig
 from models.training.config import resolve_recipe
-from models.training.run_folder import RunFolder, environment
+from models.training.machine import environment
+from models.training.run_folder import RunFolder
 from models.writing import write_text, writing
 
 
@@ -285,12 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser("python -m models.experiments", __doc__.splitlines()[0], "runs/experiments")
     parser.add_argument("--seeds", type=int, help="instead of the budget's")
     options = parser.parse_args(arguments)
-    try:
-        print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(
+        lambda: print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
+    )
 
 
 if __name__ == "__main__":

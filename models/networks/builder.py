@@ -50,6 +50,24 @@ def model_names() -> list[str]:
     return list(NAMES)
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError for a name or an option that no network has, or a value of the wrong type or range."""
+    if name not in NAMES:
+        raise ValueError(f"Unknown model {name!r}. Valid names: {', '.join(NAMES)}.")
+    known = OPTIONS[NAMES[name][0]]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}. Valid options: {', '.join(known)}.")
+    for option, value in options.items():
+        if not VALUES[option].fits(value):
+            raise ValueError(f"{option} must be {VALUES[option].rule}; got {value!r}.")
+
+
+def has_bottlenecks(name: str) -> bool:
+    """Whether a network is made of bottlenecks, whose stride can be in either of two places."""
+    return name in NAMES and SIZES[NAMES[name][1]].block == "bottleneck"
+
+
 def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
     """A network with fresh weights, by name; the name and the options are kept as `model_name`, `options`.
 
@@ -58,16 +76,11 @@ def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
     walks (which of 1 … 5), importance (False leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim,
     diffusion ("cascade"; "dense", the same with N×N matrices; "closed_form", Eq. 2 for small images), device_map
     ({"seed": device, "similarity": device}).
-    Raises ValueError for an unknown name or option, listing the valid ones.
+    Raises ValueError for an unknown name or option, listing the valid ones, and for a value that no network can have.
     """
-    if name not in NAMES:
-        raise ValueError(f"Unknown model {name!r}. Valid names: {', '.join(NAMES)}.")
+    check_options(name, options)
     family, depth, head = NAMES[name]
     builders: dict[str, Callable[..., Network]] = {"difnet": _build_difnet, "sim_deeplab": _build_sim_deeplab}
-    known = OPTIONS[family]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}. Valid options: {', '.join(known)}.")
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2 (background and one class); got {num_classes}.")
     model = builders[family](SIZES[depth], num_classes=num_classes, **{"head": head, **options})
@@ -79,16 +92,18 @@ def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
 
 
 def _build_trunk(
-    size: Size, blocks: Sequence[int] | None = None, width: int | None = None, stride_in: str = "conv1"
+    size: Size,
+    blocks: Sequence[int] | None = None,
+    width: int | None = None,
+    stride_in: str = "conv1",
+    stages: int = 4,
 ) -> ResNetTrunk:
-    return ResNetTrunk(size.block, blocks or size.blocks, width or size.width, stride_in)
+    return ResNetTrunk(size.block, blocks or size.blocks, width or size.width, stride_in, stages)
 
 
 def _build_seed_branch(
     size: Size, head: str, num_classes: int, *, aspp_init: str = "normal", **trunk_options: Any
 ) -> SeedBranch:
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}; got {head!r}.")
     trunk = _build_trunk(size, **trunk_options)
     if head == "large_fov":
         rate = size.rates[1]  # 12 at the paper's sizes
@@ -113,13 +128,10 @@ def _build_difnet(
     device_map: Mapping[str, str | torch.device] | None = None,
     **branch: Any,
 ) -> DifNet:
-    if bn_init not in ("one", "uniform"):
-        raise ValueError(f"bn_init must be 'one' or 'uniform'; got {bn_init!r}.")
-    if diffusion not in DIFFUSIONS:
-        raise ValueError(f"diffusion must be one of {', '.join(DIFFUSIONS)}; got {diffusion!r}.")
     walks = check_walks(walks)
     seed_branch = _build_seed_branch(size, head, num_classes, **branch)
-    similarity_branch = _build_trunk(size, **{key: value for key, value in branch.items() if key != "aspp_init"})
+    trunk_options = {key: value for key, value in branch.items() if key != "aspp_init"}
+    similarity_branch = _build_trunk(size, **trunk_options, stages=walks[-1] - 1)  # none that no walk reads
     channels = [3, *similarity_branch.out_channels]
     walk = DIFFUSIONS[diffusion]([channels[t - 1] for t in walks], embed_dim=embed_dim or size.embed_dim)
     model = DifNet(seed_branch, similarity_branch, ImportanceMap(num_classes) if importance else None, walk, walks)
@@ -132,9 +144,59 @@ def _build_difnet(
 
 
 DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm, "dense": DenseCascade}
-HEADS = ("aspp", "large_fov")
 BRANCH_OPTIONS = ("blocks", "width", "stride_in", "head", "aspp_init")
 OPTIONS = {
     "sim_deeplab": BRANCH_OPTIONS,
     "difnet": (*BRANCH_OPTIONS, "walks", "importance", "bn_init", "embed_dim", "diffusion", "device_map"),
+}
+FRESH_ONLY = (
+    "aspp_init",
+    "bn_init",
+    "device_map",
+)  # they decide how weights begin or where they lie, not what they mean
+
+
+@dataclass(frozen=True)
+class Values:
+    """What an option may be, in words and as a test."""
+
+    rule: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> Values:
+    return Values(
+        f"a whole number in {low}…{high}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
+def _one_of(*names: str) -> Values:
+    return Values(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names)
+
+
+def _row(low: int, high: int, rule: str, fits: Callable[[Sequence[int]], bool]) -> Values:
+    return Values(rule, lambda v: isinstance(v, list | tuple) and all(map(_whole(low, high).fits, v)) and fits(v))
+
+
+VALUES = {
+    "blocks": _row(1, 200, "the numbers of blocks of four stages, e.g. [3, 4, 6, 3]", lambda v: len(v) == 4),
+    "width": _whole(1, 1024),
+    "embed_dim": _whole(1, 4096),
+    "stride_in": _one_of("conv1", "conv2"),
+    "head": _one_of("aspp", "large_fov"),
+    "aspp_init": _one_of("normal", "authors"),
+    "bn_init": _one_of("one", "uniform"),
+    "diffusion": _one_of(*DIFFUSIONS),
+    "importance": Values("true or false", lambda v: isinstance(v, bool)),
+    "walks": _row(
+        1,
+        5,
+        f"a list of numbers, distinct, increasing and among {WALKS}",
+        lambda v: bool(v) and list(v) == sorted(set(v)),
+    ),
+    "device_map": Values(
+        "devices for exactly the keys 'seed' and 'similarity'",
+        lambda v: isinstance(v, Mapping) and set(v) == {"seed", "similarity"},
+    ),
 }

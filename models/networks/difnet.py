@@ -18,7 +18,7 @@ class DifNet(Network):
     importance: the map M of the seed s = M x, or None for s = x.
     walk: the diffusion; it gets one feature map per entry of `walks`.
     walks: which of the five walks exist; walk 1 reads the image, walks 2…5 the stages of the similarity branch.
-           The paper's ablation is (1, 3, 5).
+           The paper's ablation is (1, 3, 5). The similarity branch has no stage past the last walk's.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class DifNet(Network):
     def similarity(self, image: torch.Tensor) -> list[torch.Tensor]:
         """The embeddings ψₜ (B, D, H', W') of every walk: softmax of each row of ψₜ ψₜᵀ is Pₜ."""
         levels = (image, *self.similarity_branch(image))
-        return self.walk.embeddings([levels[walk - 1] for walk in self.walks], levels[-1].shape[2:])
+        return self.walk.embeddings([levels[walk - 1] for walk in self.walks], ResNetTrunk.grid(image.shape[2:]))
 
     def branches(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Scores x and embeddings ψ. The branches do not read each other, so a GPU runs them side by side."""
-        home, away = device_of(self.seed_branch), device_of(self.similarity_branch)
+        home, away = device_of(self.seed_branch), device_of(self.walk.psi)
         if home != away:  # launches return at once, so two devices overlap by themselves
             psi = self.similarity(image.to(away, non_blocking=True))
             scores = self.seed_branch(image.to(home, non_blocking=True))

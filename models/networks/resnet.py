@@ -84,24 +84,30 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "
 class ResNetTrunk(nn.Module):
     """Dilated ResNet: image (B, 3, H, W) -> the outputs of its four stages, shallow to deep.
 
-    Strides 4, 8, 8, 8; the max pool rounds up, so 321 -> 41, 505 -> 64, 512 -> 65 nodes a side.
+    Strides 4, 8, 8, 8; the max pool rounds up, so 321 -> 41, 505 -> 64, 512 -> 65 nodes a side (`grid`).
     `out_channels` holds the four channel counts (256 … 2048 for bottlenecks at width 64).
+    stages: how many of the four exist, for a reader that needs no deeper ones; with none there is no stem either.
     """
 
-    def __init__(self, block: str, blocks: Sequence[int], width: int = 64, stride_in: str = "conv1") -> None:
+    def __init__(
+        self, block: str, blocks: Sequence[int], width: int = 64, stride_in: str = "conv1", stages: int = 4
+    ) -> None:
         super().__init__()
         if stride_in not in ("conv1", "conv2"):
             raise ValueError(f"stride_in must be 'conv1' or 'conv2' (torchvision); got {stride_in!r}.")
         kind = BLOCKS[block]
+        self.out_channels = [width * 2**stage * kind.expansion for stage in range(4)]
+        self.stages = stages
+        if not stages:
+            return
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
 
         channels = width
-        self.out_channels = []
-        stages = []
-        for stage, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+        made = list(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True))[:stages]
+        for stage, (count, stride, dilation) in enumerate(made):
             stage_width = width * 2**stage
             layers = []
             for index in range(count):
@@ -117,9 +123,7 @@ class ResNetTrunk(nn.Module):
                     )
                 )
                 channels = stage_width * kind.expansion
-            stages.append(nn.Sequential(*layers))
-            self.out_channels.append(channels)
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -131,13 +135,20 @@ class ResNetTrunk(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not self.stages:
+            return ()
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        level1 = self.layer1(x)
-        level2 = self.layer2(level1)
-        level3 = self.layer3(level2)
-        level4 = self.layer4(level3)
-        return level1, level2, level3, level4
+        levels = []
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+            levels.append(x)
+        return tuple(levels)
+
+    @staticmethod
+    def grid(size: Sequence[int]) -> tuple[int, ...]:
+        """The nodes of the deepest level, along each side of an image: (H', W')."""
+        return tuple((((side + 1) // 2 // 2 + 1) + 1) // 2 for side in size)
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Module | None:

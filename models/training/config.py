@@ -1,5 +1,6 @@
 """Everything that decides what a training run computes, in one record that is stored with the run."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +16,9 @@ class TrainConfig:
 
     batch_size counts images of one update over all processes. clip is the largest norm of the gradient, 0 for no
     clipping. batch_norm: "train" (each process its own statistics), "sync" (over all processes, GPUs only), "frozen"
-    (stored statistics, and their scales do not learn).
+    (stored statistics, and their scales do not learn). init_preprocessing: what the user says about weights that do not
+    say it themselves. class_weights: how much an error at a pixel of each class counts, None for all alike. save_every:
+    updates between checkpoints, 0 for one an epoch; keep: how many of them stay beside the last.
     """
 
     model: str
@@ -37,17 +40,32 @@ class TrainConfig:
     batch_norm: str = "train"
     deterministic: bool = False
     val_every: int = 1
+    follow_links: bool = False
+    image_suffix: str | None = None
+    mask_suffix: str | None = None
+    reduce_zero_label: bool = False
+    init_preprocessing: str | None = None
+    photometric: float = 0.0
+    class_weights: list[float] | None = None
+    save_every: int = 0
+    keep: int = 0
 
     def __post_init__(self) -> None:
         if self.amp not in AMP:
             raise ValueError(f"amp must be one of {', '.join(AMP)}; got {self.amp!r}.")
         if self.batch_norm not in BATCH_NORM:
             raise ValueError(f"batch_norm must be one of {', '.join(BATCH_NORM)}; got {self.batch_norm!r}.")
+        for name, low in (("lr", 1e-12), ("weight_decay", 0.0)):
+            if not low <= getattr(self.recipe, name) < math.inf:
+                raise ValueError(f"{name} must be a number from {low:g} on; got {getattr(self.recipe, name)}.")
+        if self.class_weights is not None and not all(0 <= weight < math.inf for weight in self.class_weights):
+            raise ValueError(f"class_weights must be numbers from 0 on; got {self.class_weights}.")
         for name in ("epochs", "batch_size", "crop"):
             if getattr(self.recipe, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self.recipe, name)}.")
-        if self.val_every < 0 or self.clip < 0:
-            raise ValueError(f"val_every and clip must not be negative; got {self.val_every} and {self.clip}.")
+        for name in ("val_every", "clip", "save_every", "keep"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

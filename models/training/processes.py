@@ -38,19 +38,33 @@ def join(device: str | None = None) -> Processes:
     device: "cpu", "cuda", "cuda:1" …; None takes a GPU if there is one. Several processes spread over the GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
-    chosen = torch.device(name)
+    chosen = choose_device(device)
     if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device {name} needs a CUDA torch and a GPU; torch {torch.__version__} sees none.")
         torch.cuda.set_device(chosen)
     if size == 1:
         return Processes(0, 1, chosen)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return Processes(dist.get_rank(), size, chosen)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called "cpu", "cuda", "cuda:1" …; None takes a GPU if there is one. ValueError if it is not there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 …; got {name!r}.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(
+            f"--device {name} needs a CUDA torch and that GPU; torch {torch.__version__} sees {found or 'none'}."
+        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 …; got {name!r}, where the walks have no kernels.")
+    return chosen
 
 
 def leave() -> None:

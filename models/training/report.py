@@ -2,11 +2,30 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from models.training.config import TrainConfig
+from models.training.machine import made_on
+from models.training.processes import Processes
+
+
+def opening(config: TrainConfig, images: int, classes: Sequence[str], steps: int, processes: Processes) -> list[str]:
+    """The first lines of a log: on what, how much, and where."""
+    machine, recipe = made_on(processes.device), config.recipe
+    isa = f", instruction set {machine['instruction_set']}" if machine["instruction_set"] else ""
+    split = f"split {config.train_split}" + (", zero is void" if config.reduce_zero_label else "")
+    return [
+        f"data {config.data or '(given by the program)'}, {config.kind}, {split}: {images} images",
+        f"classes {len(classes)}: {', '.join(classes[:12])}{', …' if len(classes) > 12 else ''}",
+        f"iterations {recipe.epochs * steps}: {recipe.epochs} epochs of {steps} updates of {recipe.batch_size} images",
+        f"device {machine['device']}, {processes.size} process{'es' if processes.size > 1 else ''}, "
+        f"{torch.get_num_threads()} threads; backend {machine['backend']}{isa}, torch {machine['torch']}",
+    ]
 
 
 def gates(network: nn.Module) -> dict[str, list[float]]:
@@ -19,7 +38,7 @@ def summary(row: dict[str, Any], best: dict[str, Any]) -> str:
     """One line for people: an epoch's metrics and where μ and β stand."""
     parts = [f"epoch {row['epoch']:3d}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['images_per_s']:.1f} images/s"]
     parts.append(f"{row['memory_mb']:.0f} MB")
-    if "mean_iou" in row:
+    if row.get("mean_iou") is not None:
         parts.append(f"mIoU {100 * row['mean_iou']:.2f} (best {100 * best['mean_iou']:.2f}, epoch {best['epoch']})")
     for name, key in (("μ", "mu"), ("β", "beta")):
         if key in row:

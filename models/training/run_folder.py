@@ -2,18 +2,14 @@
 
 import json
 import logging
-import os
-import platform
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import difnet_kernels
 from models.training.config import TrainConfig
-from models.writing import write_text, writing
+from models.training.machine import environment
+from models.writing import write_atomically, write_text, writing
 
 
 class RunFolder:
@@ -36,7 +32,7 @@ class RunFolder:
             )
         with writing(folder.path):
             folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_json("config.json", config.to_dict())
+        folder.write_config(config)
         folder.write_json("environment.json", environment())
         return folder
 
@@ -44,10 +40,25 @@ class RunFolder:
         """The configuration the run was started with."""
         if not self.config_file.exists():
             raise FileNotFoundError(f"{self.path} holds no run: {self.config_file.name} is missing.")
-        return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
+        try:
+            return TrainConfig.from_dict(json.loads(self.config_file.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{self.config_file} is no configuration of a run: {error!r}.") from error
+
+    def write_config(self, config: TrainConfig) -> None:
+        self.write_json(self.config_file.name, config.to_dict())
 
     def write_json(self, name: str, content: Any) -> None:
         write_text(self.path / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def keep(self, iteration: int, count: int) -> None:
+        """A copy of `last` under its iteration, in checkpoints/; of these the newest `count` stay."""
+        kept = self.path / "checkpoints"
+        with writing(kept):
+            kept.mkdir(exist_ok=True)
+        write_atomically(kept / f"{iteration:08d}.safetensors", lambda temporary: shutil.copyfile(self.last, temporary))
+        for old in sorted(kept.glob("*.safetensors"))[:-count]:
+            old.unlink()
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """One epoch as one line of metrics.jsonl."""
@@ -88,42 +99,3 @@ def close_log(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as far as they can change a number."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "difnet_kernels": difnet_kernels.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "commit": commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
-def processor_name() -> str:
-    """The CPU's name as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of the source tree, with "+" for uncommitted changes; None outside a repository."""
-    root = Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(["git", "-C", root, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-        dirty = subprocess.run(["git", "-C", root, "status", "--porcelain", "-uno"], capture_output=True, text=True)
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "") if head.returncode == 0 else None

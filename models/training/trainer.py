@@ -6,77 +6,50 @@ that was not (on a CPU; on a GPU with `deterministic`).
 
 import logging
 import math
+import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from models import build_model, checkpoints
-from models.data import IGNORE, EpochSampler
-from models.networks.deeplab import Network
+from models.data import IGNORE, endure_signals, signals_wait
+from models.training.batches import Batches, TrainingData, end_workers, stacked
 from models.training.config import TrainConfig
+from models.training.machine import made_on
 from models.training.processes import Processes
 from models.training.recipes import build_optimizer, poly
-from models.training.report import gates, open_board, peak_memory_mb, summary, write_board
+from models.training.report import gates, open_board, opening, peak_memory_mb, summary, write_board
 from models.training.run_folder import RunFolder
-
-
-class TrainingData(Protocol):
-    """What the loop asks of its data: models.data has it, and anything like it will do."""
-
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-    def set_epoch(self, epoch: int) -> None: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
+from models.training.starting import batch_norms, load_initial_weights, pixel_weights, prepare_batch_norm
+from models.weights import guard
 
 Validate = Callable[[nn.Module], dict[str, Any]]
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is not a number; the run folder's diverged.json names the batch."""
+    """The loss or the weights are not numbers; the run folder's diverged.json names the batch."""
 
 
 class Stopped(RuntimeError):
     """A signal asked for the end; everything needed to resume is saved."""
 
 
-class Batches(Sampler[list[int]]):
-    """The batches of one process in one epoch, from a given step on: a function of (seed, epoch, step)."""
-
-    def __init__(self, length: int, size: int, steps: int, seed: int, processes: Processes) -> None:
-        self.order = EpochSampler(length, True, seed, processes.rank, processes.size)
-        self.size, self.steps, self.start = size, steps, 0
-
-    def place(self, epoch: int, start: int) -> None:
-        self.order.set_epoch(epoch)
-        self.start = start
-
-    def __len__(self) -> int:
-        return self.steps - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        indices = list(self.order)
-        for step in range(self.start, self.steps):
-            yield indices[step * self.size : (step + 1) * self.size]
-
-
 class Trainer:
     """Trains one network on `train_set`, a data set of models.data (or one like it: classes, set_epoch, samples).
 
-    validate: network in eval mode -> {"mean_iou": float, …}; None trains blindly.
+    validate: network in eval mode -> {"mean_iou": float or None, …}; None trains blindly.
+    notes: lines for the log, after the first ones. fresh: False leaves the weights to `resume`.
     Every process of a group makes the same calls; the first one writes: files, and its log to the terminal, too.
     """
 
@@ -91,6 +64,8 @@ class Trainer:
         progress: bool | None = None,
         tensorboard: bool = False,
         terminal: bool = True,
+        notes: Sequence[str] = (),
+        fresh: bool = True,
     ) -> None:
         recipe = config.recipe
         local_batch, rest = divmod(recipe.batch_size, processes.size)
@@ -110,16 +85,20 @@ class Trainer:
             num_workers=workers,
             persistent_workers=workers > 0,  # starting them anew would cost more than a short epoch
             pin_memory=processes.device.type == "cuda",
+            collate_fn=stacked,
+            worker_init_fn=endure_signals,
         )
         self.show_bar = processes.is_first and (sys.stderr.isatty() if progress is None else progress)
         self.log = folder.open_log(terminal) if processes.is_first else logging.getLogger("difnet.silent")
         self.board = open_board(folder.path) if tensorboard and processes.is_first else None
 
+        for line in (*opening(config, len(train_set), train_set.classes, self.steps, processes), *notes):
+            self.log.info("%s", line)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(config.seed)
         self.network = build_model(config.model, len(train_set.classes), **config.options)
-        origin = load_initial_weights(self.network, config)
+        origin = load_initial_weights(self.network, config, train_set.classes) if fresh else "of the run"
         if "device_map" not in config.options:  # which has placed the branches already
             self.network.to(processes.device)
         if config.channels_last:
@@ -133,9 +112,12 @@ class Trainer:
         if config.compile:
             self.model = cast(nn.Module, torch.compile(self.model))
 
+        self.weights = pixel_weights(config.class_weights, len(train_set.classes), processes.device)
+        self.environment = made_on(processes.device)
+        self.data = {"images": len(train_set), "kind": config.kind, "reduce_zero_label": config.reduce_zero_label}
         self.epoch, self.step, self.loss_sum = 0, 0, 0.0  # the position: `step` updates of `epoch` are done
         self.best: dict[str, Any] = {}
-        self.stop_asked = False
+        self.stop_asked, self.validating, self.names = False, False, [""]
         parameters = sum(p.numel() for p in self.network.parameters())
         self.log.info("%s, %s parameters, weights: %s", config.model, f"{parameters:,}", origin)
         self.log.info("recipe %s: %s", recipe.name, recipe.to_dict())
@@ -152,9 +134,13 @@ class Trainer:
         end = min(self.config.recipe.epochs, stop_after or self.config.recipe.epochs)
         row: dict[str, Any] = {}
         previous = {name: signal.signal(name, self._ask_to_stop) for name in (signal.SIGTERM, signal.SIGINT)}
+        others = set(multiprocessing.active_children())
         try:
             while self.epoch < end:
                 row = self._run_epoch()
+        except Stopped:
+            end_workers(set(multiprocessing.active_children()) - others)
+            raise
         finally:
             for name, handler in previous.items():
                 signal.signal(name, handler)
@@ -180,19 +166,30 @@ class Trainer:
         if self.validate and every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.recipe.epochs):
             self._share_buffers()
             self.network.eval()
-            row.update(self.validate(self.network))
+            row.update(self._validated(self.validate))
         self._finish_epoch(row)
         return row
 
+    def _validated(self, validate: Validate) -> dict[str, Any]:
+        """What validation finds. It changes nothing, so a signal ends it at once: `last` was written before."""
+        self.validating = True
+        try:
+            if self.stop_asked and self.processes.size == 1:
+                raise self._stopped()
+            return validate(self.network)
+        finally:
+            self.validating = False
+
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
-        improved = "mean_iou" in row and not row["mean_iou"] <= self.best.get("mean_iou", -math.inf)
+        score = row.get("mean_iou")  # None without ground truth
+        improved = score is not None and not score <= self.best.get("mean_iou", -math.inf)
         if improved:
-            self.best = {"epoch": row["epoch"], "mean_iou": row["mean_iou"]}
+            self.best = {"epoch": row["epoch"], "mean_iou": score}
         # in this order an end in between loses nothing: without `last` the epoch is finished anew, and `last` has the row
         if improved and self.processes.is_first:
             self._save(self.folder.best, row, resumable=False)
-        self.save_last(row)
+        self.save_last(row, keep=not self.config.save_every)
         if not self.processes.is_first:
             return
         self.folder.append_metrics(row)
@@ -211,12 +208,17 @@ class Trainer:
             total=self.steps, initial=self.step, disable=not self.show_bar, leave=False, desc=f"epoch {self.epoch + 1}"
         )
         with bar:
-            for batch in self.loader:
+            with signals_wait():
+                batches = iter(self.loader)
+            for batch in batches:
                 if self.stop_asked and self.processes.size == 1:
                     self._stop()
                 loss, lr = self._update(batch)
                 self.loss_sum += loss
                 self.step += 1
+                every = self.config.save_every
+                if every and self.iteration % every == 0 and self.step < self.steps:
+                    self.save_last()
                 memory = peak_memory_mb(self.processes.device)
                 rate = (bar.format_dict["rate"] or 0) * self.config.recipe.batch_size
                 bar.set_postfix_str(
@@ -234,11 +236,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
-        valid = self.processes.total((mask != IGNORE).sum())[0].clamp(min=1).to(torch.float32)
+        self.names = batch["name"]
+        counted = (mask != IGNORE).sum() if self.weights is None else self.weights[mask].sum()
+        valid = self.processes.total(counted)[0].clamp(min=1e-6).to(torch.float32)
         dtype = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             logits = self.model(image)
-        errors = F.cross_entropy(logits.float(), mask, ignore_index=IGNORE, reduction="sum")
+        by_class = None if self.weights is None else self.weights[: logits.shape[1]]
+        errors = F.cross_entropy(logits.float(), mask, by_class, ignore_index=IGNORE, reduction="sum")
         self.optimizer.zero_grad(set_to_none=True)
         # pixels count alike over all processes; data parallel training averages gradients, hence the factor
         self.scaler.scale(errors * self.processes.size / valid).backward()
@@ -269,44 +274,59 @@ class Trainer:
         if self.stop_asked and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C means now
         self.stop_asked = True
+        if self.validating:
+            raise self._stopped()
 
     def _stop(self) -> None:
         self.save_last()
+        raise self._stopped()
+
+    def _stopped(self) -> "Stopped":
         self.log.info("stopped by a signal at epoch %d, step %d; resume with --resume", self.epoch + 1, self.step)
-        raise Stopped(f"Saved {self.folder.last}. Continue with --resume {self.folder.path}.")
+        return Stopped(f"Saved {self.folder.last}. Continue with --resume {self.folder.path}.")
 
     def _diverge(self, names: list[str], loss: float, lr: float) -> None:
         gathered = [names] * self.processes.size
         if self.processes.size > 1:
             dist.all_gather_object(gathered, names)
-        where = {"epoch": self.epoch + 1, "step": self.step, "iteration": self.iteration, "loss": str(loss), "lr": lr}
-        names = [name for part in gathered for name in part]
+        raise self._diverged(f"The loss is {loss}", [name for part in gathered for name in part], lr)
+
+    def _diverged(self, what: str, names: list[str], lr: float) -> TrainingDiverged:
+        where = {"epoch": self.epoch + 1, "step": self.step, "iteration": self.iteration, "what": what, "lr": lr}
         if self.processes.is_first:
             self.folder.write_json("diverged.json", {**where, "names": names})
         message = (
-            f"The loss is {loss} at epoch {self.epoch + 1}, step {self.step}, for {', '.join(names)} (saved in "
+            f"{what} at epoch {self.epoch + 1}, step {self.step}, for {', '.join(names)} (saved in "
             f"{self.folder.path / 'diverged.json'}). The checkpoints are from before. Lower --lr, or set --clip."
         )
         self.log.error(message)
-        raise TrainingDiverged(message)
+        return TrainingDiverged(message)
 
-    def save_last(self, metrics: dict[str, Any] | None = None) -> None:
-        """Write last.safetensors: weights, momentum and position, in one atomic step."""
+    def save_last(self, metrics: dict[str, Any] | None = None, keep: bool = True) -> None:
+        """Write last.safetensors: weights, momentum and position, in one atomic step; keep: a copy, too, if configured."""
         if self.processes.is_first:
             self._save(self.folder.last, metrics or {}, resumable=True)
+            if keep and self.config.keep:
+                self.folder.keep(self.iteration, self.config.keep)
         self.processes.wait()
 
     def _save(self, path: Any, metrics: dict[str, Any], resumable: bool) -> None:
         position = {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "best": self.best}
-        checkpoints.save(
-            path,
-            self.network,
-            classes=self.train_set.classes,
-            recipe=self.config.recipe.to_dict(),
-            metrics=metrics,
-            training={**position, "scaler": self.scaler.state_dict()} if resumable else None,
-            training_tensors=self._momentum() if resumable else None,
-        )
+        try:
+            checkpoints.save(
+                path,
+                self.network,
+                classes=self.train_set.classes,
+                recipe=self.config.recipe.to_dict(),
+                metrics=metrics,
+                training={**position, "scaler": self.scaler.state_dict()} if resumable else None,
+                training_tensors=self._momentum() if resumable else None,
+                data=self.data,
+                environment=self.environment,
+            )
+        except checkpoints.NotFinite as error:  # the last update broke them
+            lr = self.optimizer.param_groups[0]["lr"]
+            raise self._diverged("The weights are no longer finite", list(self.names), lr) from error
 
     def _momentum(self) -> dict[str, torch.Tensor]:
         states = {name: self.optimizer.state.get(p, {}) for name, p in self.network.named_parameters()}
@@ -318,6 +338,20 @@ class Trainer:
             self.log.info("no checkpoint yet: starting from the beginning")
             return
         checkpoint = checkpoints.load(self.folder.last)
+        guard.require(
+            checkpoint,
+            self.folder.last,
+            model=self.config.model,
+            options=self.config.options,
+            classes=self.train_set.classes,
+            preprocessing=self.config.recipe.transform,
+            data=self.data,
+            advice="A run continues on its own data. To start from its weights on others: --init, and a new --out.",
+        )
+        for key in sorted(self.environment):
+            if checkpoint.environment.get(key, self.environment[key]) != self.environment[key]:
+                began = checkpoint.environment[key]
+                self.log.info("%s was %s, is %s: the last bits may differ", key, began, self.environment[key])
         checkpoints.load_into(self.network, checkpoint)
         for name, parameter in self.network.named_parameters():
             momentum = checkpoint.training_tensors.get(f"momentum.{name}")
@@ -334,31 +368,3 @@ class Trainer:
             if checkpoint.metrics and self.epoch not in [row["epoch"] for row in self.folder.read_metrics()]:
                 self.folder.append_metrics(checkpoint.metrics)
         self.log.info("resumed at epoch %d, step %d", self.epoch + 1, self.step)
-
-
-def load_initial_weights(network: Network, config: TrainConfig) -> str:
-    """Fill `network` as the configuration says; returns where the weights come from, for the log."""
-    if config.init and config.backbone:
-        raise ValueError("--init brings the weights of the whole network: leave --backbone out.")
-    if config.init:
-        report = checkpoints.load_into(network, checkpoints.load(config.init), config.reset_head)
-        return f"{config.init}" + (f" (fresh: {', '.join(report.reset)})" if report.reset else "")
-    if config.backbone:
-        checkpoints.load_backbone(network, config.backbone)
-        return f"trunks from {config.backbone}, the rest from scratch"
-    return "from scratch"
-
-
-def batch_norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def prepare_batch_norm(network: nn.Module, mode: str, processes: Processes) -> None:
-    """Apply the batch_norm option of `TrainConfig`."""
-    if mode == "sync":
-        if processes.device.type != "cuda":
-            raise ValueError("--batch-norm sync needs GPUs: torch has no synchronised batch norm for CPUs.")
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: a network is no batch norm itself
-    if mode == "frozen":
-        for module in batch_norms(network):
-            module.requires_grad_(False)

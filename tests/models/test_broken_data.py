@@ -23,15 +23,15 @@ def refuses(action, *words):
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
-    ["../../etc/passwd", "..", ".", "/etc/passwd", "a/b", "a\\b", "x y", "x\0y", "naïve", "$(id)", "a;b", "%2e%2e"],
+    ["../../etc/passwd", "..", ".", "/etc/passwd", "a/b", "a\\b", ".hidden", "x\0y", "x\ty", "x\u202ey", "x\x7fy"],
 )
 def test_hostile_names_are_refused(voc, name):
     write_list(voc / "ImageSets/Segmentation/train.txt", ["2007_000032", name])
-    refuses(lambda: build_dataset(voc, "voc", "train"), "train.txt", "letters, digits")
+    refuses(lambda: build_dataset(voc, "voc", "train"), "train.txt", "printable")
 
 
 @pytest.mark.parametrize(
-    "line", ["/../secret.jpg /SegmentationClassAug/a.png", "/JPEGImages//a.jpg /b.png", "a b c", "../x.jpg ../y.png"]
+    "line", ["/../secret.jpg /SegmentationClassAug/a.png", "/JPEGImages//a.jpg /b.png", "/a /b /c", "../x.jpg ../y.png"]
 )
 def test_hostile_pairs_are_refused(voc, line):
     write_mask(voc / "SegmentationClassAug/a.png", some_mask())
@@ -141,7 +141,7 @@ def test_mat_files_with_other_content_are_named(tmp_path, content, words):
 def test_missing_things_are_named_at_once(voc, tmp_path):
     refuses(lambda: build_dataset(tmp_path / "nowhere"), "nowhere", "--data", "models.data.synthetic")
     refuses(lambda: build_dataset(voc, "voc", "minival"), "minival.txt", "train, val")
-    refuses(lambda: build_dataset(voc, "cityscapes"), "voc_aug", "cityscapes")
+    refuses(lambda: build_dataset(voc, "coco"), "voc_aug", "cityscapes", "coco")
     refuses(lambda: build_dataset(voc, "voc_aug"), "sbd_root")
     (voc / MASK).unlink()
     refuses(lambda: build_dataset(voc), "2007_000032.png", "1 of 4 listed files")
@@ -158,7 +158,7 @@ def test_a_list_in_another_encoding_is_named(voc):
     refuses(lambda: build_dataset(voc), "train.txt", "UTF-8")
 
 
-@pytest.mark.parametrize("lines", [["background"], ["a", "a"], [f"c{i}" for i in range(256)], ["a", "b c"]])
+@pytest.mark.parametrize("lines", [["background"], ["a", "a"], [f"c{i}" for i in range(256)], ["a", "b/c"]])
 def test_bad_class_lists_are_named(voc, lines):
     write_list(voc / "classes.txt", lines)
     refuses(lambda: build_dataset(voc), "classes.txt")

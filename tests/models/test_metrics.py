@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from models.evaluation.boundary import BoundaryCounts, band
 from models.evaluation.metrics import ConfusionMatrix
 
 
@@ -120,3 +121,59 @@ def test_bad_input_is_refused_and_not_counted(pred, mask, words):
     assert matrix.counts.sum() == 0
     with pytest.raises(ValueError, match="merge"):
         matrix.merge(ConfusionMatrix(4))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_accuracy_and_weighted_iou_by_hand_and_by_torchmetrics(seed):
+    pred, mask = case(5, seed, missing=(3,))
+    matrix = ConfusionMatrix(5)
+    matrix.update(pred, mask)
+    keep = mask != 255
+    per_class = MulticlassAccuracy(5, average="none", ignore_index=255)(pred, mask)
+    occurring = [c for c in range(5) if (mask == c).any()]
+    assert matrix.mean_accuracy() == pytest.approx(per_class[occurring].double().mean().item(), rel=1e-6)
+    ious, _ = brute_force_iou(pred, mask, 5)
+    shares = [(mask[keep] == c).double().mean().item() for c in range(5)]
+    expected = sum(share * iou for share, iou in zip(shares, ious, strict=True) if share)
+    assert matrix.frequency_weighted_iou() == pytest.approx(expected, rel=1e-12)
+
+
+def test_metrics_without_pixels_are_nan():
+    empty = ConfusionMatrix(3)
+    assert all(math.isnan(value) for value in (empty.mean_accuracy(), empty.frequency_weighted_iou()))
+
+
+def eroded(region, width):
+    """The definition: 3 × 3 erosions, one after another, with nothing outside the image."""
+    for _ in range(width):
+        padded = np.pad(region, 1)
+        height, length = region.shape
+        shifts = [padded[dy : dy + height, dx : dx + length] for dy in range(3) for dx in range(3)]
+        region = np.logical_and.reduce(shifts)
+    return region
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_a_band_is_what_erosion_takes_away(width):
+    from scipy.ndimage import gaussian_filter
+
+    region = gaussian_filter(np.random.default_rng(width).normal(size=(40, 55)), 3) > 0
+    assert np.array_equal(band(region, width), region & ~eroded(region, width))
+
+
+def test_boundary_iou_by_hand_and_over_batches():
+    """One square of ten, shifted by one: bands of width one, counted by hand. Void counts on neither side."""
+    truth = torch.zeros(24, 24, dtype=torch.int64)
+    truth[5:15, 5:15] = 1
+    pred = truth.roll(1, 1)
+    counts = BoundaryCounts(2, ratio=0.01)
+    counts.update(truth, truth)
+    assert counts.mean_iou() == 1
+    counts = BoundaryCounts(2, ratio=0.01)
+    counts.update(pred, truth)
+    ring = 36  # pixels of the outline of a square of ten
+    both = 2 * 9  # what two outlines, one column apart, share: nine pixels of the upper side and of the lower
+    assert (int(counts.both[1]), int(counts.either[1])) == (both, 2 * ring - both)
+    before = counts.both.clone()
+    counts.update(torch.zeros(24, 24, dtype=torch.int64), torch.full((24, 24), 255))
+    assert torch.equal(counts.both, before)

@@ -7,6 +7,7 @@ import torch
 
 from difnet_kernels import cascaded_random_walk, transition_rows
 from models import build_model, model_names
+from models.checkpoints import load_into
 
 COUNTS = {
     "sim_deeplab18": 11_563_668,
@@ -236,3 +237,34 @@ def test_device_map_places_the_branches():
     assert model.options == {}
     with pytest.raises(ValueError, match="'seed' and 'similarity'"):
         build_model("difnet_tiny", device_map={"seed": "cpu"})
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"walks": (1,)}, {"walks": (1, 3)}, {"walks": (2, 4)}, {"diffusion": "closed_form"},
+    {"diffusion": "closed_form", "walks": (1, 2)}, {"importance": False, "walks": (3,)},
+])  # fmt: skip
+def test_every_parameter_has_a_reader(options):
+    """Data parallel training waits for the gradient of every parameter: none may be left out of the computation."""
+    torch.manual_seed(0)
+    model = build_model("difnet_tiny", 4, width=4, **options)
+    logits = model(torch.randn(2, 3, 33, 41))
+    assert logits.shape == (2, 4, 33, 41)
+    logits.square().sum().backward()
+    unread = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not unread
+    assert model.similarity_branch.stages == max(options.get("walks", (5,))) - 1
+
+
+def test_weights_of_all_stages_fit_a_network_that_reads_fewer():
+    """A file from before stages were left out, or a whole ResNet."""
+    torch.manual_seed(0)
+    whole, part = build_model("difnet_tiny", 4, width=4), build_model("difnet_tiny", 4, width=4, walks=(1, 3))
+    state = {key: value for key, value in whole.state_dict().items() if not key.startswith("walk.")}
+    state |= {key: value for key, value in part.state_dict().items() if key.startswith("walk.")}
+    report = load_into(part, state)
+    assert report.unread and all(
+        key.startswith(("similarity_branch.layer3", "similarity_branch.layer4")) for key in report.unread
+    )
+    assert torch.equal(part.similarity_branch.layer2[0].conv1.weight, whole.similarity_branch.layer2[0].conv1.weight)
+    with pytest.raises(ValueError, match=r"unexpected: seed_branch\.trunk\.layer5"):
+        load_into(part, {**state, "seed_branch.trunk.layer5.weight": torch.zeros(1)})

@@ -102,3 +102,11 @@ def test_initialisation_is_he_by_fan_out():
     conv = trunk.layer4[0].conv2.weight  # 512·512·9 draws: relative error of the deviation ~ 5e-4
     assert conv.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
     assert torch.equal(trunk.bn1.weight, torch.ones(64)) and torch.equal(trunk.bn1.bias, torch.zeros(64))
+
+
+def test_the_grid_is_known_before_the_levels_are():
+    """Of every side up to 80, and of the paper's sizes."""
+    trunk = ResNetTrunk("basic", (1, 1, 1, 1), width=1).eval()
+    with torch.no_grad():
+        for side in [*range(1, 81), 321, 505, 512]:
+            assert ResNetTrunk.grid((side, 9)) == tuple(trunk(torch.zeros(1, 3, side, 9))[-1].shape[2:]), side

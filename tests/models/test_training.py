@@ -292,7 +292,7 @@ def test_run_folder_holds_config_environment_log_and_metrics(tmp_path):
 
 def test_initial_weights_come_from_where_the_log_says(tmp_path):
     donor = build_model("difnet_tiny", 5, width=4)
-    checkpoints.save(tmp_path / "donor.safetensors", donor)
+    checkpoints.save(tmp_path / "donor.safetensors", donor, recipe={"transform": "default"})
     torch.save(donor.similarity_branch.state_dict(), tmp_path / "trunk.pth")
     config = config_of(init=str(tmp_path / "donor.safetensors"), reset_head=True)
     trainer = trainer_of(tmp_path / "a", config)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.data import IGNORE, RECIPES, build_transform
-from models.data.transforms import centre, draw_start, resize
+from models.data.transforms import centre, distort, draw_start, resize
 
 
 def picture(height, width, seed=0):
@@ -173,3 +173,28 @@ def test_chance_comes_from_the_generator_alone():
 def test_bad_requests_say_what_to_do(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_photometric_changes_colours_and_nothing_else():
+    """The same seed gives the same flip, scale and crop with and without; masks are equal, images are not."""
+    image, mask = picture(31, 37)
+    plain = build_transform(train=True, crop=20)(image, mask, np.random.default_rng(5))
+    strong = build_transform(train=True, crop=20, photometric=0.5)
+    one, other = (strong(image, mask, np.random.default_rng(5)) for _ in range(2))
+    assert torch.equal(one[1], plain[1]) and not torch.equal(one[0], plain[0])
+    assert torch.equal(one[0], other[0])
+    assert not torch.equal(strong(image, mask, np.random.default_rng(6))[0], one[0])
+    with pytest.raises(ValueError, match="photometric must be a strength in 0…1"):
+        build_transform(photometric=1.5)
+
+
+def test_photometric_strengths():
+    """Grey stays grey whatever the hue, within 1 ± strength; strength zero draws nothing; hues turn."""
+    grey = np.full((6, 6, 3), 100, np.uint8)
+    rng = np.random.default_rng(0)
+    assert distort(grey, 0.0, rng) is grey and rng.random() == np.random.default_rng(0).random()
+    for seed in range(20):
+        changed = distort(grey, 0.2, np.random.default_rng(seed)).astype(int)
+        assert np.ptp(changed) <= 1 and 79 <= changed.mean() <= 121
+    red = np.zeros((4, 4, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
+    assert len({tuple(distort(red, 1.0, np.random.default_rng(seed))[0, 0]) for seed in range(10)}) > 5

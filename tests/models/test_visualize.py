@@ -9,7 +9,7 @@ from PIL import Image
 
 from models import build_model, checkpoints
 from models.data import build_dataset
-from models.data.synthetic import generate
+from models.data.synthetic import class_names, generate
 from models.figures.panels import BACKGROUND, OTHER, VOID, Labels
 from models.visualize import draw, figure2, figure3, figure4, from_dataset, interesting_nodes, look, main
 
@@ -172,7 +172,7 @@ def test_every_kind_of_network_is_drawn(dataset, tmp_path, name, options, expect
 
 def test_command_line(root, tmp_path, capsys):
     checkpoint, out = tmp_path / "c.safetensors", tmp_path / "figures"
-    checkpoints.save(checkpoint, network(), classes=[f"c{i}" for i in range(CLASSES)], recipe={"transform": "authors"})
+    checkpoints.save(checkpoint, network(), classes=class_names(CLASSES), recipe={"transform": "authors"})
     common = ["--checkpoint", str(checkpoint), "--out", str(out)]
     assert main([*common, "--data", str(root), "--names", "val_000001"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["fig2.png", "fig3.png", "fig4.png"]
