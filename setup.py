@@ -59,7 +59,7 @@ class CMakeBuild(build_ext):
             "DIFNET_KERNELS_TORCH": torch.submodule_search_locations[0],
             "DIFNET_KERNELS_OUTPUT": build / "library",
         }
-        if archs := os.environ.get("DIFNET_KERNELS_CUDA_ARCHS"):
+        if (archs := os.environ.get("DIFNET_KERNELS_CUDA_ARCHS")) is not None:  # empty: without CUDA
             settings["DIFNET_KERNELS_CUDA_ARCHS"] = archs
         defines = [f"-D{name}={value}" for name, value in settings.items()]
         configured = subprocess.run(

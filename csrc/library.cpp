@@ -24,4 +24,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "project_pool_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor "
       "weight, "
       "Tensor position, Tensor? z, Tensor? mean, Tensor(a!)? grad_features, Tensor(b!)? grad_weight) -> ()");
+#if defined(DIFNET_HAS_CUDA)
+  m.def("why_no_cuda_device() -> str");
+  m.def(
+      "cuda_cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, bool high, "
+      "Tensor(a!) states, Tensor(b!)? walked, Tensor(c!)? row_lse, Tensor(d!) counters) -> ()");
+#endif
 }

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from difnet_kernels.backends import BACKENDS, cpu
+from tests.cuda import host_backend
 from tests.support.capability import device_of, takes
 from tests.support.cases import DTYPES
 
@@ -51,6 +52,8 @@ def _chosen(config: pytest.Config) -> list[str]:
     if named is None:
         return [name for name, backend in BACKENDS.items() if backend.unusable() is None]
     chosen = named.split(",")
+    if host_backend.NAME in chosen:  # a backend of the tests alone
+        BACKENDS.setdefault(host_backend.NAME, host_backend.BACKEND)
     for name in chosen:
         reason = BACKENDS[name].unusable() if name in BACKENDS else f"not one of {tuple(BACKENDS)}"
         if reason is not None:
@@ -86,6 +89,8 @@ def _taken(item: pytest.Item) -> bool:
     backend = _backend(item)
     if backend is None:
         return True
+    if not host_backend.takes_test(backend, item):
+        return False
     needs = [{name.removeprefix("seed_").removeprefix("psi_"): value} for name, value in _parameters(item).items()]
     needs += [mark.kwargs for mark in item.iter_markers("needs")]
     for need in needs:

@@ -58,7 +58,7 @@ def hollow(tmp_path: Path) -> Path:
             tree / name,
             **({"ignore": shutil.ignore_patterns("*.so", "build_report.json")} if source.is_dir() else {}),
         )
-    for source in (tree / "csrc").rglob("*.cpp"):
+    for source in [*(tree / "csrc").rglob("*.cpp"), *(tree / "csrc").rglob("*.cu")]:
         source.write_text("")
     return tree
 

@@ -10,7 +10,7 @@ from functools import partial
 from torch import SymInt
 
 from difnet_kernels import cascade
-from difnet_kernels.backends import cpu, reference, triton
+from difnet_kernels.backends import cpu, cuda, reference, triton
 from difnet_kernels.problem import Problem, Projection
 
 Run = Callable[..., None]
@@ -26,6 +26,7 @@ class Backend:
     cascade_forward, cascade_backward: a cascade, its arguments as `cascade.forward` and `cascade.backward` have them after
         the walk. A backend that brings single walks gets its cascade from those two.
     projection_forward, projection_backward: Ψ, arguments as in reference.py.
+    not_preferred(problem): why it is not chosen by itself where it can run; it then waits to be named.
 
     What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other.
     """
@@ -38,6 +39,7 @@ class Backend:
     cascade_backward: Run | None = None
     projection_forward: Run | None = None
     projection_backward: Run | None = None
+    not_preferred: Callable[[Problem | Projection], str | None] = lambda problem: None
 
     def why_not(self, problem: Problem | Projection) -> str | None:
         """The reason that it cannot run `problem`, or None if it can."""
@@ -74,6 +76,14 @@ BACKENDS: dict[str, Backend] = {
             cascade_backward=partial(cascade.backward, cpu.walk_backward),
             projection_forward=cpu.projection_forward,
             projection_backward=cpu.projection_backward,
+        ),
+        Backend(
+            name="cuda",
+            unusable=cuda.unusable,
+            refuses=cuda.refuses,
+            refuses_projection=cuda.refuses_projection,
+            cascade_forward=cuda.cascade_forward,
+            not_preferred=cuda.not_preferred,
         ),
         Backend(
             name="triton",
@@ -122,7 +132,7 @@ def choose(name: str, problem: Problem | Projection) -> Backend:
     check_name(name or None)
     reasons: dict[str, str] = {}
     for candidate in [name] if name else BACKENDS:
-        reason = why_not(candidate, problem) or ("" if name else _too_dense(candidate, problem))
+        reason = why_not(candidate, problem) or ("" if name else _waits_to_be_named(candidate, problem))
         if not reason:
             if reasons and candidate == "reference" and isinstance(problem, Problem):
                 _warn_once(_told(reasons))
@@ -133,6 +143,11 @@ def choose(name: str, problem: Problem | Projection) -> Backend:
     raise BackendUnavailable(
         f"no backend can run this problem ({_told(reasons)}).{advice} See `python -m difnet_kernels info`."
     )
+
+
+def _waits_to_be_named(name: str, problem: Problem | Projection) -> str:
+    """Why a call that names no backend does not get `name`, which could run it; "" if it does."""
+    return BACKENDS[name].not_preferred(problem) or _too_dense(name, problem)
 
 
 def _told(reasons: dict[str, str]) -> str:

@@ -17,8 +17,12 @@ from tests.support.capability import device_of
 from tests.support.cases import DTYPES, Case, Inputs, make
 from tests.support.truth import assert_forward, assert_gradients, assert_same, both, truth_of
 
-# backends that run on a card alone, where there is one
-CARDS = [name for name in BACKENDS if device_of(name) == "cuda" and BACKENDS[name].unusable() is None]
+# backends that run on a card alone, in both directions, where there is one
+CARDS = [
+    name
+    for name, backend in BACKENDS.items()
+    if backend.cascade_backward is not None and device_of(name) == "cuda" and backend.unusable() is None
+]
 SMALL = Case(2, (613,), 64, 21, 2)
 # (D, K): together they reach every launch row that serves an architecture
 WIDTHS = ((64, 21), (16, 5), (128, 60), (256, 60), (128, 127), (64, 150))

@@ -113,7 +113,7 @@ def test_an_operator_refuses_a_name_that_nobody_has() -> None:
 def test_every_backend_is_a_record_of_what_it_brings() -> None:
     for name, backend in BACKENDS.items():
         assert backend.name == name
-        assert backend.cascade_forward is not None and backend.projection_forward is not None
+        assert backend.cascade_forward is not None  # Ψ and gradients may be missing
         reason = why_not(name, Problem.of(SEED, [PSI], "high"))
         assert reason is None or reason == backend.unusable() or "cpu" in reason
 

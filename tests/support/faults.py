@@ -158,6 +158,7 @@ def build(folder: Path) -> None:
     settings = [
         f"-DDIFNET_KERNELS_OUTPUT={folder / 'difnet_kernels'}",
         f"-DPython3_EXECUTABLE={sys.executable}",
+        "-DDIFNET_KERNELS_CUDA_ARCHS=",
         f"-DCMAKE_CXX_FLAGS=-include {folder / 'csrc' / 'fault.h'}",
     ]
     for command in (["cmake", "-S", ".", "-B", "build", "-G", "Ninja", *settings], ["cmake", "--build", "build"]):

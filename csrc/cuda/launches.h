@@ -1,0 +1,72 @@
+// From what a caller asks to launches: which kernel, which cut, how much workspace, and kMaxWalks walks at a time. The
+// library hands the launches to a card, the tests to fibers.
+#pragma once
+
+#include <algorithm>
+
+#include "cascade.h"
+
+namespace difnet::cuda {
+
+struct Request {
+  int32_t images, nodes, classes, walks, steps;
+  int32_t high;  // precision "high": three products where a field is fp32
+  BatchField state, seed, states;
+  int64_t step_stride;
+  const BatchField* psi;  // of all walks
+  const float *mu, *beta;
+  float *walked, *row_lse;  // or null
+  uint32_t* counters;
+  int64_t counters_size;
+  // a card, and what the tests change: 0 is the plan's own
+  int32_t processors, forced_parts, forced_all_parts, walks_at_a_time;
+};
+
+inline Instance instance_of(const Request& asked) {
+  bool fp32 = asked.seed.dtype == DType::kFloat;
+  int32_t widest = 0;
+  for (int32_t t = 0; t < asked.walks; ++t) {
+    fp32 = fp32 || asked.psi[t].dtype == DType::kFloat;
+    widest = std::max(widest, asked.psi[t].channels);
+  }
+  return instance(asked.high && fp32, widest, asked.classes);
+}
+
+// bind(cascade, instance) takes the sections of the workspace; the first launch needs the most. launch(cascade,
+// instance) returns what run returns: something that is false when all is well. refuse(words) is for what no launch can
+// hold.
+template <typename Bind, typename Launch, typename Refuse>
+auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
+  const Instance with = instance_of(asked);
+  const int32_t at_a_time = asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, kMaxWalks) : kMaxWalks;
+  Cascade c{};
+  c.images = asked.images;
+  c.nodes = asked.nodes;
+  c.classes = asked.classes;
+  c.all_walks = asked.walks;
+  c.steps = asked.steps;
+  c.centred = with.products == 3;
+  c.state = asked.state;
+  c.seed = asked.seed;
+  c.states = asked.states;
+  c.step_stride = asked.step_stride;
+  c.mu = asked.mu;
+  c.beta = asked.beta;
+  c.walked = asked.walked;
+  c.row_lse = asked.row_lse;
+  c.counters = asked.counters;
+  c.walks = std::min(at_a_time, asked.walks);
+  cut(c, with, asked.processors, asked.forced_parts, asked.forced_all_parts);
+  if (!count_units(c)) return refuse("the units of work pass 2^31; split the batch");
+  if (counters(c) > asked.counters_size) return refuse("the counters do not suffice; this is a defect of the caller");
+  for (c.first_walk = 0; c.first_walk < asked.walks; c.first_walk += c.walks) {
+    c.walks = std::min(at_a_time, asked.walks - c.first_walk);
+    count_units(c);
+    bind(c, with);
+    std::copy_n(asked.psi + c.first_walk, c.walks, c.psi);
+    if (auto bad = launch(c, with)) return bad;
+  }
+  return {};
+}
+
+}  // namespace difnet::cuda

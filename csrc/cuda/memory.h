@@ -1,0 +1,107 @@
+// Where things lie: fields of any dtype and strides, tiles in shared memory, and waiting for what another block writes.
+#pragma once
+
+#include <device.h>
+
+#include "cascade.h"
+
+namespace difnet::cuda {
+
+// ---- fields: any dtype, any strides ---------------------------------------------------------------------------------
+DIFNET_DEVICE float wide(float x) { return x; }
+DIFNET_DEVICE float wide_half(uint16_t bits) { return half_to_float(bits); }
+DIFNET_DEVICE float wide_bf16(uint16_t bits) { return float_of(uint32_t(bits) << 16); }
+
+DIFNET_DEVICE float load(const BatchField& field, int64_t at) {
+  switch (field.dtype) {
+    case DType::kHalf: return wide_half(static_cast<const uint16_t*>(field.data)[at]);
+    case DType::kBf16: return wide_bf16(static_cast<const uint16_t*>(field.data)[at]);
+    default: return static_cast<const float*>(field.data)[at];
+  }
+}
+DIFNET_DEVICE void store(const BatchField& field, int64_t at, float x) {
+  switch (field.dtype) {
+    case DType::kHalf: static_cast<uint16_t*>(field.data)[at] = float_to_half(x); break;
+    case DType::kBf16: static_cast<uint16_t*>(field.data)[at] = float_to_bfloat16(x); break;
+    default: static_cast<float*>(field.data)[at] = x;
+  }
+}
+DIFNET_DEVICE int64_t place(const BatchField& field, int image, int channel, int node) {
+  return image * field.batch_stride + channel * field.channel_stride + node * field.node_stride;
+}
+
+template <int kWidth, typename Number, typename Wide>
+DIFNET_DEVICE void stage_numbers(const BatchField& field, const Number* numbers, int count, float* rows, Wide wide) {
+  constexpr int kAtOnce = kWidth % 64 == 0 ? 8 : 4;  // loads on their way
+  const bool along_nodes = field.node_stride <= field.channel_stride;
+#pragma unroll 1
+  for (int first = thread(); first < kRows * kWidth; first += kAtOnce * kThreads) {
+    Number x[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int at = first + n * kThreads;
+      const int row = along_nodes ? at % kRows : at / kWidth, channel = along_nodes ? at / kRows : at % kWidth;
+      const bool inside = row < count && channel < field.channels;
+      x[n] = inside ? numbers[channel * field.channel_stride + row * field.node_stride] : Number(0);
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int at = first + n * kThreads;
+      const int row = along_nodes ? at % kRows : at / kWidth, channel = along_nodes ? at / kRows : at % kWidth;
+      rows[row * (kWidth + 1) + channel] = wide(x[n]);
+    }
+  }
+}
+
+// Nodes from `first` to at most kRows further, below `end`, as [kRows][width + 1] floats in shared memory, the rest zero:
+// read along the axis whose numbers are neighbours, whatever that is, so that what follows has one order of summation.
+template <int kWidth>
+DIFNET_DEVICE void stage(const BatchField& field, int image, int first, int end, float* rows) {
+  const int64_t at = place(field, image, 0, first);
+  const auto* bits = static_cast<const uint16_t*>(field.data);
+  switch (field.dtype) {
+    case DType::kHalf: return stage_numbers<kWidth>(field, bits + at, end - first, rows, wide_half);
+    case DType::kBf16: return stage_numbers<kWidth>(field, bits + at, end - first, rows, wide_bf16);
+    default: return stage_numbers<kWidth>(field, static_cast<const float*>(field.data) + at, end - first, rows, wide);
+  }
+}
+
+// ---- tiles of 16-bit numbers in shared memory, 8 numbers (16 bytes) a chunk -----------------------------------------
+// Rows of 128 or 256 bytes would all start in one bank: their chunks are permuted by the row. Rows of 48 bytes do not.
+template <int kWidth>
+DIFNET_DEVICE int chunk_at(int row, int chunk) {
+  if constexpr (kWidth % 64 == 0) chunk ^= row & 7;
+  return (row * (kWidth / 8) + chunk) * 8;
+}
+
+template <int kWidth, int kNodes>
+DIFNET_DEVICE void copy_tile(uint16_t* to, const uint16_t* from) {
+#pragma unroll
+  for (int at = thread(); at < kNodes * kWidth / 8; at += kThreads)
+    copy16(to + chunk_at<kWidth>(at / (kWidth / 8), at % (kWidth / 8)), from + at * 8);
+}
+
+// ---- counters -------------------------------------------------------------------------------------------------------
+DIFNET_DEVICE uint32_t* finished(const Cascade& c) { return c.counters; }
+DIFNET_DEVICE uint32_t* reached(const Cascade& c, int image) { return c.counters + 1 + image; }
+DIFNET_DEVICE uint32_t* measured(const Cascade& c, int t, int image) {
+  return reached(c, c.images + t * c.images + image);
+}
+DIFNET_DEVICE uint32_t* arrived(const Cascade& c, int image, int row_tile) {
+  return measured(c, c.walks, 0) + image * c.row_tiles + row_tile;
+}
+// kInputs once ψ_t and y_t of the row tile can be read.
+constexpr uint32_t kInputs = 2;
+DIFNET_DEVICE uint32_t* ready(const Cascade& c, int t, int image, int row_tile) {
+  return arrived(c, c.images, 0) + (t * c.images + image) * c.row_tiles + row_tile;
+}
+
+// One thread waits; a barrier then gives the block what it saw.
+DIFNET_DEVICE void wait_for(const uint32_t* counter, uint32_t count, const char* words, int line) {
+  for (uint32_t polls = 0; load_acquire(counter) < count; ++polls) {
+    pause();
+    if (polls == kPatience) give_up(words, "difnet_kernels/csrc/cuda/memory.h", line);
+  }
+}
+
+}  // namespace difnet::cuda

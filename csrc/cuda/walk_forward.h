@@ -1,0 +1,358 @@
+// One walk (W1-W4) without storing P. A unit is 64 rows of one image and one part of the columns (or all parts in
+// turn): each warp owns 16 rows, ψ of which stay in its registers, and the block streams the columns in tiles through
+// two stages of shared memory, from its own tile on.
+//
+// The maximum of a row starts at its floor (prepare.h). Products are summed from zero for each tile and added in fp32:
+// the matrix units truncate, and a long chain of their sums would drift. Parts are summed from zero and added in their
+// order, in registers or by whichever block finishes a row tile last, so the bits do not depend on who computes what.
+#pragma once
+
+#include "prepare.h"
+
+namespace difnet::cuda {
+
+template <typename With>
+struct Stage {
+  static constexpr int kTile = With::kInstance.tile(), kHalves = With::kInstance.products == 3 ? 2 : 1;
+  uint16_t psi[kHalves][kTile * With::kInstance.embed];
+  uint16_t y[kHalves][kTile * With::kInstance.width];
+  float bias[kTile];
+};
+
+template <typename With>
+struct WalkMemory {
+  alignas(128) Stage<With> stage[2];
+  uint32_t before;  // how many parts of the row tile came before this one
+};
+
+struct alignas(16) Four {
+  float x[4];
+};
+struct alignas(8) Two {
+  float x[2];
+};
+
+// The numbers of one thread, as mma leaves them: rows g and g + 8 of the warp's 16 with g = lane / 4; of every 8
+// columns, 2 (lane % 4) and the next.
+template <int kWidth>
+struct Sums {
+  float total[kWidth / 8][4];  // Σ 2^(x − peak) [y | 1], the row sum of P in the last column
+  float peak[2];               // of x, less kShift
+};
+
+// More columns: `to` and the sums of `part`, both relative to the higher of the two maxima.
+template <int kWidth>
+DIFNET_DEVICE void add_part(Sums<kWidth>& to, const Sums<kWidth>& part) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float higher = larger(to.peak[half], part.peak[half]);
+    const float a = exp2_fast(to.peak[half] - higher), b = exp2_fast(part.peak[half] - higher);
+    to.peak[half] = higher;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+      for (int x = 2 * half; x < 2 * half + 2; ++x) to.total[n][x] = to.total[n][x] * a + part.total[n][x] * b;
+  }
+}
+
+template <typename With>
+struct Walk {
+  static constexpr int kTile = Stage<With>::kTile, kHalves = Stage<With>::kHalves;
+  static constexpr int kEmbed = With::kInstance.embed, kWidth = With::kInstance.width, kSteps = kEmbed / 16;
+  static constexpr int kTilesOfRows = kRows / kTile;  // column tiles in a row tile
+
+  const Cascade& c;
+  WalkMemory<With>& memory;
+  int t, image, row_tile;  // t: of this launch
+
+  DIFNET_DEVICE int64_t first_node() const { return int64_t(image) * c.row_tiles * kRows; }
+  DIFNET_DEVICE int64_t first_psi() const { return int64_t(t) * c.images * c.row_tiles * kRows + first_node(); }
+  DIFNET_DEVICE int64_t first_y(int walk) const {
+    return int64_t((c.first_walk + walk) & 1) * c.images * c.row_tiles * kRows + first_node();
+  }
+
+  DIFNET_DEVICE bool is_ready(int tile) const { return load_acquire(ready(c, t, image, tile)) >= kInputs; }
+  DIFNET_DEVICE void wait_until_ready(int tile) const {
+    wait_for(ready(c, t, image, tile), kInputs, "a block waits for the state or psi of a column tile", __LINE__);
+  }
+
+  // ---- column tiles -------------------------------------------------------------------------------------------------
+  DIFNET_DEVICE void copy_stage(int column_tile, Stage<With>& to) const {
+    const int64_t psi = first_psi() + int64_t(column_tile) * kTile, y = first_y(t) + int64_t(column_tile) * kTile;
+    copy_tile<kEmbed, kTile>(to.psi[0], c.psi_hi + psi * kEmbed);
+    copy_tile<kWidth, kTile>(to.y[0], c.y_hi + y * kWidth);
+    if constexpr (kHalves == 2) {
+      copy_tile<kEmbed, kTile>(to.psi[1], c.psi_lo + psi * kEmbed);
+      copy_tile<kWidth, kTile>(to.y[1], c.y_lo + y * kWidth);
+    }
+    if (thread() < kTile / 4) copy16(to.bias + thread() * 4, c.bias + psi + thread() * 4);
+  }
+
+  // ψ of the warp's 16 rows, as the left operand of mma
+  DIFNET_DEVICE void load_rows(uint32_t (&rows)[kSteps][kHalves][4]) const {
+    const int64_t at = (first_psi() + row_tile * kRows + warp() * 16 + lane() / 4) * kEmbed + lane() % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k)
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half)
+#pragma unroll
+        for (int x = 0; x < 4; ++x)
+          rows[k][half][x] = *reinterpret_cast<const uint32_t*>((half == 0 ? c.psi_hi : c.psi_lo) + at +
+                                                                (x % 2) * 8 * kEmbed + k * 16 + x / 2 * 8);
+  }
+
+  // ---- one column tile ----------------------------------------------------------------------------------------------
+  // [16 x 8] of a product: that of the high halves, and the two with a low half, which are 2⁻¹¹ of it. Apart, because
+  // the matrix units truncate: only the products of high halves do so at full size.
+  struct Product {
+    float large[4] = {}, small[4] = {};
+
+    DIFNET_DEVICE void add(const uint32_t (&a)[kHalves][4], const uint32_t (&b)[kHalves][2]) {
+      if constexpr (kHalves == 2) {
+        mma(small, a[0], b[1][0], b[1][1]);
+        mma(small, a[1], b[0][0], b[0][1]);
+      }
+      mma(large, a[0], b[0][0], b[0][1]);
+    }
+    DIFNET_DEVICE float sum(int e) const { return kHalves == 2 ? large[e] + small[e] : large[e]; }
+  };
+
+  // (W1) x [16 x 16] = log2(e) S without what softmax ignores, for columns 16 n and on
+  DIFNET_DEVICE static void logits(float (&x)[kTile / 8][4], int n, const uint32_t (&rows)[kSteps][kHalves][4],
+                                   float sigma, const Stage<With>& tile) {
+    Product product[2];
+    const int node = n * 16 + lane() / 16 * 8 + lane() % 8;
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t left[kHalves][2], right[kHalves][2];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        uint32_t b[4];
+        ldmatrix4(b, tile.psi[half] + chunk_at<kEmbed>(node, k * 2 + lane() / 8 % 2));
+        left[half][0] = b[0], left[half][1] = b[1], right[half][0] = b[2], right[half][1] = b[3];
+      }
+      product[0].add(rows[k], left);
+      product[1].add(rows[k], right);
+    }
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const Two bias = *reinterpret_cast<const Two*>(tile.bias + (n * 2 + part) * 8 + lane() % 4 * 2);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) x[n * 2 + part][e] = fma(product[part].sum(e), sigma, bias.x[e % 2]);
+    }
+  }
+
+  // (W2) total [16 x 8] = total · rescale + weights · y, for classes 8 n and on; two such at a time where there are two
+  template <int kAtOnce>
+  DIFNET_DEVICE static void add_classes(Sums<kWidth>& sums, int n, const float (&rescale)[2],
+                                        const uint32_t (&weights)[kTile / 16][kHalves][4], const Stage<With>& tile) {
+    Product product[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kTile / 16; ++k) {
+      const int node = k * 16 + lane() / 8 % 2 * 8 + lane() % 8;
+      uint32_t y[kAtOnce][kHalves][2];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        uint32_t b[2 * kAtOnce];
+        if constexpr (kAtOnce == 2)
+          ldmatrix4_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16));
+        else
+          ldmatrix2_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n));
+#pragma unroll
+        for (int part = 0; part < kAtOnce; ++part) y[part][half][0] = b[2 * part], y[part][half][1] = b[2 * part + 1];
+      }
+#pragma unroll
+      for (int part = 0; part < kAtOnce; ++part) product[part].add(weights[k], y[part]);
+    }
+#pragma unroll
+    for (int part = 0; part < kAtOnce; ++part)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        sums.total[n + part][e] = fma(sums.total[n + part][e], rescale[e / 2], product[part].sum(e));
+  }
+
+  DIFNET_DEVICE static void add_tile(Sums<kWidth>& sums, const uint32_t (&rows)[kSteps][kHalves][4], float sigma,
+                                     const Stage<With>& tile) {
+    float x[kTile / 8][4];
+#pragma unroll
+    for (int n = 0; n < kTile / 16; ++n) logits(x, n, rows, sigma, tile);
+    float rescale[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float most = x[0][2 * half];
+#pragma unroll
+      for (int n = 0; n < kTile / 8; ++n) most = larger(most, larger(x[n][2 * half], x[n][2 * half + 1]));
+      most = larger(most, shuffle_xor(most, 1));
+      most = larger(most, shuffle_xor(most, 2));
+      const float higher = larger(sums.peak[half], most - kShift);
+      rescale[half] = exp2_fast(sums.peak[half] - higher);
+      sums.peak[half] = higher;
+    }
+    // P 2^(lse − peak) in halves, as the left operand: what mma leaves of two tiles is what it takes of one step
+    uint32_t weights[kTile / 16][kHalves][4];
+#pragma unroll
+    for (int n = 0; n < kTile / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float first = exp2_fast(x[n][2 * half] - sums.peak[half]);
+        const float second = exp2_fast(x[n][2 * half + 1] - sums.peak[half]);
+        const uint32_t hi = two_halves(first, second);
+        weights[n / 2][0][n % 2 * 2 + half] = hi;
+        if constexpr (kHalves == 2)
+          weights[n / 2][1][n % 2 * 2 + half] =
+              two_halves(first - half_to_float(uint16_t(hi)), second - half_to_float(uint16_t(hi >> 16)));
+      }
+#pragma unroll
+    for (int n = 0; n < kWidth / 16; ++n) add_classes<2>(sums, n * 2, rescale, weights, tile);
+    if constexpr (kWidth % 16 != 0) add_classes<1>(sums, kWidth / 8 - 1, rescale, weights, tile);
+  }
+
+  // ---- one part of the columns --------------------------------------------------------------------------------------
+  DIFNET_DEVICE void sum_part(Sums<kWidth>& sums, int part) {
+    const int begin = part * c.split.part_tiles;
+    const int end = begin + c.split.part_tiles < c.column_tiles ? begin + c.split.part_tiles : c.column_tiles;
+    // every thread looks whether some row tiles are there; where all are, nobody looks again
+    bool mine = is_ready(row_tile);
+    for (int tile = begin / kTilesOfRows + thread(); tile <= (end - 1) / kTilesOfRows; tile += kThreads)
+      mine = is_ready(tile) && mine;
+    const bool all_ready = barrier_and(mine);
+    int tile = row_tile * kTilesOfRows;
+    if (tile < begin || tile >= end) tile = begin;
+    if (!all_ready) {
+      if (thread() == 0) {
+        wait_until_ready(row_tile);
+        wait_until_ready(tile / kTilesOfRows);
+      }
+      barrier();
+    }
+    copy_stage(tile, memory.stage[0]);
+    uint32_t rows[kSteps][kHalves][4];
+    load_rows(rows);
+    const int64_t node = first_psi() + row_tile * kRows + warp() * 16 + lane() / 4;
+    sums.peak[0] = c.floor[node];
+    sums.peak[1] = c.floor[node + 8];
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums.total[n][e] = 0.0f;
+    const float sigma = c.sigma[(int64_t(t) * c.images + image) * c.row_tiles + row_tile];
+#pragma unroll 1
+    for (int k = 0; k < end - begin; ++k) {
+      const int next = tile + 1 < end ? tile + 1 : begin;
+      const bool more = k + 1 < end - begin;
+      if (!all_ready && more && thread() == 0) wait_until_ready(next / kTilesOfRows);
+      wait_for_copies();
+      barrier();  // this tile is here, the one before is done with, and the next one can be read
+      if (more) copy_stage(next, memory.stage[(k + 1) % 2]);
+      add_tile(sums, rows, sigma, memory.stage[k % 2]);
+      tile = next;
+    }
+  }
+
+  // ---- the end of a row tile ----------------------------------------------------------------------------------------
+  DIFNET_DEVICE void finish(const Sums<kWidth>& sums) const {
+    const int channel_of_thread = lane() % 4 * 2, walk = c.first_walk + t;
+    const float mu = c.mu[walk], beta = c.beta[walk];
+    const int step = c.steps == c.all_walks ? walk : walk - c.all_walks + 1;  // of the wanted ones
+    const int64_t next_y = first_y(t + 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int in_image = row_tile * kRows + warp() * 16 + lane() / 4 + half * 8;
+      const bool inside = in_image < c.nodes;
+      const float sum = shuffle(sums.total[kWidth / 8 - 1][2 * half + 1], lane() | 3);  // the column of ones
+      const float inverse = 1.0f / sum;
+      if (inside && c.row_lse != nullptr && lane() % 4 == 0)
+        // the shift leaves before the logarithm: log2 is exact at 1, where a one-hot row is
+        c.row_lse[(int64_t(walk) * c.images + image) * c.nodes + in_image] =
+            (sums.peak[half] + kShift) + log2_exact(sum * (1.0f / 128.0f));
+      const int64_t node = first_node() + in_image;
+#pragma unroll
+      for (int n = 0; n < kWidth / 8; ++n) {
+        float next[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int k = n * 8 + channel_of_thread + e;
+          next[e] = k == kWidth - 1 && inside ? 1.0f : 0.0f;
+          if (k < c.classes && inside) {
+            const float scale = c.scale[image * kWidth + k];
+            const float walked = sums.total[n][2 * half + e] * inverse * power_of_two(-exponent_of(scale));  // (W2)
+            if (c.walked != nullptr)
+              c.walked[((int64_t(walk) * c.images + image) * c.nodes + in_image) * c.classes + k] = walked;
+            const float seed = load(c.seed, place(c.seed, image, k, in_image));
+            const float y = walk == 0 ? load(c.state, place(c.state, image, k, in_image)) : c.y[node * kWidth + k];
+            const float mixed = mu * walked + (1.0f - mu) * seed;  // (W3)
+            const float after = beta * mixed + (1.0f - beta) * y;  // (W4)
+            c.y[node * kWidth + k] = after;
+            if (step >= 0) store(c.states, step * c.step_stride + place(c.states, image, k, in_image), after);
+            next[e] = after * scale;
+          }
+        }
+        const int64_t at = ((next_y + in_image) * kWidth + n * 8 + channel_of_thread) / 2;
+        const uint32_t hi = two_halves(next[0], next[1]);
+        reinterpret_cast<uint32_t*>(c.y_hi)[at] = hi;
+        if constexpr (kHalves == 2)
+          reinterpret_cast<uint32_t*>(c.y_lo)[at] =
+              two_halves(next[0] - half_to_float(uint16_t(hi)), next[1] - half_to_float(uint16_t(hi >> 16)));
+      }
+    }
+    barrier();
+    if (t + 1 < c.walks && thread() == 0) add_release(ready(c, t + 1, image, row_tile), 1);
+  }
+
+  // Leaves the sums of one part; true for the block that comes last, which then has those of all parts, in their order.
+  DIFNET_DEVICE bool meet(Sums<kWidth>& sums, int part) {
+    const int64_t first = (int64_t(image) * c.row_tiles + row_tile) * c.split.parts;
+    Four* totals = reinterpret_cast<Four*>(c.part) + thread();
+    Two* peaks = reinterpret_cast<Two*>(c.part_peak) + thread();
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n) {
+      const float (&x)[4] = sums.total[n];
+      totals[((first + part) * (kWidth / 8) + n) * kThreads] = {x[0], x[1], x[2], x[3]};
+    }
+    peaks[(first + part) * kThreads] = {sums.peak[0], sums.peak[1]};
+    barrier();
+    if (thread() == 0) memory.before = add_acquire_release(arrived(c, image, row_tile), 1);
+    barrier();
+    if (memory.before != uint32_t(c.split.parts - 1)) return false;
+    if (thread() == 0) *arrived(c, image, row_tile) = 0;  // for the next walk
+#pragma unroll 1
+    for (int other = 0; other < c.split.parts; ++other) {
+      Sums<kWidth> more;
+#pragma unroll
+      for (int n = 0; n < kWidth / 8; ++n) {
+        const Four x = totals[((first + other) * (kWidth / 8) + n) * kThreads];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) more.total[n][e] = x.x[e];
+      }
+      const Two peak = peaks[(first + other) * kThreads];
+      more.peak[0] = peak.x[0];
+      more.peak[1] = peak.x[1];
+      if (other == 0)
+        sums = more;
+      else
+        add_part(sums, more);
+    }
+    return true;
+  }
+
+  // All parts in turn (first_part 0), or one of them.
+  DIFNET_DEVICE void run(int first_part) {
+    Sums<kWidth> sums;
+    if constexpr (With::kInRegisters) {
+#pragma unroll 1
+      for (int part = first_part; part == first_part || (c.split.all_parts && part < c.split.parts); ++part) {
+        Sums<kWidth> more;
+        sum_part(more, part);
+        if (part == first_part)
+          sums = more;
+        else
+          add_part(sums, more);
+      }
+    } else {
+      sum_part(sums, first_part);
+    }
+    if (c.split.all_parts || meet(sums, first_part)) finish(sums);
+  }
+};
+
+}  // namespace difnet::cuda

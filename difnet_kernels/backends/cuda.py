@@ -1,0 +1,134 @@
+"""CUDA C++ kernels (csrc/cuda): a whole cascade forward in one launch, on NVIDIA GPUs from sm_80 on. Without gradients yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from difnet_kernels.backends import native
+from difnet_kernels.problem import Problem, Projection
+
+MAX_EMBED, MAX_CLASSES = 128, 63  # the widest of the compiled kernels
+MIN_ARCH = 80
+ROWS = 64  # nodes of a row tile, as csrc/cuda/cascade.h
+# architectures on which a committed results file shows these kernels right and faster than Triton's, which makes them the
+# preferred ones there; until a card has spoken they run where they are named
+PREFERRED_ON: frozenset[int] = frozenset()
+
+
+@cache
+def unusable() -> str | None:
+    """Why no problem can run here: no library, none with CUDA, or no device, in the driver's words."""
+    missing = native.unusable()
+    if missing is not None:
+        return missing
+    if not hasattr(torch.ops.difnet_kernels, "why_no_cuda_device"):
+        return "the library was compiled without its CUDA kernels (`python -m difnet_kernels info` says why)"
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return str(torch.ops.difnet_kernels.why_no_cuda_device()) or None
+
+
+@cache
+def _arch(device: torch.device) -> int | None:
+    """90 for sm_90; None where there is no card, which `unusable` tells."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def refuses(problem: Problem) -> str | None:
+    """Why this problem cannot run although the backend can."""
+    if problem.device.type != "cuda":
+        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    return _too_much(problem) or _too_old(problem.device)
+
+
+def _too_old(device: torch.device) -> str | None:
+    arch = _arch(device)
+    return (
+        None if arch is None or arch >= MIN_ARCH else f"{device} is sm_{arch}; the kernels need sm_{MIN_ARCH} or later"
+    )
+
+
+def _too_much(problem: Problem) -> str | None:
+    """What no card could run, and the backend that can."""
+    if torch.float64 in problem.dtypes:
+        return "float64 has no fast matrix units; use float32, or backend='reference'"
+    if max(problem.embeds) > MAX_EMBED:
+        return f"D = {max(problem.embeds)} is above {MAX_EMBED}; use backend='triton'"
+    if problem.classes > MAX_CLASSES:
+        return f"K = {problem.classes} is above {MAX_CLASSES}; use backend='triton'"
+    return None
+
+
+def not_preferred(problem: Problem | Projection) -> str | None:
+    """Why it is not chosen by itself where it can run."""
+    arch = _arch(problem.device)
+    return None if arch in PREFERRED_ON else f"no committed results show it right and faster on sm_{arch}; name it"
+
+
+def refuses_projection(problem: Projection) -> str | None:
+    return "it does not bring Ψ; use backend='triton'"
+
+
+def counters_size(images: int, nodes: int, walks: int) -> int:
+    """How many counters a launch uses (csrc/cuda/cascade.h)."""
+    return 1 + images * (1 + walks) * (1 + -(-nodes // ROWS))
+
+
+_counters: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _counters_for(device: torch.device, size: int) -> Tensor:
+    """Zeros, which a launch leaves as it finds them: one tensor per stream, whose launches run one after another. A graph
+    may run beside them, so one that is captured makes its own."""
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    stream = (device, torch.cuda.current_stream(device).cuda_stream)
+    if stream not in _counters or _counters[stream].numel() < size:
+        _counters[stream] = torch.zeros(max(size, 4096), dtype=torch.int32, device=device)
+    return _counters[stream]
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Sequence[Tensor],
+    walked: Tensor,
+    row_lse: Tensor,
+) -> None:
+    """W1-W5 into preallocated outputs. state (B, K, N), or None: then y⁰ = seed (W5). psi: T tensors (B, D_t, N). Any
+    strides.
+
+    states: T tensors (B, K, N) take every step, one takes the last. walked (T, B, N, K) and row_lse (T, B, N) are filled if
+    they have room for all walks; row_lse is private: log2 units, of the logits without the row terms that softmax ignores.
+    """
+    counters = _counters_for(seed.device, counters_size(seed.shape[0], seed.shape[2], len(psi)))
+    kept = (walked, row_lse) if walked.shape[0] == len(psi) else (None, None)
+    steps = stacked(states)
+    torch.ops.difnet_kernels.cuda_cascade_forward.default(
+        state, seed, psi, mu, beta, precision == "high", steps, *kept, counters
+    )
+    unstack(steps, states)
+
+
+def stacked(states: Sequence[Tensor]) -> Tensor:
+    """Room for the steps as the kernels write them, a stride apart: the only state itself, or a buffer for several."""
+    first = states[0]
+    return first.unsqueeze(0) if len(states) == 1 else first.new_empty((len(states), *first.shape))
+
+
+def unstack(steps: Tensor, states: Sequence[Tensor]) -> None:
+    if len(states) > 1:
+        for state, step in zip(states, steps, strict=True):
+            state.copy_(step)

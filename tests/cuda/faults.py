@@ -1,0 +1,187 @@
+"""Mistakes that such kernels are known to contain, each as an edit of the sources, and the check that must catch it.
+
+All edits go into one copy of csrc/cuda, each behind a switch, so that one build per detector holds every fault and an
+environment variable picks one. What is shipped knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
+
+FORWARD, PREPARE, MEMORY, CASCADE = "walk_forward.h", "prepare.h", "memory.h", "cascade_forward.h"
+
+# what a check builds, and what a run that it stops prints
+NUMBERS = "numbers"  # an error against fp64, class by class
+RACE = "race"  # ThreadSanitizer
+BOUNDS = "bounds"  # AddressSanitizer, or the machine's own look at asynchronous copies
+DEADLOCK = "deadlock"
+LANDED = "landed"  # a copy that nobody waits for
+COUNTERS = "counters"  # not zero after a launch
+BANKS = "banks"  # conflicts in shared memory
+BITS = "bits"  # that depend on who runs when
+SANITIZERS = {RACE: "-fsanitize=thread", BOUNDS: "-fsanitize=address"}
+WORDS = {
+    NUMBERS: "WRONG", RACE: "ThreadSanitizer: data race", BOUNDS: "AddressSanitizer", DEADLOCK: "deadlock",
+    LANDED: "before its copy of this line has landed", COUNTERS: "a counter is not zero",
+}  # fmt: skip
+
+# images classes nodes embed walks dtype high parts together workers
+TWO_PARTS = "2 5 130 16 2 0 1 2 0 8"
+UNCUT = "2 5 130 16 2 0 1 0 0 8"
+TOGETHER = "1 5 200 16 2 0 1 3 1 8"
+THREE_PARTS = "1 5 190 16 2 0 1 3 0 8"
+FULL = "1 21 192 64 1 0 1 3 0 4"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`edits` (file, old, new); FAULT in `new` is true when this fault is picked. `check` must stop a run of `case`."""
+
+    name: str
+    check: str
+    edits: tuple[tuple[str, str, str], ...] = field(repr=False)
+    case: str = TWO_PARTS
+
+
+def fault(name: str, check: str, file: str, old: str, new: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
+    """One expression `old` that becomes `new`; `around` is the text of its line where `old` alone is not unique."""
+    return Fault(name, check, ((file, around.format(old), around.format(f"(FAULT ? ({new}) : ({old}))")),), case)
+
+
+def dropped(name: str, check: str, file: str, statement: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
+    """One statement that is not executed."""
+    return Fault(name, check, ((file, around.format(statement), around.format(f"if (!FAULT) {statement}")),), case)
+
+
+FAULTS = (
+    # ---- barriers, waits, flags
+    dropped("no barrier before a tile is used", RACE, FORWARD, "barrier();", around="{}  // this tile is here"),
+    dropped("copies are not waited for", LANDED, FORWARD, "wait_for_copies();"),
+    dropped("no barrier before a flag is released", RACE, FORWARD, "barrier();", around="{}\n    if (t + 1 < c.walks"),
+    dropped("no barrier before a part arrives", RACE, FORWARD, "barrier();",
+            around="{}\n    if (thread() == 0) memory.before"),
+    fault("a part arrives without release", RACE, FORWARD, "add_acquire_release(arrived(c, image, row_tile), 1)",
+          "add_relaxed(arrived(c, image, row_tile), 1)"),
+    fault("a flag without release", RACE, FORWARD, "add_release(ready(c, t + 1, image, row_tile), 1)",
+          "void(add_relaxed(ready(c, t + 1, image, row_tile), 1))"),
+    Fault("a flag is released too early", RACE, (
+        (FORWARD, "    const int64_t next_y = first_y(t + 1);\n",
+         "    const int64_t next_y = first_y(t + 1);\n"
+         "    if (FAULT && t + 1 < c.walks && thread() == 0) add_release(ready(c, t + 1, image, row_tile), 1);\n"),
+        (FORWARD, "if (t + 1 < c.walks && thread() == 0)", "if (!FAULT && t + 1 < c.walks && thread() == 0)"),
+    )),
+    fault("one of two inputs suffices", RACE, MEMORY, "load_acquire(counter) < count",
+          "load_acquire(counter) < (count + 1) / 2"),
+    fault("nobody looks whether tiles are there", RACE, FORWARD, "is_ready(tile) && mine", "mine"),
+    dropped("no wait for the next tile", RACE, FORWARD, "wait_until_ready(next / kTilesOfRows);", UNCUT),
+    fault("no wait for the centre", RACE, PREPARE, "thread() == 0", "false", around="if ({}) wait_for(measured("),
+    fault("a row tile of psi does not arrive", DEADLOCK, PREPARE, "thread() == 0", "thread() == 0 && row_tile != 1",
+          around="if ({}) add_release(ready(c, t, image"),
+    dropped("the count of parts is not reset", DEADLOCK, FORWARD, "*arrived(c, image, row_tile) = 0;", THREE_PARTS),
+    fault("the last but one part finishes", RACE, FORWARD, "uint32_t(c.split.parts - 1)",
+          "uint32_t(c.split.parts - 2)", THREE_PARTS),
+    fault("counters are left as they are", COUNTERS, CASCADE, "uint32_t(blocks() - 1)", "uint32_t(blocks())"),
+    fault("a shuffle in a branch", DEADLOCK, FORWARD, "shuffle(sums.total[kWidth / 8 - 1][2 * half + 1], lane() | 3)",
+          "inside ? shuffle(1.0f, lane() | 3) : 1.0f"),
+    fault("walks share one buffer of y", RACE, FORWARD, "((c.first_walk + walk) & 1)", "0"),
+    fault("a stage is refilled while it is read", RACE, FORWARD, "(k + 1) % 2", "k % 2"),
+    # ---- tiles and fragments
+    fault("a stage too far", NUMBERS, FORWARD, "memory.stage[k % 2]", "memory.stage[(k + 1) % 2]"),
+    fault("fragments of psi swapped", NUMBERS, FORWARD, "right[half][0] = b[2]", "right[half][0] = b[3]"),
+    fault("y is not transposed", NUMBERS, FORWARD,
+          "ldmatrix4_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16))",
+          "ldmatrix4(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16))"),
+    fault("chunks are permuted on one side", NUMBERS, MEMORY,
+          "chunk_at<kWidth>(at / (kWidth / 8), at % (kWidth / 8))", "at * 8"),
+    dropped("chunks are not permuted", BANKS, MEMORY, "chunk ^= row & 7;"),
+    fault("columns of a part are left out", LANDED, FORWARD, "k < end - begin", "k < end - begin - 1",
+          THREE_PARTS, "; {}; ++k)"),
+    fault("columns do not wrap around", BOUNDS, FORWARD, "tile + 1 < end ? tile + 1 : begin", "tile + 1", UNCUT),
+    # ---- sums
+    fault("sums are not rescaled", NUMBERS, FORWARD, "rescale[e / 2]", "1.0f"),
+    fault("parts are added without their maxima", NUMBERS, FORWARD, "exp2_fast(to.peak[half] - higher)", "1.0f",
+          TOGETHER),
+    Fault("parts are added as they come", BITS, (
+        (FORWARD, "for (int other = 0; other < c.split.parts; ++other) {",
+         "for (int turn = 0; turn < c.split.parts; ++turn) {\n"
+         "      const int other = FAULT ? (turn + part) % c.split.parts : turn;"),
+        (FORWARD, "if (other == 0)", "if (turn == 0)"),
+    ), THREE_PARTS),
+    fault("the seed is forgotten", NUMBERS, FORWARD, "(1.0f - mu)", "0.0f"),
+    fault("the state is forgotten", NUMBERS, FORWARD, "(1.0f - beta)", "0.0f"),
+    fault("y is not scaled again", NUMBERS, FORWARD, "after * scale", "after"),
+    fault("scales of the first image for all", NUMBERS, FORWARD, "c.scale[image * kWidth + k]", "c.scale[k]"),
+    dropped("low halves on the right are left out", NUMBERS, FORWARD, "mma(small, a[0], b[1][0], b[1][1]);"),
+    dropped("low halves on the left are left out", NUMBERS, FORWARD, "mma(small, a[1], b[0][0], b[0][1]);"),
+    # ---- memory
+    fault("padding is written", BOUNDS, FORWARD, "k < c.classes && inside", "k < c.classes"),
+    fault("one node too many is read", BOUNDS, MEMORY, "row < count", "row <= count"),
+    fault("one chunk too many is copied", BOUNDS, FORWARD, "thread() < kTile / 4", "thread() <= kTile / 4"),
+    fault("a channel too many is read", BOUNDS, MEMORY, "channel < field.channels", "channel <= field.channels"),
+)  # fmt: skip
+
+SWITCH = """
+#include <cstdlib>
+#include "machine.h"
+inline const int twin_fault = std::getenv("TWIN_FAULT") ? std::atoi(std::getenv("TWIN_FAULT")) : -1;
+// An addition that orders nothing.
+inline uint32_t add_relaxed(uint32_t* counter, uint32_t value) {
+  const uint32_t before = __atomic_fetch_add(counter, value, __ATOMIC_RELAXED);
+  twin::Machine::now->wrote_a_counter();
+  return before;
+}
+"""
+
+
+def planted(folder: Path) -> Path:
+    """A copy of the kernels with every fault, each behind its number."""
+    texts = {path.name: path.read_text() for path in sources(KERNELS)}
+    for number, one in enumerate(FAULTS):
+        for file, old, new in one.edits:
+            count = texts[file].count(old)
+            assert count == 1, f"{one.name}: {file} holds {old!r} {count} times, not once; adjust tests/cuda/faults.py"
+            texts[file] = texts[file].replace(old, new.replace("FAULT", f"(twin_fault == {number})"))
+    copy = folder / "kernels"
+    copy.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        if name not in ("device.h", "cascade_forward.cu"):
+            (copy / name).write_text(text)
+    (copy / "fault.h").write_text(SWITCH)
+    return copy
+
+
+def build(kernels: Path, check: str) -> Path:
+    """The program that runs one kind of kernel with the detector of `check`."""
+    flags = ["-O1", "-DTWIN_ONE_KIND", "-include", str(kernels / "fault.h")]
+    if check in SANITIZERS:
+        flags.append(SANITIZERS[check])
+    return compile_host("alone.cpp", ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
+
+
+def run(program: Path, lines: list[str], number: int = -1) -> str:
+    """What the program says to the runs, with fault `number`."""
+    environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
+    text = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(
+        [program], input=text, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
+
+
+def runs(case: str, check: str = NUMBERS) -> list[str]:
+    """A case on several schedules; bits that depend on them need many."""
+    return [f"{case} {schedule}" for schedule in range(1, 13 if check == BITS else 4)]
+
+
+def caught(check: str, told: str) -> bool:
+    """Whether `check` stopped what was told."""
+    if check == BANKS:
+        return any(" 0 bank conflicts" not in line for line in told.splitlines() if line.startswith("right"))
+    if check == BITS:
+        return len({line.rpartition(" ")[2] for line in told.splitlines() if line.startswith("right")}) > 1
+    return WORDS[check] in told or (check == BOUNDS and "a copy reads outside" in told)

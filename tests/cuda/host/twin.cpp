@@ -1,0 +1,47 @@
+// The twin as a library: a request from Python, run on fibers. The kernels are those of csrc/cuda, word for word.
+#include <cstdlib>
+#include <cstring>
+#include <optional>
+
+#include "run_on_host.h"
+
+extern "C" {
+
+// Returns whether all is well; `error` (600 bytes) says what is not.
+bool twin_cascade_forward(const difnet::cuda::Request* asked, const twin::Options* options, twin::Report* report) {
+  *report = twin::run_on_host(*asked, *options);
+  return report->error[0] == 0;
+}
+
+void twin_split_columns(int64_t batch, int64_t row_tiles, int64_t columns, int64_t processors, bool in_registers,
+                        int32_t* to) {
+  const difnet::cuda::Split split = difnet::cuda::split_columns(batch, row_tiles, columns, processors, in_registers);
+  to[0] = split.parts;
+  to[1] = split.part_tiles;
+  to[2] = split.all_parts;
+}
+
+int32_t twin_tile(int32_t products, int32_t embed, int32_t width) {
+  return difnet::cuda::Instance{products, embed, width}.tile();
+}
+
+int32_t twin_shared_bytes(int32_t products, int32_t embed, int32_t width) {
+  using namespace difnet::cuda;
+  int32_t bytes = 0;
+  const auto look = [&](auto kind) {
+    using With = decltype(kind);
+    constexpr Instance k = With::kInstance;
+    if (k.products == products && k.embed == embed && k.width == width) bytes = sizeof(SharedMemory<With>);
+  };
+  look(Kind<1, 64, 24>{}), look(Kind<1, 64, 64>{}), look(Kind<1, 128, 24>{}), look(Kind<1, 128, 64>{});
+  look(Kind<3, 64, 24>{}), look(Kind<3, 64, 64>{}), look(Kind<3, 128, 24>{}), look(Kind<3, 128, 64>{});
+  return bytes;
+}
+
+void twin_sizes(int32_t* to) {
+  to[0] = sizeof(difnet::cuda::BatchField);
+  to[1] = sizeof(difnet::cuda::Request);
+  to[2] = sizeof(twin::Options);
+  to[3] = sizeof(twin::Report);
+}
+}

@@ -1,0 +1,125 @@
+"""`--backends cuda-host`: the tests of every backend, with the CUDA kernels' forward on the twin. Its gradients are the
+reference's, so that tests of both directions run and judge the forward. It is named, never chosen.
+
+`--backends cuda`, on a card: those tests that ask for no gradients, until the backend has its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from difnet_kernels import cascade
+from difnet_kernels.backends import BACKENDS, Backend, cuda, reference
+from difnet_kernels.problem import Problem
+from tests.cuda import twin
+
+NAME = "cuda-host"
+WIDEST, CLASSES = 128, 63
+# a test runs on the twin if all its problems are small: these, and of the parametrised ones what `fits`
+LARGEST = 257
+FILES = {
+    "test_forward.py": ("test_the_cascade_is_right", "test_medium_precision_keeps_its_own_bound", "test_dtypes_mix",
+                        "test_walks_of_different_width_and_dtype", "test_any_number_of_spatial_axes"),
+    "test_properties.py": ("test_01", "test_02", "test_03", "test_04", "test_05", "test_06", "test_07", "test_08", "test_09",
+                           "test_10", "test_11", "test_15"),
+    "test_layouts.py": ("test_",),
+    "test_extremes.py": ("test_equal_nodes", "test_logits_far_below", "test_a_row_maximum", "test_scores_of_any_unit",
+                         "test_weights_around"),
+    "test_nonfinite.py": ("test_a_bad_number", "test_in_every_dtype"),
+    "test_sizes.py": ("test_nothing", "test_narrow_and_wide", "test_twenty_walks", "test_one_node"),
+    "test_random_shapes.py": ("test_a_random_problem",),
+}  # fmt: skip
+# the tests of FILES that ask for no gradients
+FORWARD = {
+    "test_forward.py": FILES["test_forward.py"][:2],
+    "test_properties.py": ("test_01", "test_02", "test_03", "test_07", "test_08", "test_10", "test_11", "test_15"),
+    "test_layouts.py": ("test_every_step",),
+    "test_extremes.py": ("test_equal_nodes", "test_logits_far_below"),
+    "test_nonfinite.py": FILES["test_nonfinite.py"],
+}
+
+
+def unusable() -> str | None:
+    return None if shutil.which("g++") else "the twin needs g++"
+
+
+def refuses(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return "the twin runs on the CPU"
+    if torch.float64 in problem.dtypes:
+        return "float64 has no fast matrix units"
+    if max(problem.embeds) > WIDEST or problem.classes > CLASSES:
+        return "too wide for the compiled kernels"
+    return None
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Sequence[Tensor],
+    walked: Tensor,
+    row_lse: Tensor,
+) -> None:
+    steps = cuda.stacked(states)
+    kept = (walked, row_lse) if walked.shape[0] == len(psi) else (None, None)
+    twin.cascade_forward(state, seed, psi, mu, beta, precision, states=steps, walked=kept[0], row_lse=kept[1])
+    cuda.unstack(steps, states)
+
+
+def cascade_backward(
+    grad_states: Sequence[Tensor],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    **grads: Any,
+) -> None:
+    # contiguous, because BLAS gives other bits for other strides
+    grad_states, psi = [g.contiguous() for g in grad_states], [p.contiguous() for p in psi]
+    state, seed = None if state is None else state.contiguous(), seed.contiguous()
+    again = [torch.empty_like(seed if state is None else state)]
+    walked, row_lse = torch.empty_like(walked), torch.empty_like(row_lse)
+    run, back = partial(cascade.forward, reference.walk_forward), partial(cascade.backward, reference.walk_backward)
+    run(state, seed, psi, mu, beta, precision, states=again, walked=walked, row_lse=row_lse)
+    back(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
+
+
+BACKEND = Backend(
+    name=NAME,
+    unusable=unusable,
+    refuses=refuses,
+    refuses_projection=lambda projection: "it does not bring Ψ",
+    cascade_forward=cascade_forward,
+    cascade_backward=cascade_backward,
+)
+
+
+def takes_test(backend: str, item: pytest.Item) -> bool:
+    """Whether the twin, or a backend that brings forward alone, runs a test: one of FILES or FORWARD; on the twin one of a
+    size that it does in moments."""
+    if backend != NAME and BACKENDS[backend].cascade_backward is not None:
+        return True
+    names = (FILES if backend == NAME else FORWARD).get(item.path.name, ())
+    if not any(item.name.startswith(name) for name in names):
+        return False
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    case = parameters.get("case")
+    sizes = [parameters.get("nodes", 1), parameters.get("embed", 1), parameters.get("classes", 1)]
+    if case is not None:
+        sizes = [case.nodes, case.embed, case.classes]
+    return (sizes[0] <= LARGEST or backend != NAME) and sizes[1] <= WIDEST and sizes[2] <= CLASSES

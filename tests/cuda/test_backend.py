@@ -1,0 +1,91 @@
+"""The backend around the kernels: what it refuses, that it waits to be named, and that its sizes are those of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from difnet_kernels.backends import BACKENDS, BackendUnavailable, choose, cuda
+from difnet_kernels.problem import Problem
+from tests.cuda import twin
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+CUDA = torch.device("cuda")
+WALK = replace(Problem.of(torch.zeros(2, 5, 30), [torch.zeros(2, 16, 30)], "high", gradients=False), device=CUDA)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were an sm_90 card, on which both GPU backends run."""
+    monkeypatch.setattr(cuda, "_arch", lambda device: 90)
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], unusable=lambda: None))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embeds": (16, 129)}, "D = 129 is above 128; use backend='triton'"),
+        ({"classes": 64}, "K = 64 is above 63; use backend='triton'"),
+        ({"dtypes": (torch.float64, torch.float32)}, "use float32, or backend='reference'"),
+        ({"device": torch.device("cpu")}, "the tensors are on cpu; move them to a CUDA device"),
+    ],
+)
+@pytest.mark.usefixtures("card")
+def test_what_is_refused_names_the_remedy(change: dict[str, object], words: str) -> None:
+    with pytest.raises(BackendUnavailable) as raised:
+        choose("cuda", replace(WALK, **change))  # type: ignore[arg-type]
+    assert words in str(raised.value)
+
+
+def test_an_old_card_is_refused(monkeypatch: pytest.MonkeyPatch, card: None) -> None:
+    monkeypatch.setattr(cuda, "_arch", lambda device: 75)
+    with pytest.raises(BackendUnavailable, match="sm_75; the kernels need sm_80"):
+        choose("cuda", WALK)
+
+
+@pytest.mark.usefixtures("card")
+def test_it_waits_to_be_named() -> None:
+    assert choose("cuda", WALK).name == "cuda"
+    assert choose("", WALK).name == "triton"
+    assert "no committed results" in (cuda.not_preferred(WALK) or "")
+
+
+@pytest.mark.usefixtures("card")
+def test_where_results_show_it_faster_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "PREFERRED_ON", frozenset({90}))
+    assert choose("", WALK).name == "cuda"
+    assert choose("", replace(WALK, gradients=True)).name == "triton"
+
+
+def test_no_architecture_is_preferred_without_results() -> None:
+    for arch in cuda.PREFERRED_ON:
+        assert (RESULTS / f"cuda_sm{arch}.json").exists()
+
+
+@pytest.mark.usefixtures("card")
+def test_gradients_are_refused_with_a_way_out() -> None:
+    with pytest.raises(BackendUnavailable) as raised:
+        choose("cuda", replace(WALK, gradients=True))
+    assert "without gradients; call it under torch.no_grad()" in str(raised.value)
+    assert "['triton'" in str(raised.value)
+
+
+@pytest.mark.parametrize(("images", "nodes", "walks"), [(1, 1, 1), (2, 64, 3), (3, 65, 2), (1, 200, 5)])
+def test_the_counters_suffice_exactly(images: int, nodes: int, walks: int) -> None:
+    """One fewer is refused before anything runs."""
+    seed, psi, gates = torch.zeros(images, 2, nodes), torch.zeros(images, 3, nodes), torch.full((walks,), 0.5)
+    for missing in (0, 1):
+        counters = torch.zeros(cuda.counters_size(images, nodes, walks) - missing, dtype=torch.int32)
+        states = torch.zeros(1, *seed.shape)
+        request, _kept = twin.request_of(
+            None, seed, [psi] * walks, gates, gates, "high", states, None, None, counters, twin.CARD
+        )
+        options, report = twin.Options(2, 1), twin.Report()
+        well = twin.library().twin_cascade_forward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report))
+        assert bool(well) == (missing == 0)
+        assert (b"the counters do not suffice" in report.error) == (missing == 1)

@@ -1,0 +1,189 @@
+"""What nvcc made of the kernels, read from the library that was built: nothing on the stack, the matrix units used as often as
+computed, copies of 16 bytes, room for two blocks on a multiprocessor. And what the library says where there is no card."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from difnet_kernels.backends import native
+from tests.cuda import twin
+
+ARCHS = (80, 90, 100, 120)
+MEGABYTES = 15
+REGISTERS, THREADS, BLOCKS = 65536, 128, 2
+LEAST_SHARED = 100 * 1024  # of a multiprocessor of sm_86, sm_89 and sm_120; a block takes 1 KiB more than it asks for
+KINDS = [(products, embed, width) for products in (1, 3) for embed in (64, 128) for width in (24, 64)]
+
+COMPILED = native.unusable() is None and hasattr(torch.ops.difnet_kernels, "cuda_cascade_forward")
+pytestmark = pytest.mark.skipif(
+    not COMPILED, reason="the library was built without nvcc: its CUDA code is NOT checked here"
+)
+
+
+def _tool(name: str) -> str:
+    """cuobjdump or nvdisasm: of the toolkit, or of Triton's package."""
+    places = ["/usr/local/cuda/bin"]
+    places += [str(Path(entry) / "triton" / "backends" / "nvidia" / "bin") for entry in sys.path]
+    found = shutil.which(name) or next((tool for place in places if (tool := shutil.which(name, path=place))), None)
+    assert found is not None, f"{name} is needed: it comes with the CUDA toolkit and with Triton"
+    return found
+
+
+def _dump(*options: str) -> str:
+    command = [_tool("cuobjdump"), *options, str(native.LIBRARY)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One kernel on one architecture: its instructions by name, and what it keeps per thread."""
+
+    instructions: Counter[str]
+    registers: int
+    stack: int
+    local: int
+
+    def count(self, pattern: str) -> int:
+        return sum(count for name, count in self.instructions.items() if re.match(pattern, name))
+
+
+def _kind(mangled: str) -> tuple[int, int, int] | None:
+    found = re.search(r"cascade_forwardINS0_4KindILi(\d+)ELi(\d+)ELi(\d+)E", mangled)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
+
+
+@cache
+def binaries() -> dict[tuple[int, tuple[int, int, int]], Binary]:
+    usage, found = {}, {}
+    arch, kind = 0, None
+    for line in _dump("-res-usage").splitlines():
+        if named := re.search(r"arch = sm_(\d+)", line):
+            arch = int(named[1])
+        elif "Function" in line:
+            kind = _kind(line)
+        elif kind is not None and (kept := re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line)):
+            usage[arch, kind] = tuple(int(number) for number in kept.groups())
+    instructions: Counter[str] = Counter()
+    for line in _dump("-sass").splitlines():
+        if named := re.search(r"arch = sm_(\d+)", line):
+            arch = int(named[1])
+        elif "Function :" in line:
+            kind, instructions = _kind(line), Counter()
+            if kind is not None:
+                found[arch, kind] = Binary(instructions, *usage[arch, kind])
+        elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][A-Z0-9_.]*)", line):
+            instructions[code[1]] += 1
+    return found
+
+
+EVERY_BINARY = [
+    pytest.param(arch, kind, id=f"sm_{arch}-{'-'.join(map(str, kind))}") for arch in ARCHS for kind in KINDS
+]
+
+
+def test_every_kernel_is_there_for_every_architecture() -> None:
+    """Machine code for each, and PTX for what is newer than all."""
+    assert set(binaries()) == {(arch, kind) for arch in ARCHS for kind in KINDS}
+    assert re.findall(r"sm_(\d+)\.ptx", _dump("-lptx")) == ["80"]
+
+
+def test_the_library_stays_small() -> None:
+    assert native.LIBRARY.stat().st_size <= MEGABYTES * 2**20
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
+def test_nothing_lies_on_the_stack(arch: int, kind: tuple[int, int, int]) -> None:
+    binary = binaries()[arch, kind]
+    assert (binary.stack, binary.local) == (0, 0)
+    assert binary.count(r"LDL|STL") == 0
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
+def test_the_matrix_units_do_what_was_computed(arch: int, kind: tuple[int, int, int]) -> None:
+    """One tile: products · (D/16 · J/8 of S + J/16 · K/8 of P y), and the ldmatrix that feed them, once in the code."""
+    products, embed, width = kind
+    tile = twin.tile_of(*kind)
+    of_psi, of_y = embed // 16 * (tile // 8), tile // 16 * (width // 8)
+    binary = binaries()[arch, kind]
+    assert binary.count(r"HMMA\.16816\.F32$") == products * (of_psi + of_y)
+    assert binary.count(r"HMMA") == binary.count(r"HMMA\.16816\.F32$")
+    halves = 2 if products == 3 else 1
+    assert binary.count(r"LDSM\.16\.M88\.4") == halves * of_psi // 2
+    assert binary.count(r"LDSM\.16\.MT88\.4") == halves * (tile // 16) * (width // 16)
+    assert binary.count(r"LDSM\.16\.MT88\.2") == halves * (tile // 16) * (width // 8 % 2)
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
+def test_tiles_are_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: tuple[int, int, int]) -> None:
+    """Both of psi and y, for the first tile and for the next one, and the biases."""
+    products, embed, width = kind
+    halves, tile = (2 if products == 3 else 1), twin.tile_of(*kind)
+    chunks = [-(-tile * numbers // 8 // THREADS) for numbers in (embed, width)]
+    binary = binaries()[arch, kind]
+    assert binary.count(r"LDGSTS.*\.128") == binary.count(r"LDGSTS")
+    assert binary.count(r"LDGSTS") >= 2 * (halves * sum(chunks) + 1)
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
+def test_two_blocks_fit_on_a_multiprocessor(arch: int, kind: tuple[int, int, int]) -> None:
+    registers = -(-binaries()[arch, kind].registers // 8) * 8
+    assert BLOCKS * THREADS * registers <= REGISTERS
+    assert BLOCKS * (twin.shared_bytes(*kind) + 1024) <= LEAST_SHARED
+
+
+def test_it_loads_where_no_cuda_is() -> None:
+    """Under a torch without CUDA: no CUDA library is needed, what only torch with CUDA has is weak, and the runtime inside
+    is nobody else's."""
+    symbols = subprocess.run(["nm", "-D", str(native.LIBRARY)], capture_output=True, text=True, check=True).stdout
+    of_cuda = [line.split() for line in symbols.splitlines() if "cuda" in line.lower().split()[-1]]
+    # this one names a device type, and is in every torch
+    assert [words[-1] for words in of_cuda if words[-2] == "U"] == ["aoti_torch_device_type_cuda"]
+    assert ["w", "aoti_torch_get_current_cuda_stream"] in of_cuda
+    assert [words[-1] for words in of_cuda if words[-1].startswith("cuda")] == []
+    needed = subprocess.run(["readelf", "-d", str(native.LIBRARY)], capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"NEEDED.*\[(lib(?:cu|nv)[^]]*)\]", needed) == []
+
+
+# ---- without a card ---------------------------------------------------------------------------------------------------
+
+NO_CARD = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+
+
+@NO_CARD
+def test_without_a_device_the_driver_says_why() -> None:
+    from difnet_kernels import BackendUnavailable, cascaded_random_walk
+
+    told = str(torch.ops.difnet_kernels.why_no_cuda_device())
+    assert "CUDA error " in told or "no device" in told
+    with pytest.raises(BackendUnavailable) as raised:
+        cascaded_random_walk(torch.randn(1, 2, 5), [torch.randn(1, 3, 5)], [0.5], [0.5], backend="cuda")
+    assert told in str(raised.value) or "torch is built without CUDA" in str(raised.value)
+
+
+@NO_CARD
+def test_a_launch_that_fails_names_its_case_and_the_error() -> None:
+    """From the C entry, which checks every call."""
+    entry = ctypes.CDLL(str(native.LIBRARY)).difnet_cuda_cascade_forward
+    seed, psi, gates = torch.zeros(2, 5, 130), torch.zeros(2, 16, 130), torch.zeros(1)
+    counters = torch.zeros(twin.counters_size(2, 130, 1), dtype=torch.int32)
+    request, kept = twin.request_of(
+        None, seed, [psi], gates, gates, "high", seed[None], None, None, counters, twin.CARD
+    )
+    told = ctypes.create_string_buffer(1000)
+    length = entry(ctypes.byref(request), 0, None, None, told, len(told))
+    words = told.value.decode()
+    assert length == len(words) > 0 and len(kept) == 1
+    assert "CUDA error " in words and words.startswith("cuda")
+    if "cudaSetDevice" not in words:
+        assert "1 walks, 2 images of 130 nodes, 5 classes" in words

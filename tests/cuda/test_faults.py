@@ -1,0 +1,52 @@
+"""The tests of the CUDA kernels can fail: every seeded fault is stopped by the check that is named for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.cuda.faults import BANKS, BITS, FAULTS, NUMBERS, SANITIZERS, Fault, build, caught, planted, run, runs
+
+CHECKS = (NUMBERS, *SANITIZERS)
+CASES = sorted({fault.case for fault in FAULTS})
+
+
+@pytest.fixture(scope="module")
+def said(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[object, Future[str]]]:
+    """One build per detector, and as many runs at a time as there are cores."""
+    kernels = planted(tmp_path_factory.mktemp("faults"))
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    selected = [x["fault"] for x in parameters if isinstance(x.get("fault"), Fault)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check), CHECKS), strict=True))
+        program = {check: made.get(check, made[NUMBERS]) for check in {fault.check for fault in FAULTS}}
+        found: dict[object, Future[str]] = {
+            fault: pool.submit(run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault))
+            for fault in selected
+        }
+        found |= {(check, case): pool.submit(run, made[check], runs(case)) for check in CHECKS for case in CASES}
+        yield found
+
+
+def test_there_are_enough() -> None:
+    assert len(FAULTS) >= 25
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace(" ", "-"))
+@pytest.mark.parametrize("check", CHECKS)
+def test_without_a_fault_every_check_is_silent(said: dict[object, Future[str]], check: str, case: str) -> None:
+    """Else the others would prove nothing."""
+    told = said[check, case].result()
+    assert len(told.splitlines()) == 3 and all(line.startswith("right") for line in told.splitlines()), told
+    assert not caught(BANKS, told) and not caught(BITS, told)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
+def test_a_fault_is_stopped(said: dict[object, Future[str]], fault: Fault) -> None:
+    told = said[fault].result()
+    assert caught(fault.check, told), f"{fault.name}: {fault.check} saw nothing\n{told[-3000:]}"

@@ -1,0 +1,87 @@
+"""What only a card can show of the one launch: that it is right there, streams, graphs, devices, the same bits 250 times.
+
+`pytest --backends cuda tests/kernels` runs there what every backend promises of a forward.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from difnet_kernels import cascaded_random_walk
+from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.truth import assert_forward, truth_of
+
+pytestmark = pytest.mark.parametrize("card", range(torch.cuda.device_count()))
+WIDTHS = ((16, 5), (64, 21), (64, 60), (128, 21), (128, 60))
+SMALL = Case(2, (613,), 64, 21, 3)
+
+
+def on(card: int, case: Case, dtype: str = "fp32") -> Inputs:
+    inputs, device = make(case, DTYPES[dtype]), torch.device("cuda", card)
+    psi = [p.to(device) for p in inputs.psi]
+    return Inputs(inputs.seed.to(device), psi, inputs.mu.to(device), inputs.beta.to(device), inputs.grad.to(device))
+
+
+def walk(inputs: Inputs, precision: str = "high") -> Tensor:
+    with torch.no_grad():
+        y = cascaded_random_walk(inputs.seed, inputs.psi, inputs.mu, inputs.beta, precision=precision, backend="cuda")
+    assert isinstance(y, Tensor)
+    return y
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("embed", "classes"), WIDTHS)
+def test_every_kernel_is_right(card: int, embed: int, classes: int, dtype: str, precision: str) -> None:
+    for nodes in (1, 65, 1681, 4096):
+        inputs = on(card, Case(1, (nodes,), embed, classes, 2), dtype)
+        assert_forward(walk(inputs, precision), inputs, truth_of(inputs), precision)
+
+
+def test_250_runs_agree(card: int) -> None:
+    """At a batch that fills the card and at one that does not."""
+    for case in (SMALL, SMALL.with_(batch=16, grid=(1681,)), SMALL.with_(batch=1, grid=(4096,))):
+        inputs = on(card, case)
+        first = walk(inputs)
+        for _ in range(250):
+            assert torch.equal(walk(inputs), first)
+
+
+def test_side_streams_beside_each_other(card: int) -> None:
+    """Two streams at once, each with its own counters."""
+    inputs = on(card, SMALL)
+    expected = walk(inputs)
+    torch.cuda.synchronize(card)
+    streams = [torch.cuda.Stream(card) for _ in range(2)]
+    found = []
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(walk(inputs))
+    torch.cuda.synchronize(card)
+    assert all(torch.equal(y, expected) for y in found)
+
+
+def test_a_graph_replays_the_same_bits(card: int) -> None:
+    inputs = on(card, SMALL)
+    expected = walk(inputs)
+    with torch.cuda.device(card):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = walk(inputs)
+        for _ in range(3):
+            y.zero_()
+            graph.replay()
+            walk(inputs)  # eager, beside the graph
+            torch.cuda.synchronize(card)
+            assert torch.equal(y, expected)
+
+
+def test_the_current_device_stays(card: int) -> None:
+    """The launch goes where the tensors are, whatever device is current."""
+    before = torch.cuda.current_device()
+    inputs = on(card, SMALL)
+    assert_forward(walk(inputs), inputs, truth_of(inputs))
+    assert torch.cuda.current_device() == before

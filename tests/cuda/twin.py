@@ -1,0 +1,209 @@
+"""The kernels of csrc/cuda on the CPU: compiled by g++ against tests/cuda/host, every CUDA thread a fiber, called by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from difnet_kernels.backends.cuda import counters_size
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+KERNELS, HOST = ROOT / "csrc" / "cuda", HERE / "host"
+FLAGS = (
+    "-std=c++20",
+    "-mavx2",
+    "-mf16c",
+    "-mfma",
+    "-ffp-contract=off",
+    "-g1",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+)
+H100 = 132  # multiprocessors of the card that is modelled
+DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # DType of csrc/field.h
+
+
+class BatchField(ctypes.Structure):
+    """As csrc/cuda/cascade.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64), ("node_stride", ctypes.c_int64),
+        ("channels", ctypes.c_int32), ("dtype", ctypes.c_int8),
+    ]  # fmt: skip
+
+    @staticmethod
+    def of(x: Tensor) -> BatchField:
+        return BatchField(x.data_ptr(), *x.stride(), x.shape[1], DTYPES[x.dtype])
+
+
+class Request(ctypes.Structure):
+    """As csrc/cuda/launches.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "steps", "high")),
+        *((name, BatchField) for name in ("state", "seed", "states")),
+        ("step_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("psi", "mu", "beta", "walked", "row_lse", "counters")),
+        ("counters_size", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("processors", "forced_parts", "forced_all_parts", "walks_at_a_time")),
+    ]  # fmt: skip
+
+
+class Options(ctypes.Structure):
+    _fields_ = [("workers", ctypes.c_int32), ("schedule", ctypes.c_uint32)]
+
+
+class Report(ctypes.Structure):
+    """What a run has to say beside its results."""
+
+    _fields_ = [
+        ("error", ctypes.c_char * 600),
+        ("bank_conflicts", ctypes.c_int64), ("instructions", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("parts", "part_tiles", "all_parts", "launches")),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The card that is modelled, and what the kernels may not depend on: the number of blocks and who runs when."""
+
+    workers: int = 8
+    schedule: int = 1
+    processors: int = H100
+    parts: int = 0  # 0: as split_plan cuts
+    all_parts: bool = False
+    walks_at_a_time: int = 0  # 0: as many as a launch takes
+
+
+CARD = Machine()
+address, by_reference = ctypes.addressof, ctypes.byref
+
+
+class TwinError(RuntimeError):
+    """The twin saw what a kernel may not do."""
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".cu"))
+
+
+def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) -> Path:
+    """A file of tests/cuda/host against the kernels in `kernels`, compiled unless the same was compiled before."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    assert compiler is not None, "the twin needs g++"
+    digest = hashlib.sha256(repr((source, flags)).encode())
+    for path in (*sources(HOST), *sources(kernels)):
+        digest.update(path.name.encode() + path.read_bytes())
+    made = to.with_name(f"{to.stem}-{digest.hexdigest()[:16]}{to.suffix}")
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        partial = made.with_name(f"{made.name}.{os.getpid()}")
+        command = [
+            compiler,
+            *FLAGS,
+            *flags,
+            f"-I{HOST}",
+            f"-I{kernels}",
+            f"-I{ROOT / 'csrc'}",
+            str(HOST / source),
+            "-o",
+            str(partial),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-6000:]}"
+        partial.replace(made)
+    return made
+
+
+@cache
+def library() -> ctypes.CDLL:
+    made = compile_host("twin.cpp", ROOT / "build" / "twin" / "twin.so", "-O2", "-fPIC", "-shared")
+    loaded = ctypes.CDLL(str(made))
+    sizes = (ctypes.c_int32 * 4)()
+    loaded.twin_sizes(sizes)
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report)]
+    loaded.twin_cascade_forward.restype = ctypes.c_bool
+    return loaded
+
+
+def split_columns(
+    batch: int, row_tiles: int, columns: int, processors: int, in_registers: bool
+) -> tuple[int, int, bool]:
+    """csrc/cuda/split.h."""
+    to = (ctypes.c_int32 * 3)()
+    arguments = [ctypes.c_int64(x) for x in (batch, row_tiles, columns, processors)]
+    library().twin_split_columns(*arguments, ctypes.c_bool(in_registers), to)
+    return to[0], to[1], bool(to[2])
+
+
+def tile_of(products: int, embed: int, width: int) -> int:
+    """Nodes of a column tile of a compiled kernel."""
+    return int(library().twin_tile(products, embed, width))
+
+
+def shared_bytes(products: int, embed: int, width: int) -> int:
+    """Shared memory of a block of a compiled kernel."""
+    return int(library().twin_shared_bytes(products, embed, width))
+
+
+def request_of(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    states: Tensor,
+    walked: Tensor | None,
+    row_lse: Tensor | None,
+    counters: Tensor,
+    machine: Machine,
+) -> tuple[Request, list[object]]:
+    """The request, and what has to live as long as it does."""
+    B, K, N = seed.shape
+    fields = (BatchField * len(psi))(*(BatchField.of(p) for p in psi))
+    request = Request(
+        B, N, K, len(psi), states.shape[0], precision == "high",
+        BatchField.of(seed if state is None else state), BatchField.of(seed), BatchField.of(states[0]), states.stride(0),
+        ctypes.addressof(fields), mu.data_ptr(), beta.data_ptr(),
+        None if walked is None else walked.data_ptr(), None if row_lse is None else row_lse.data_ptr(),
+        counters.data_ptr(), counters.numel(),
+        machine.processors, machine.parts, machine.all_parts, machine.walks_at_a_time,
+    )  # fmt: skip
+    return request, [fields]
+
+
+def cascade_forward(
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
+    *,
+    states: Tensor,
+    walked: Tensor | None,
+    row_lse: Tensor | None,
+    machine: Machine = CARD,
+) -> Report:
+    """W1-W5 into preallocated outputs, as every backend: state, seed (B, K, N), psi (B, D_t, N), states (S, B, K, N)."""
+    counters = torch.zeros(counters_size(seed.shape[0], seed.shape[2], len(psi)), dtype=torch.int32)
+    mu, beta = mu.contiguous(), beta.contiguous()
+    request, _kept = request_of(state, seed, psi, mu, beta, precision, states, walked, row_lse, counters, machine)
+    options, report = Options(machine.workers, machine.schedule), Report()
+    if not library().twin_cascade_forward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
+        raise TwinError(report.error.decode())
+    return report
