@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from benchmarks.peers import ON_GPU
 from benchmarks.questions import QUESTIONS, all_tasks
 from benchmarks.results import SCHEMA, load
 from benchmarks.tables import all_tables
+from tests.kernels import test_on_a_card
 
 ROOT = Path(__file__).parents[2]
 HEAD = {"schema": SCHEMA, "date": "2026-01-02T03:04:05Z", "commit": "abc", "backend": "triton", "peak": None,
@@ -80,6 +82,14 @@ def test_a_stage_knows_every_name_and_the_shares_fit_the_first_call():
     assert set(gpu_stages.ITEMS) == set(gpu_suite.NAMES)
     assert sum(stage.seconds for stage in FIRST) <= 60 * MINUTES - LEAVE
     assert 60 * MINUTES < 500
+
+
+def test_the_pieces_of_the_tests_of_a_card_are_all_of_them():
+    names = re.findall(r"def (test_\w+)", (ROOT / gpu_stages.SOUND).read_text(encoding="utf-8"))
+    widths = {piece.split()[-1] for piece in gpu_stages.ROWS}
+    assert widths == {f"{embed}-{classes}" for embed, classes in test_on_a_card.WIDTHS}
+    left = [name for name in names if "every_launch_row" not in name]
+    assert left and all(sum(piece in name for piece in gpu_stages.OTHERS) == 1 for name in left), left
 
 
 def test_all_stages_together_ask_every_question_of_a_card():
