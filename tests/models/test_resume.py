@@ -230,3 +230,18 @@ def test_torchvision_weights_get_the_stride_they_want(data, tmp_path):
 def test_photometric_augmentation_trains(data, tmp_path):
     assert train.main(command(data, tmp_path / "run", "--epochs", 1, "--photometric", 0.5)) == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["photometric"] == 0.5
+
+
+def test_the_backend_in_the_log_is_one_that_trains(monkeypatch):
+    """On a GPU, a backend without a backward is not the one; on a CPU the others never are."""
+    from difnet_kernels.backends import Backend
+    from models.training import machine
+
+    def backend(name, backward=True):
+        none = lambda *_: None  # noqa: E731
+        return Backend(name, none, none, none, none, none if backward else None)
+
+    offered = {name: backend(name, name != "cuda") for name in ("cpu", "cuda", "triton", "reference")}
+    monkeypatch.setattr(machine, "BACKENDS", offered)
+    assert machine.backend_in_use(torch.device("cuda")) == "triton"
+    assert machine.backend_in_use(torch.device("cpu")) == "cpu"
