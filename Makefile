@@ -85,7 +85,7 @@ compare: build
 
 # a copy of the package with an instrumented library; the loader needs the sanitizer before Python
 SANITIZED := build/sanitize
-SANITIZED_TESTS := $(patsubst %,tests/kernels/test_%.py,forward backward layouts sizes extremes nonfinite projection_kernels random_shapes)
+SANITIZED_TESTS := $(patsubst %,tests/kernels/test_%.py,forward backward layouts sizes extremes nonfinite float_mode projection_kernels random_shapes)
 sanitize: build
 	@mkdir -p $(SANITIZED) && rm -rf $(addprefix $(SANITIZED)/,difnet_kernels tests)
 	@cp -r difnet_kernels tests pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/difnet_kernels/*.so

@@ -15,8 +15,8 @@ namespace {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 [[maybe_unused]] bool has_avx512bf16() { return __builtin_cpu_supports("avx512bf16"); }
-// A dot of pairs of bf16 numbers does twice the work of a fp32 multiply-add. AMD's start as often (Zen 4: a walk on bf16
-// fields takes 0.6 of the time of the fp32 kernels), Intel's a quarter as often: half the rate.
+// A dot of pairs of bf16 numbers does twice the work of a fp32 multiply-add. AMD starts as many (Zen 4: a walk on bf16
+// fields takes 0.6 of the time of the fp32 kernels), Intel a quarter as many: half the rate.
 [[maybe_unused]] bool bf16_is_fast() { return __builtin_cpu_is("amd"); }
 #endif
 
