@@ -13,7 +13,7 @@ from difnet_kernels.backends.triton import split
 from difnet_kernels.backends.triton.launch import launch
 from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
-from difnet_kernels.backends.triton.walk import host, prepare, rows
+from difnet_kernels.backends.triton.walk import host, prepare, rows, state
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
@@ -149,7 +149,7 @@ def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         names.append(what)
         launch(what, *args, **options)  # type: ignore[arg-type]
 
-    for module in (prepare, host):
+    for module in (prepare, state, host):
         monkeypatch.setattr(module, "launch", counted)
     monkeypatch.setattr(rows, "select", lambda case: Launch(32, 32, 4, 2))
     run(problem(1, 3, 17, (3,) * 5, steps=1))

@@ -26,7 +26,7 @@ from ..arithmetic import (
     tile_product,
 )
 from ..launch import kernel
-from .prepare import store_state
+from .state import store_state
 
 # P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in
 # P_ij is then below 2⁻⁴⁶ in P_ji

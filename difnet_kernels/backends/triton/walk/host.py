@@ -23,7 +23,8 @@ from .backward import walk_backward_combine_kernel, walk_backward_kernel
 from .forward import state_store_kernel, walk_forward_combine_kernel, walk_forward_kernel
 from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
 from .plan import Layout, Walk, plan_walks
-from .prepare import PreparedPsi, PreparedState, prepare_psi, prepare_state
+from .prepare import PreparedPsi, prepare_psi
+from .state import PreparedState, prepare_state
 
 
 def cascade_forward(
