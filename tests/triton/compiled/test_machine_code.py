@@ -74,10 +74,21 @@ def built(build: Build) -> list[Binary]:
             None, seed, psi, gates, gates, build.precision, states=seed[None], walked=walked, row_lse=row_lse
         )
         triton_backend.cascade_backward(
-            seed[None], None, seed, psi, gates, gates, walked, row_lse, build.precision, grad_state=None,
+            seed[None],
+            None,
+            seed,
+            psi,
+            gates,
+            gates,
+            walked,
+            row_lse,
+            build.precision,
+            grad_state=None,
             grad_seed=seed,
-            grad_psi=psi, grad_mu=gates, grad_beta=gates,
-        )  # fmt: skip
+            grad_psi=psi,
+            grad_mu=gates,
+            grad_beta=gates,
+        )
     return found
 
 
@@ -154,8 +165,14 @@ def test_shared_memory_and_registers_leave_the_planned_room(build: Build) -> Non
 def test_neighbouring_threads_lie_along_the_contiguous_axis() -> None:
     """Fields whose nodes are contiguous: a warp takes 32 nodes of one class or channel."""
     found = {binary.kernel: binary for binary in built(Build(90, 64, 21))}
-    fields = ("class_reach_kernel", "state_prepare_kernel", "state_store_kernel", "gradient_begin_kernel",
-              "gradient_prepare_kernel", "gradient_end_kernel")  # fmt: skip
+    fields = (
+        "class_reach_kernel",
+        "state_prepare_kernel",
+        "state_store_kernel",
+        "gradient_begin_kernel",
+        "gradient_prepare_kernel",
+        "gradient_end_kernel",
+    )
     for name in fields:
         assert found[name].lanes((64, 32)) == {(32, 1)}, name
     assert found["psi_statistics_kernel"].lanes((32, 64)) == {(32, 1)}

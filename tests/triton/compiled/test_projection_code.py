@@ -68,9 +68,16 @@ def compiled(build: Build) -> list[Binary]:
             features, weight, channel, peak=peak, position=position, mean=statistics, variance=statistics
         )
         triton_backend.projection_backward(
-            peak, statistics, statistics, features, weight, position, statistics, grad_features=features,
+            peak,
+            statistics,
+            statistics,
+            features,
+            weight,
+            position,
+            statistics,
+            grad_features=features,
             grad_weight=weight,
-        )  # fmt: skip
+        )
     return found
 
 

@@ -113,13 +113,26 @@ def run(p: Problem, out_like: Tensor | None = None) -> Answer:
     given = (p.state, p.seed, p.psi, p.mu, p.beta)
     triton_backend.cascade_forward(*given, p.precision, states=states, walked=walked, row_lse=row_lse)
     answer = Answer(
-        states, _nan_like(p.seed), [_nan_like(x) for x in p.psi], _nan_like(p.mu), _nan_like(p.beta),
-        None if p.state is None else _nan_like(p.state), (walked, row_lse),
-    )  # fmt: skip
+        states,
+        _nan_like(p.seed),
+        [_nan_like(x) for x in p.psi],
+        _nan_like(p.mu),
+        _nan_like(p.beta),
+        None if p.state is None else _nan_like(p.state),
+        (walked, row_lse),
+    )
     triton_backend.cascade_backward(
-        p.grad, *given, walked, row_lse, p.precision, grad_state=answer.grad_state, grad_seed=answer.grad_seed,
-        grad_psi=answer.grad_psi, grad_mu=answer.grad_mu, grad_beta=answer.grad_beta,
-    )  # fmt: skip
+        p.grad,
+        *given,
+        walked,
+        row_lse,
+        p.precision,
+        grad_state=answer.grad_state,
+        grad_seed=answer.grad_seed,
+        grad_psi=answer.grad_psi,
+        grad_mu=answer.grad_mu,
+        grad_beta=answer.grad_beta,
+    )
     return answer
 
 

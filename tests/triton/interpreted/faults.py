@@ -19,7 +19,7 @@ from tests.triton.interpreted.cascade import Problem, outlier, problem, rare_cla
 
 PACKAGE = difnet_kernels.backends.triton.__name__
 # the modules that launch kernels or call their functions
-USERS = ("walk.prepare", "walk.forward", "walk.gradient", "walk.backward", "walk.host")
+USERS = ("walk.prepare", "walk.state", "walk.forward", "walk.gradient", "walk.backward", "walk.host")
 
 
 def ordinary() -> Problem:

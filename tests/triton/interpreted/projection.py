@@ -12,7 +12,7 @@ from difnet_kernels.backends import triton as triton_backend
 from tests.support.tolerances import HALF_ULP, assert_within
 
 POOLS = {1: adaptive_max_pool1d, 2: adaptive_max_pool2d, 3: adaptive_max_pool3d}
-# one product of fp16 halves keeps 22 bits of each factor; sums over C and over the pixels add their roundings
+# one product of fp16 hi and lo keeps 22 bits of each factor; sums over C and over the pixels add their roundings
 FORWARD = 2e-6
 BACKWARD = 4e-6
 # moments of z: squares double its relative error
@@ -108,9 +108,16 @@ def run(p: Projection, grad_features: Tensor | None = None) -> Answer:
     grad_features.fill_(float("nan"))
     grad_weight = _nan(tuple(p.weight.shape))
     triton_backend.projection_backward(
-        grad_peak, p.grad_mean, p.grad_variance, features, p.weight, position, mean, grad_features=grad_features,
+        grad_peak,
+        p.grad_mean,
+        p.grad_variance,
+        features,
+        p.weight,
+        position,
+        mean,
+        grad_features=grad_features,
         grad_weight=grad_weight,
-    )  # fmt: skip
+    )
     return Answer(peak, position, mean, variance, grad_features, grad_weight)
 
 

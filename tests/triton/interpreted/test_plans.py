@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from difnet_kernels.backends.triton import split
+from difnet_kernels.backends.triton.launch import launch
 from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
-from difnet_kernels.backends.triton.walk import rows
+from difnet_kernels.backends.triton.walk import host, prepare, rows, state
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
@@ -134,5 +135,24 @@ def test_a_newer_card_takes_the_rows_of_the_nearest(
 
 
 def test_tiles_divide_their_padding() -> None:
-    for launch in {select(case) for case in ALL_CASES}:
-        assert launch.pad % launch.rows == 0 and launch.pad % launch.cols == 0 and launch.cols >= 16
+    for tiles in {select(case) for case in ALL_CASES}:
+        assert tiles.pad % tiles.rows == 0 and tiles.pad % tiles.cols == 0 and tiles.cols >= 16
+
+
+def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five walks in fp32 where a program has all columns of its rows. Forward: two for the state, two for each psi, the
+    walk, one for the result. Backward: those of state and psi again, the first gradient, two for each walk, one for the
+    gates of all, one for the result."""
+    names: list[str] = []
+
+    def counted(what: str, *args: object, **options: object) -> None:
+        names.append(what)
+        launch(what, *args, **options)  # type: ignore[arg-type]
+
+    for module in (prepare, state, host):
+        monkeypatch.setattr(module, "launch", counted)
+    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 32, 4, 2))
+    run(problem(1, 3, 17, (3,) * 5, steps=1))
+    forward = 2 + 5 * (2 + 1) + 1
+    backward = 2 + 1 + 5 * (2 + 2) + 1 + 1
+    assert len(names) == forward + backward, names

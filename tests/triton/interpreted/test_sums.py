@@ -110,10 +110,21 @@ def assert_backward(case: Diffuse) -> None:
     row_lse = (case.lse - case.psi[0].double().T @ centre) / np.log(2)
     grads = torch.empty_like(case.seed), [torch.empty_like(case.psi)], torch.empty(1), torch.empty(1)
     triton_backend.cascade_backward(
-        case.grad[None], None, case.seed, [case.psi], ONE, ONE, case.walked.float()[None, None],
-        row_lse.float()[None, None], "high", grad_state=None, grad_seed=grads[0], grad_psi=grads[1], grad_mu=grads[2],
+        case.grad[None],
+        None,
+        case.seed,
+        [case.psi],
+        ONE,
+        ONE,
+        case.walked.float()[None, None],
+        row_lse.float()[None, None],
+        "high",
+        grad_state=None,
+        grad_seed=grads[0],
+        grad_psi=grads[1],
+        grad_mu=grads[2],
         grad_beta=grads[3],
-    )  # fmt: skip
+    )
     assert_each("grad_seed", 0, grads[0][0, :, :ROWS], case.grad_seed, SEED_GRADIENT * bound(case))
     assert_each("grad_psi", 0, grads[1][0][0, :, :ROWS], case.grad_psi, PSI_GRADIENT * bound(case))
 

@@ -1,10 +1,10 @@
 """One walk (W1-W4) without storing P. A program owns I rows of one image and streams a range of the columns in tiles
 of J.
 
-Every operand of the stream is padded to whole tiles (`prepare`), so the loop has no mask: columns past N carry a bias of
--∞. The columns are summed in parts (`split`), each from zero, and the parts are added in their order: by the program
-itself if it has them all, else by `walk_forward_combine_kernel`. So the bits do not depend on who adds. A wide K runs one
-program per chunk of classes.
+Every operand of the stream is padded to whole tiles (`prepare`, `state`), so the loop has no mask: columns past N carry a
+bias of -∞. The columns are summed in parts (`split`), each from zero, and the parts are added in their order: by the
+program itself if it has them all, else by `walk_forward_combine_kernel`. So the bits do not depend on who adds. A wide K
+runs one program per chunk of classes.
 
 The running maximum starts just below the row's own logit S_ii, nearly always the row's maximum, so it is right from the
 first tile wherever that tile lies. The rescale of acc is not guarded by a branch: acc is 32 columns, the block-wide
@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..arithmetic import blend, class_columns, field_at, load_hi_lo, mix, split_hi_lo, tile_product
 from ..launch import kernel
-from .prepare import store_state
+from .state import store_state
 
 
 @triton.jit

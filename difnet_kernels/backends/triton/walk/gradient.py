@@ -26,7 +26,7 @@ from ..arithmetic import (
     tile_product,
 )
 from ..launch import kernel
-from .prepare import store_state
+from .state import store_state
 
 # P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in
 # P_ij is then below 2⁻⁴⁶ in P_ji
@@ -300,13 +300,15 @@ def gradient_end_kernel(
 
 
 @kernel
-def gate_reduce_kernel(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, programs, step, R: tl.constexpr):
-    """(B7) ∂μ_t, ∂β_t: the blocks' parts [programs, 2], added in a fixed order by one program."""
+def gate_reduce_kernel(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, programs, R: tl.constexpr):
+    """(B7) ∂μ, ∂β (T,): the blocks' parts [T, programs, 2], added in a fixed order by one program for each walk."""
+    walk = tl.program_id(0)
+    gate_ptr += walk.to(tl.int64) * programs * 2
     mu = tl.zeros([R], tl.float32)
     beta = tl.zeros([R], tl.float32)
     for begin in range(0, programs, R):
         at = begin + tl.arange(0, R)
         mu += tl.load(gate_ptr + at * 2, mask=at < programs, other=0.0)
         beta += tl.load(gate_ptr + at * 2 + 1, mask=at < programs, other=0.0)
-    tl.store(given_grad_mu_ptr + step, tl.sum(mu, axis=0).to(given_grad_mu_ptr.dtype.element_ty))  # (B7)
-    tl.store(given_grad_beta_ptr + step, tl.sum(beta, axis=0).to(given_grad_beta_ptr.dtype.element_ty))
+    tl.store(given_grad_mu_ptr + walk, tl.sum(mu, axis=0).to(given_grad_mu_ptr.dtype.element_ty))  # (B7)
+    tl.store(given_grad_beta_ptr + walk, tl.sum(beta, axis=0).to(given_grad_beta_ptr.dtype.element_ty))

@@ -23,7 +23,8 @@ from .backward import walk_backward_combine_kernel, walk_backward_kernel
 from .forward import state_store_kernel, walk_forward_combine_kernel, walk_forward_kernel
 from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
 from .plan import Layout, Walk, plan_walks
-from .prepare import PreparedPsi, PreparedState, prepare_psi, prepare_state
+from .prepare import PreparedPsi, prepare_psi
+from .state import PreparedState, prepare_state
 
 
 def cascade_forward(
@@ -161,32 +162,32 @@ def cascade_backward(
     with on_device(seed):
         start = prepare_state(state, seed, walks[0].value_products, layout)
         streamed = Streamed.of(start, walks[0].value_products, layout)
-        gradient = begin(grad_states[-1], start, layout, len(walks))
+        gradient = begin(grad_states[-1], start, layout, walks)
         for t in reversed(range(last, len(walks))):
             walk = walks[t]
             prepared = prepare_psi(psi[t], walk, layout)
-            gates = prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
+            prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
             added = grad_states[t - 1] if every and t > 0 else None
             walk_backward(
                 t, walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], psi[t].shape[1]
             )
-            if of_gates:
-                reduce_gates(t, gates, grad_mu, grad_beta)
+        if of_gates:
+            reduce_gates(gradient.gates, grad_mu, grad_beta)
         if grad_state is not None or grad_seed is not None:
             end(gradient, layout, seed, grad_seed, grad_state, state is not None)
 
 
-def reduce_gates(t: int, gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None) -> None:
-    """∂μ_t and ∂β_t, of which one may not be wanted."""
+def reduce_gates(gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None) -> None:
+    """∂μ and ∂β, of which one may not be wanted."""
     spare = torch.empty_like(grad_mu if grad_mu is not None else grad_beta)  # type: ignore[arg-type]
     grad_mu, grad_beta = (spare if grad is None else grad for grad in (grad_mu, grad_beta))
     launch(
         "gate_reduce",
         gate_reduce_kernel,
-        1,
+        gates.shape[0],
         dict(gate_ptr=gates),
         dict(given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
-        dict(programs=gates.shape[0], step=t),
+        dict(programs=gates.shape[1]),
         dict(R=256),
     )
 
@@ -194,11 +195,12 @@ def reduce_gates(t: int, gates: Tensor, grad_mu: Tensor | None, grad_beta: Tenso
 @dataclass
 class Gradient:
     """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP]; reach [T + 1, B, C, KP]: step t
-    reads its g's in t + 1 and leaves that of the step before in t."""
+    reads its g's in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β."""
 
     g: Tensor
     seed_sum: Tensor
     reach: Tensor
+    gates: Tensor
 
 
 @dataclass(frozen=True)
@@ -244,19 +246,24 @@ class Streamed:
         return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
 
 
-def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: int) -> Gradient:
+def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: list[Walk]) -> Gradient:
     """∂L/∂yᵀ. y⁰ and the seed in fp32 are not needed in the backward: their buffers become the gradients'."""
-    reach = torch.zeros((walks + 1, layout.batch, layout.chunks, layout.KP), dtype=torch.int32, device=grad.device)
+    T, B, C, KP = len(walks), layout.batch, layout.chunks, layout.KP
+    # walks of another column tile have fewer blocks: zeros in their place; of every eighth, so that each walk's are aligned
+    blocks = 8 * triton.cdiv(B * layout.n_pad // min(walk.launch.cols for walk in walks), 8)
+    zeros = torch.zeros((T + 1) * B * C * KP + T * blocks * 2, dtype=torch.int32, device=grad.device)
+    reach = zeros[: (T + 1) * B * C * KP].view(T + 1, B, C, KP)
+    gates = zeros[reach.numel() :].view(torch.float32).view(T, blocks, 2)
     launch(
         "gradient_begin",
         gradient_begin_kernel,
         layout.batch * (layout.n_pad // layout.block),
-        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach[walks]),
+        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach[T]),
         layout.sizes,
         strides("grad", "bkn", grad),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
     )
-    return Gradient(start.y, start.seed, reach)
+    return Gradient(start.y, start.seed, reach, gates)
 
 
 def prepare_gradient(
@@ -269,12 +276,11 @@ def prepare_gradient(
     streamed: Streamed,
     gradient: Gradient,
     given: dict[str, Tensor],
-) -> Tensor:
-    """Fills `streamed` for step t; returns the blocks' parts of ∂μ and ∂β."""
+) -> None:
+    """Fills `streamed` for step t, and its parts of ∂μ and ∂β."""
     R = walk.launch.cols
     programs = layout.batch * (layout.n_pad // R)
     seed, first = given["given_seed_ptr"], given["given_state_ptr"]
-    gates = torch.empty((programs, 2), dtype=torch.float32, device=seed.device)
     launch(
         "gradient_prepare",
         gradient_prepare_kernel,
@@ -283,7 +289,7 @@ def prepare_gradient(
         | dict(g_ptr=gradient.g, reach_ptr=gradient.reach[t + 1], scale_ptr=start.scale, alone_ptr=streamed.alone),
         dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
         streamed.fields | streamed.vectors | streamed.units,
-        dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gates),
+        dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gradient.gates[t]),
         layout.sizes | dict(batch=layout.batch, step=t, walks=walks),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         layout.constants
@@ -291,7 +297,6 @@ def prepare_gradient(
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
     )
-    return gates
 
 
 def walk_backward(

@@ -65,6 +65,13 @@ def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
     return chunks, per_chunk, power_of_two(per_chunk + 1)
 
 
+def reduction_blocks(nodes: int) -> tuple[int, int]:
+    """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in
+    any batch."""
+    per_block = max(64, triton.cdiv(nodes, 64 * 64) * 64)
+    return triton.cdiv(nodes, per_block), per_block
+
+
 @dataclass(frozen=True)
 class Walk:
     """How one walk runs: operand type, products, padded width and tiles."""

@@ -1,6 +1,6 @@
-"""What a walk streams, from ψ (B, D, N) and y (B, K, N) of any strides: node-major 16-bit rows, padded to whole tiles.
+"""What a walk streams of ψ (B, D, N), any strides: node-major 16-bit rows, padded to whole tiles.
 
-ψ: fp32 is centred by c and scaled by κ = √log2(e)·2⁻ᵉ before it is split into hi and lo, so that
+fp32 ψ is centred by c and scaled by κ = √log2(e)·2⁻ᵉ before it is split into hi and lo, so that
 
     log2(e)·S_ij = σ·(ψ̃_i·ψ̃_j) + bias_j + (a term of row i alone, which softmax ignores),   σ = 2²ᵉ, ψ̃ = κ (ψ - c).
 
@@ -9,10 +9,6 @@ tiny. c is, channel by channel, the median of the means of up to 16 groups of no
 single node can move it. The mean could be moved by one, and then every other node would carry the rounding of that
 offset. 16-bit ψ is used as it is: c = 0, κ = 1, σ = log2(e). Rows past N hold zeros and a bias of -∞, so the walks need
 no mask. Two passes, fixed order.
-
-y: a chunk holds KC classes and a spare column of ones at KC (KP ≥ KC + 1 columns in all). y is scaled by a power of two
-per image and class that brings |seed| and |y⁰| to at most 1: every later state is a convex combination of the two, so
-one scale serves the whole cascade. Layouts: state [B, C, n_pad, KP] fp32, hi and lo likewise fp16, scale [B, C, KP].
 """
 
 from dataclasses import dataclass
@@ -22,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import WEIGHT_SHIFT, class_columns, field_tile, low_of, power_of_two_below
+from ..arithmetic import WEIGHT_SHIFT, field_tile, low_of
 from ..launch import contiguous_axis, kernel, launch, strides
-from .plan import Layout, Walk
+from .plan import Layout, Walk, reduction_blocks
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SQRT_LOG2E = tl.constexpr(1.2011224087864498)
@@ -191,129 +187,6 @@ def psi_prepare_kernel(
         tl.store(factor_ptr + image * 3 + 2, tl.where(outlying, 1.0, 0.0))
 
 
-@kernel
-def class_reach_kernel(
-    # pointers
-    given_seed_ptr,
-    given_state_ptr,
-    partial_ptr,
-    # sizes
-    N,
-    K,
-    KC,
-    blocks,
-    block_nodes,
-    chunks,
-    # strides
-    seed_b: tl.int64,
-    seed_k: tl.int64,
-    seed_n: tl.int64,
-    state_b: tl.int64,
-    state_k: tl.int64,
-    state_n: tl.int64,
-    # constants
-    KP: tl.constexpr,
-    R: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    SEED_AXIS: tl.constexpr,
-    STATE_AXIS: tl.constexpr,
-):
-    """max(|seed|, |y⁰|) per class over one block of nodes: (B, K, N) -> partial [B, C, blocks, KP]."""
-    program = tl.program_id(0).to(tl.int64)
-    block = program % blocks
-    chunk = (program // blocks) % chunks
-    image = program // (blocks * chunks)
-    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
-    begin = block * block_nodes
-    end = tl.minimum(begin + block_nodes, N)
-    reach = tl.zeros([KP], tl.float32)
-    for step in range(0, block_nodes, R):
-        n = begin + step + tl.arange(0, R)
-        inside = (n[:, None] < end) & is_class[None, :]
-        s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
-        reach = tl.maximum(reach, tl.max(tl.abs(s), axis=0))
-        if HAS_STATE:
-            y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
-            reach = tl.maximum(reach, tl.max(tl.abs(y), axis=0))
-    tl.store(partial_ptr + program * KP + column, reach)
-
-
-@triton.jit
-def store_state(hi_ptr, lo_ptr, at, scaled, spare, VALUE_PRODUCTS: tl.constexpr):
-    """hi and lo of a scaled state tile, with ones in the spare column (the row sum of P, and the 1 that meets -δ)."""
-    scaled = tl.where(spare[None, :], 1.0, scaled)
-    hi = scaled.to(tl.float16)
-    tl.store(hi_ptr + at, hi)
-    if VALUE_PRODUCTS == 3:
-        tl.store(lo_ptr + at, low_of(scaled, hi))
-
-
-@kernel
-def state_prepare_kernel(
-    # pointers
-    given_state_ptr,
-    given_seed_ptr,
-    partial_ptr,
-    state_ptr,
-    seed_ptr,
-    hi_ptr,
-    lo_ptr,
-    scale_ptr,
-    # sizes
-    N,
-    K,
-    KC,
-    blocks,
-    pad_units,
-    chunks,
-    # strides
-    seed_b: tl.int64,
-    seed_k: tl.int64,
-    seed_n: tl.int64,
-    state_b: tl.int64,
-    state_k: tl.int64,
-    state_n: tl.int64,
-    # constants
-    KP: tl.constexpr,
-    PAD: tl.constexpr,
-    R: tl.constexpr,
-    VALUE_PRODUCTS: tl.constexpr,
-    SEED_AXIS: tl.constexpr,
-    STATE_AXIS: tl.constexpr,
-):
-    """y⁰ and s of R nodes: (B, K, N) -> state, seed [B, C, n_pad, KP] fp32, hi and lo of scale·y⁰.
-
-    An image's first block writes scale [B, C, KP].
-    """
-    n_pad = pad_units * PAD
-    row_blocks = n_pad // R
-    program = tl.program_id(0).to(tl.int64)
-    chunk = (program // row_blocks) % chunks
-    image = program // (row_blocks * chunks)
-    column, label, is_class, spare = class_columns(chunk, K, KC, KP)
-    n = (program % row_blocks) * R + tl.arange(0, R)
-    reach = tl.zeros([KP], tl.float32)
-    for block in range(0, blocks):
-        reach = tl.maximum(reach, tl.load(partial_ptr + ((image * chunks + chunk) * blocks + block) * KP + column))
-    scale = 0.5 / power_of_two_below(reach)
-    inside = (n[:, None] < N) & is_class[None, :]
-    y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
-    to = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
-    tl.store(state_ptr + to, y)
-    s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
-    tl.store(seed_ptr + to, s)
-    store_state(hi_ptr, lo_ptr, to, y * scale[None, :], spare, VALUE_PRODUCTS)
-    if program % row_blocks == 0:
-        tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
-
-
-def reduction_blocks(nodes: int) -> tuple[int, int]:
-    """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in
-    any batch."""
-    per_block = max(64, triton.cdiv(nodes, 64 * 64) * 64)
-    return triton.cdiv(nodes, per_block), per_block
-
-
 def psi_blocks(nodes: int) -> tuple[int, int]:
     """As `reduction_blocks`, but at least 16 blocks where there are so many nodes: groups for the centre."""
     return reduction_blocks(nodes) if nodes > 64 * 16 else (-(-nodes // -(-nodes // 16)), -(-nodes // 16))
@@ -369,51 +242,5 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
         shape,
         dict(PAD=layout.PAD, CENTRED=walk.centred, LOGIT_PRODUCTS=walk.logit_products, SHIFT=WEIGHT_SHIFT.value),
         warps=warps,
-    )
-    return out
-
-
-@dataclass(frozen=True)
-class PreparedState:
-    """y and the seed in fp32, hi and lo of y [B, C, n_pad, KP] (lo is hi with one product), the power-of-two scale
-    [B, C, KP]."""
-
-    y: Tensor
-    seed: Tensor
-    hi: Tensor
-    lo: Tensor
-    scale: Tensor
-
-
-def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layout: Layout) -> PreparedState:
-    B, _, N = seed.shape
-    first = seed if state is None else state  # (W5)
-    hi = layout.columns(seed, torch.float16)
-    lo = torch.empty_like(hi) if value_products == 3 else hi
-    scale = torch.empty((B, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
-    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
-    blocks, block_nodes = reduction_blocks(N)
-    R = layout.block
-    given = dict(given_seed_ptr=seed, given_state_ptr=first)
-    axes = dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first))
-    partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
-    launch(
-        "class scales",
-        class_reach_kernel,
-        B * layout.chunks * blocks,
-        given | dict(partial_ptr=partial),
-        dict(N=N, K=layout.classes, KC=layout.KC, chunks=layout.chunks, blocks=blocks, block_nodes=block_nodes),
-        strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        axes | dict(KP=layout.KP, R=R, HAS_STATE=state is not None),
-    )
-    launch(
-        "state preparation",
-        state_prepare_kernel,
-        B * layout.chunks * (layout.n_pad // R),
-        given | dict(partial_ptr=partial),
-        dict(state_ptr=out.y, seed_ptr=out.seed, hi_ptr=out.hi, lo_ptr=out.lo, scale_ptr=out.scale),
-        layout.sizes | dict(blocks=blocks),
-        strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        axes | layout.constants | dict(R=R, VALUE_PRODUCTS=value_products),
     )
     return out
