@@ -15,9 +15,11 @@ from difnet_kernels.backends import native
 
 
 def backend_in_use(device: torch.device) -> str:
-    """The backend that walks on a device: the first that can run here, in the library's order of preference."""
+    """The backend that trains on a device: the first with gradients that can run here, in the library's order of
+    preference."""
     others = {"cpu": ("cpu", "reference")}.get(device.type, tuple(name for name in BACKENDS if name != "cpu"))
-    return next(name for name in BACKENDS if name in others and BACKENDS[name].unusable() is None)
+    trains = [name for name in BACKENDS if name in others and BACKENDS[name].cascade_backward is not None]
+    return next(name for name in trains if BACKENDS[name].unusable() is None)
 
 
 def instruction_set(device: torch.device) -> str | None:
