@@ -168,7 +168,7 @@ def run(program: Path, lines: list[str], number: int = -1) -> str:
     environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
-        [program], input=text, env=environment, capture_output=True, text=True, check=False, timeout=300
+        [program], input=text, env=environment, capture_output=True, text=True, check=False, timeout=1500
     )
     return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
 
