@@ -82,7 +82,7 @@ FAULTS = (
     fault("no wait for the centre", RACE, PREPARE, "thread() == 0", "false", around="if ({}) wait_for(measured("),
     fault("a row tile of psi does not arrive", DEADLOCK, PREPARE, "thread() == 0", "thread() == 0 && row_tile != 1",
           around="if ({}) add_release(ready(c, t, image"),
-    dropped("the count of parts is not reset", DEADLOCK, FORWARD, "*arrived(c, image, row_tile) = 0;", THREE_PARTS),
+    dropped("the count of parts is not reset", NUMBERS, FORWARD, "*arrived(c, image, row_tile) = 0;", THREE_PARTS),
     fault("the last but one part finishes", RACE, FORWARD, "uint32_t(c.split.parts - 1)",
           "uint32_t(c.split.parts - 2)", THREE_PARTS),
     fault("counters are left as they are", COUNTERS, CASCADE, "uint32_t(blocks() - 1)", "uint32_t(blocks())"),
