@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/projection/backward.h"
 #include "cpu/projection/forward.h"
+#include "cpu/walk/arguments.h"
 #include "cpu/walk/backward.h"
 #include "cpu/walk/forward.h"
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FORWARD, BACKWARD = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h"
+FORWARD, BACKWARD, GATES = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h", "cpu/walk/gates.h"
 EXPONENTIAL = "cpu/exponential.h"
 PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
 
@@ -43,8 +43,8 @@ FAULTS = (
     Fault("only rows raise their maximum", FORWARD, "to > rows.shift[n] + kSlack<Real>", "false && to > 0", "extremes"),
     Fault("weights are skipped too soon", FORWARD, "negligible", "-Real(3)", "forward", "(most) > {})) {{"),
     Fault("skipped tiles hide NaN", FORWARD, "walk.finite[a] && walk.finite[b]", "true", "nonfinite"),
-    Fault("the seed is forgotten", FORWARD, "(1 - mu)", "Real(0)", "forward", "+ {} * s;  // (W3)\n    rows"),
-    Fault("delta is missing", BACKWARD, "grads[at] * w", "Real(0)", "backward"),
+    Fault("the seed is forgotten", GATES, "(1 - mu)", "Real(0)", "forward", "+ {} * seed;  // (W3)"),
+    Fault("delta is missing", GATES, "grads[at] * w", "Real(0)", "backward"),
     Fault("the transpose term of T is missing", BACKWARD, "low", "V{}", "backward", "load<V>(T + c * NR) + {})"),
     Fault("P_ij and P_ji are swapped", BACKWARD, "over.P_ji", "over.P_ij", "backward"),
     Fault("padding pulls at the diagonal", BACKWARD, "c >= nodes", "false", "backward", "if ({}) continue;"),
@@ -79,7 +79,7 @@ FAULTS = (
         "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)", "false",
         "determinism.py::test_interrupted_workers_change_no_bit",
     ),
-    Fault("d mu misses beta", BACKWARD, "double(beta)", "1.0", "backward", "{} * grad_mu"),
+    Fault("d mu misses beta", GATES, "double(beta)", "1.0", "backward", "{} * grad_mu"),
     Fault("strides are ignored in full tiles", "cpu/convert.h", "field.node_stride == 1", "true", "layouts"),
     Fault(
         "offsets of images are 32-bit", "tensors.h",

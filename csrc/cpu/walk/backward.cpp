@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/schedule.h"
+#include "cpu/walk/arguments.h"
 #include "cpu/walk/kernels.h"
 #include "cpu/workspace.h"
 
@@ -48,22 +49,17 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
       scratch[worker].psi_sums[side] = work.at(scratch_psi + (2 * worker + side) * psi_of_tile);
       scratch[worker].state_sums[side] = work.at(scratch_state + (2 * worker + side) * state_of_tile);
     }
-  std::vector<double> grad_gates(2 * images * tiles);
+  GateGradients<Real> grad_gates(grad_mu, grad_beta, t, images, tiles);
   std::vector<WalkBackward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({size,
+    walks.push_back({walk_inputs<Real>(size, state, seed, psi, mu, beta, t, b),
                      field(grad_next, b),
-                     field(state, b),
-                     field(seed, b),
-                     field(psi, b),
                      grad_psi.has_value() ? field(*grad_psi, b) : Field{},
                      static_cast<const Real*>(walked.const_data_ptr()) + b * N * K,
                      static_cast<const Real*>(row_lse.const_data_ptr()) + b * N,
                      static_cast<Real*>(grad_state.mutable_data_ptr()) + b * N * K,
                      static_cast<Real*>(grad_seed.mutable_data_ptr()) + b * N * K,
-                     grad_gates.data() + 2 * b * tiles,
-                     static_cast<const Real*>(mu.const_data_ptr())[t],
-                     static_cast<const Real*>(beta.const_data_ptr())[t],
+                     grad_gates.of_image(b),
                      work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
                      work.template at<Factor>(psi_channel_panels + b * psi_size),
                      work.template at<Factor>(h_channel_panels + b * h_size),
@@ -77,13 +73,7 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
                      flags.get() + b * tiles,
                      flags.get() + (images + b) * tiles});
   tournament.play(walks.data(), kernels.backward, scratch.data());
-  double total_mu = 0, total_beta = 0;
-  for (int64_t x = 0; x < images * tiles; ++x) {
-    total_mu += grad_gates[2 * x];
-    total_beta += grad_gates[2 * x + 1];
-  }
-  static_cast<Real*>(grad_mu.mutable_data_ptr())[t] = Real(total_mu);
-  static_cast<Real*>(grad_beta.mutable_data_ptr())[t] = Real(total_beta);
+  grad_gates.write();
 }
 
 void walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t,

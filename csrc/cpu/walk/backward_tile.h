@@ -218,7 +218,6 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, D = walk.size.embed, first = tile * kTile;
   const int64_t embed = walk.size.embed_stored, stored = walk.size.state_stored;
-  const Real mu = walk.mu, beta = walk.beta;
   constexpr int per_factor = kPerFactor<Factor>;
   Factor *psi_channel_panels = walk.psi_channel_panels + first * embed / per_factor,
          *h_channel_panels = walk.h_channel_panels + first * stored / per_factor;
@@ -241,25 +240,7 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
     largest = larger(largest, lse);
     store(rest + n, set_shifts_and_rest(walk.shifts[tile], n, lse));
   }
-  double grad_mu = 0, grad_beta = 0;
-  with_type(walk.seed.dtype, [&](auto* type) {
-    const auto* seed = static_cast<decltype(type)>(walk.seed.data) + first * walk.seed.node_stride;
-    for (int n = 0; n < nodes; ++n)
-      for (int64_t c = 0; c < K; ++c) {  // in this order whatever the strides: the sums have one value
-        const int64_t at = in_node_panels<Real>(K, n, c);
-        const Real grad = grads[at], y = states[at], w = walk.walked[(first + n) * K + c];
-        const Real s = widen<Real>(seed[c * walk.seed.channel_stride + n * walk.seed.node_stride]);
-        const Real mixed = mu * w + (1 - mu) * s;                       // (W3)
-        grad_mu += double((w - s) * grad);                              // (B7)
-        grad_beta += double((mixed - y) * grad);                        // (B7)
-        walk.grad_seed[(first + n) * K + c] += beta * (1 - mu) * grad;  // (B1)
-        walk.grad_state[(first + n) * K + c] = (1 - beta) * grad;       // (B1)
-        grads[at] = beta * mu * grad * rest[n];                         // (B1)
-        walk.delta[first + n] += grads[at] * w;                         // (B2)
-      }
-  });
-  walk.grad_gates[2 * tile] = double(beta) * grad_mu;
-  walk.grad_gates[2 * tile + 1] = grad_beta;
+  differentiate_gates(walk, tile, states, rest, grads);
   repack_as_channel_panels(grads, K, h_channel_panels, stored);
   const bool logits_finite = all_finite(psi_node_panels, kTile * walk.size.embed_factors) && all_finite(row_lse, kTile);
   walk.finite[tile] = logits_finite && all_finite(states, kTile * K) && all_finite(grads, kTile * K) &&

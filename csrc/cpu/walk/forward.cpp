@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/schedule.h"
+#include "cpu/walk/arguments.h"
 #include "cpu/walk/kernels.h"
 #include "cpu/workspace.h"
 
@@ -35,15 +36,14 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
       scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back(
-        {size, field(state, b), field(seed, b), field(psi, b), field(next_state, b),
-         static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
-         static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N, static_cast<const Real*>(mu.const_data_ptr())[t],
-         static_cast<const Real*>(beta.const_data_ptr())[t],
-         work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
-         work.template at<Factor>(state_channel_panels + b * states), work.at(sums + b * padded * size.state_stored),
-         work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
-         flags.get() + (images + b) * tiles});
+    walks.push_back({walk_inputs<Real>(size, state, seed, psi, mu, beta, t, b), field(next_state, b),
+                     static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+                     static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
+                     work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
+                     work.template at<Factor>(state_channel_panels + b * states),
+                     work.at(sums + b * padded * size.state_stored),
+                     work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
+                     flags.get() + (images + b) * tiles});
   tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 

@@ -8,7 +8,7 @@
 #include "cpu/convert.h"
 #include "cpu/exponential.h"
 #include "cpu/products.h"
-#include "cpu/walk/walk.h"
+#include "cpu/walk/gates.h"
 
 namespace difnet::cpu::DIFNET_ISA {
 
@@ -230,7 +230,6 @@ template <typename Real, typename Factor>
 void walk_forward_epilogue(const WalkForward<Real, Factor>& walk, int64_t tile) {
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const int64_t K = walk.size.classes, stored = walk.size.state_stored, first = tile * kTile;
-  const Real mu = walk.mu, beta = walk.beta;
   const Shifts<Real>& shifts = walk.shifts[tile];
   Real* rows = walk.sums + first * stored;
   for (int n = 0; n < nodes; ++n) {
@@ -242,14 +241,7 @@ void walk_forward_epilogue(const WalkForward<Real, Factor>& walk, int64_t tile) 
     for (int64_t c = 0; c < K; ++c)
       walk.walked[(first + n) * K + c] = rows[in_channel_panels<Real>(n, c)] / total;  // (W2)
   }
-  for_each_number<Real>(walk.seed, K, tile, nodes, [&](int64_t c, int n, Real s) {
-    const Real mixed = mu * walk.walked[(first + n) * K + c] + (1 - mu) * s;  // (W3)
-    rows[in_channel_panels<Real>(n, c)] = mixed;
-  });
-  for_each_number<Real>(walk.state, K, tile, nodes, [&](int64_t c, int n, Real y) {
-    const Real mixed = rows[in_channel_panels<Real>(n, c)];
-    rows[in_channel_panels<Real>(n, c)] = beta * mixed + (1 - beta) * y;  // (W4)
-  });
+  apply_gates(walk, tile, rows);
   unpack_channel_panels(rows, K, tile, nodes, walk.next_state);
 }
 

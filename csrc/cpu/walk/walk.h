@@ -25,13 +25,19 @@ struct Shifts {
   Real exponent[kTile];  // bits: k, where a number has its exponent
 };
 
+// What both directions read.
+template <typename Real>
+struct WalkInputs {
+  WalkSizes size;
+  Field state, seed, psi;
+  Real mu, beta;
+};
+
 // Factor is what is multiplied: Real, or a pair of bf16 numbers. Panels are drawn in layouts.h.
 template <typename Real, typename Factor = Real>
-struct WalkForward {
-  WalkSizes size;
-  Field state, seed, psi, next_state;
+struct WalkForward : WalkInputs<Real> {
+  Field next_state;
   Real *walked, *row_lse;  // results [N][K], [N]
-  Real mu, beta;
   // workspace
   Factor* psi_node_panels;
   Factor* state_channel_panels;  // with a column of ones after the classes: sums[.][classes] becomes the row sum of P
@@ -51,13 +57,11 @@ struct WalkForwardScratch {
 };
 
 template <typename Real, typename Factor = Real>
-struct WalkBackward {
-  WalkSizes size;
-  Field grad_next, state, seed, psi, grad_psi;  // grad_psi without data where it is not wanted
+struct WalkBackward : WalkInputs<Real> {
+  Field grad_next, grad_psi;  // grad_psi without data where it is not wanted
   const Real *walked, *row_lse;
   Real *grad_state, *grad_seed;  // [N][K]; grad_seed is added to
   double* grad_gates;            // per tile: its share of dL/dmu and dL/dbeta
-  Real mu, beta;
   // workspace
   Factor *psi_node_panels, *psi_channel_panels, *h_channel_panels;
   Real *state_node_panels, *h_node_panels, *delta;
