@@ -142,7 +142,10 @@ class CascadedRandomWalk(nn.Module):
             return
         name = f"features[{t}]"
         check_field(name, feature)
-        channels = getattr(getattr(project, "weight", None), "shape", (0, feature.shape[1]))[-1]
+        weight = getattr(project, "weight", None)
+        if weight is None or weight.dim() != 2:  # flat where it is sharded
+            return
+        channels = weight.shape[1]
         if feature.shape[1] != channels:
             raise ValueError(
                 f"{name} must have {channels} channels on its second axis, as in_channels says; got {tuple(feature.shape)}. "

@@ -1,6 +1,9 @@
 """What several tests of the models stand on."""
 
+import os
+
 import pytest
+import torch
 
 from tests.models.voc_trees import SPLITS, some_mask, write_image, write_list, write_mask
 
@@ -15,3 +18,17 @@ def voc(tmp_path):
             write_mask(root / f"SegmentationClass/{name}.png", some_mask(int(name[-3:])))
         write_list(root / f"ImageSets/Segmentation/{split}.txt", names)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Runs that are compared bit by bit: torch's convolutions sum in an order that depends on their threads."""
+    before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(before)
+    if variable is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = variable
