@@ -22,7 +22,7 @@ def voc(tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Runs that are compared bit by bit: torch's convolutions sum in an order that depends on their threads."""
+    """Runs that are compared bit by bit were seen to differ on two busy threads; why has not been found out."""
     before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
