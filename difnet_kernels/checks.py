@@ -346,3 +346,11 @@ def check_counts(name: str, values: Sequence[int]) -> None:
 def check_precision(precision: str) -> None:
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}; got {precision!r}.")
+
+
+def check_rate(name: str, value: float) -> None:
+    """A learning rate."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a positive number; got {value!r} ({type(value).__name__}).")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number; got {value}.")
