@@ -18,9 +18,11 @@ from torch import nn
 from difnet_kernels import (
     BackendUnavailable,
     CascadedRandomWalk,
+    DiffusedHead,
     ImportanceMap,
     PsiProjection,
     cascaded_random_walk,
+    parameter_groups,
     psi_projection,
     random_walk,
     transition_rows,
@@ -285,11 +287,35 @@ def _construction() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[
         CascadedRandomWalk,
         {"in_channels": (3, 5), "embed_dim": 4, "gate": 0.5},
         {
+            "scale": [0.0, -1.0, None, "1", float("nan"), float("inf"), True],
+            "affinity": [None, "gauss", 1],
+            "norm": ["instance", 3, True, nn.BatchNorm2d(4), lambda channels: channels],
+            "precision": [None, "low", 1],
+            "backend": ["tpu", 3],
             "in_channels": sizes,
             "embed_dim": [0, -1, 2.5, "64", None, (64,)],
             "gate": [0.0, 1.0, -1, 2, "a", None, float("nan"), [0.5]],
         },
     )
+
+
+def _constructed_head() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    return (
+        DiffusedHead,
+        {"head": nn.Conv2d(3, 2, 1), "in_channels": [3], "stride": 2},
+        {"head": [None, torch.relu, "head"], "in_channels": [3, [], [0], "3", None], "stride": [0, -1, 2.0, "2"]},
+    )
+
+
+def _head() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    def of(stride: int) -> Any:
+        return DiffusedHead(nn.Conv2d(C, K, 1), [C], stride=stride)(torch.randn(B, C, 8, 12))
+
+    return of, {"stride": 4}, {"stride": [3, 5, 6, 8]}
+
+
+def _rates() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    return parameter_groups, {"model": nn.Linear(2, 2), "lr": 0.1}, {"lr": [0, -1.0, None, "0.1", float("nan"), True]}
 
 
 def _constructed_psi() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
@@ -302,6 +328,7 @@ def _importance() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[An
 
 
 FUNCTIONS = (_cascade, _walk, _projection, _rows, _module, _psi_module, _construction, _constructed_psi, _importance)
+FUNCTIONS += (_constructed_head, _head, _rates)
 
 
 def make(number: int) -> tuple[Callable[..., Any], dict[str, Any], str, Any]:
