@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -119,18 +120,24 @@ def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
     return Counter(names), Counter(names[best[0] : best[1]])
 
 
-def _read(binary: Binary) -> Binary:
+def _told_by(tool: str, option: str, file: str) -> str:
+    done = subprocess.run([TOOLS / tool, option, file], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout + done.stderr
+
+
+@cache
+def _facts(cubin: bytes) -> tuple[int, int, Counter[str], Counter[str]]:
+    """(registers, bytes of stack, all instructions, those of the loop); builds of one architecture share small kernels."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.cubin)
+        file.write(cubin)
         file.flush()
-        usage = subprocess.run(
-            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True)
-    report = usage.stdout + usage.stderr
-    binary.registers = int(re.search(r"REG:(\d+)", report)[1])  # type: ignore[index]
-    binary.stack = int(re.search(r"STACK:(\d+)", report)[1])  # type: ignore[index]
-    binary.instructions, binary.loop = _parse(sass.stdout)
+        usage = _told_by("cuobjdump", "-res-usage", file.name)
+        registers, stack = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
+        return registers, stack, *_parse(_told_by("nvdisasm", "-c", file.name))
+
+
+def _read(binary: Binary) -> Binary:
+    binary.registers, binary.stack, binary.instructions, binary.loop = _facts(binary.cubin)
     return binary
 
 

@@ -98,18 +98,19 @@ def test_strides_change_nothing(layout) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("keep", (0, 1, 2, 3), ids=["steps", "batch", "classes", "nodes"])
 def test_an_expanded_gradient_is_read_with_stride_zero(keep: int) -> None:
-    p = problem(2, 5, 35, (16, 3))
+    p = problem(2, 5, 17, (16, 3))
     p.grad = p.grad.narrow(keep, 0, 1).expand_as(p.grad)
     q = dataclasses.replace(p, grad=p.grad.contiguous())
     ours, theirs = run(p).tensors(), run(q).tensors()
     for name, expected in ours.items():
         assert torch.equal(expected, theirs[name]), name
-    p.grad = torch.ones(()).expand(2, 2, 5, 35)
-    assert_right(p)
+    if keep == 0:
+        p.grad = torch.ones(()).expand(2, 2, 5, 17)
+        assert_right(p)
 
 
 def test_a_batch_is_its_images_one_by_one() -> None:
-    p = problem(3, 5, 35, (16, 3))
+    p = problem(3, 5, 19, (16, 3))
     whole = run(p)
     for b in range(3):
         one = run(
@@ -124,7 +125,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 def test_walks_in_one_call_are_single_walks(classes: int) -> None:
     """fp32, where a state between two calls is not rounded: every step, and the gradients of psi, mu, beta and y⁰, because
     the backward makes the states between its walks again with the forward's own bits."""
-    p = problem(2, classes, 35, (16, 3, 8), steps=1, state=True)
+    p = problem(2, classes, 19, (16, 3, 8), steps=1, state=True)
     together = run(p)
     state, grad, given, answers = p.state, p.grad, [], []
     for t in range(3):
