@@ -110,6 +110,34 @@ def _gate() -> list[Any]:
     ]
 
 
+def _bias() -> list[Any]:
+    """What is no bias of one walk."""
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        torch.zeros(B + 1, *GRID),
+        torch.zeros(B, GRID[1], GRID[0]),
+        torch.zeros(B, *GRID).long(),
+        torch.zeros(B, *GRID) > 0,
+        torch.zeros(B, *GRID, device="meta"),
+    ]
+
+
+def _mask() -> list[Any]:
+    there = torch.ones(B, *GRID, dtype=torch.bool)
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        there[:1],
+        there[0],
+        there[:, :-1],
+        there.unsqueeze(1),
+        there.int(),
+        there.float(),
+        there.to("meta"),
+    ]
+
+
 def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     psi = [torch.randn(B, D, *GRID)] * 2
     wrong = [*NOT_FIELDS[:8], torch.zeros(B, D, 4, 6), torch.zeros(B + 1, D, *GRID), *NO_TENSORS[1:]]
@@ -120,6 +148,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             "psi": psi,
             "mu": [0.5] * 2,
             "beta": torch.rand(2),
+            "bias": None,
+            "mask": None,
             "precision": "high",
             "backend": None,
         },
@@ -138,6 +168,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             ],
             "mu": _gates(2),
             "beta": _gates(2),
+            "bias": [*_bias(), torch.zeros(3, B, *GRID), [None] * 3, *[[None, x] for x in _bias()]],
+            "mask": _mask(),
             "precision": NO_STRINGS,
             "backend": NO_BACKENDS,
         },
@@ -154,10 +186,12 @@ def _walk() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
         "seed": [*NO_TENSORS, *NOT_FIELDS, *other],
         "mu": _gate(),
         "beta": _gate(),
+        "bias": [*_bias(), torch.zeros(1, B, *GRID), [None]],
+        "mask": _mask(),
         "precision": NO_STRINGS,
         "backend": NO_BACKENDS,
     }
-    return random_walk, {**given, "precision": "high", "backend": None}, wrong
+    return random_walk, {**given, "bias": None, "mask": None, "precision": "high", "backend": None}, wrong
 
 
 def _projection() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
@@ -240,8 +274,8 @@ def _rows() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     ]
     return (
         transition_rows,
-        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long)},
-        {"psi": [*NO_TENSORS, *psi], "nodes": nodes},
+        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long), "bias": None, "mask": None},
+        {"psi": [*NO_TENSORS, *psi], "nodes": nodes, "bias": _bias(), "mask": _mask()},
     )
 
 
