@@ -280,3 +280,34 @@ def check_rate(name: str, value: float) -> None:
         raise TypeError(f"{name} must be a positive number; got {value!r} ({type(value).__name__}).")
     if not 0.0 < value < math.inf:
         raise ValueError(f"{name} must be a positive number; got {value}.")
+
+
+def check_solver(mu: float | None, tol: float, max_walks: int | None) -> None:
+    """What an iteration to a tolerance demands; mu is None where its value cannot be read yet."""
+    if mu is not None and not 0.0 <= mu < 1.0:
+        raise ValueError(f"mu must be in [0, 1) for a steady state to exist; got {mu}.")
+    if isinstance(tol, bool) or not isinstance(tol, Real):
+        raise TypeError(f"tol must be a positive number; got {tol!r} ({type(tol).__name__}).")
+    if not 0.0 < tol < 1.0:
+        raise ValueError(f"tol must be a positive number below 1, a share of the largest seed; got {tol}.")
+    if max_walks is not None:
+        check_count("max_walks", max_walks)
+
+
+def check_solved(grad: Tensor, y: Tensor, seed: Tensor, bias: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+    """What the backward of a steady state demands beside the arguments of forward, which have passed."""
+    for name, x in (("grad", grad), ("y", y)):
+        if x.shape != seed.shape or x.dtype not in FLOATS or x.device != seed.device:
+            raise ValueError(
+                f"{name} must be {tuple(seed.shape)}, floating point and on {seed.device}; got {tuple(x.shape)} of {x.dtype} "
+                f"on {x.device}."
+            )
+    if len(wanted) != len(bias) + 3:
+        raise ValueError(f"wanted must hold {len(bias) + 3} flags, of seed, psi, mu and every bias; got {len(wanted)}.")
+
+
+def check_store(store: int) -> None:
+    if isinstance(store, bool) or not isinstance(store, int):
+        raise TypeError(f"store must be a number of bytes; got {store!r} ({type(store).__name__}).")
+    if store < 0:
+        raise ValueError(f"store must be a number of bytes, 0 or more; got {store}.")

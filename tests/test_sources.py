@@ -78,14 +78,16 @@ def test_no_gate_is_computed_without_its_label() -> None:
 ARROWS = {
     "modules": {"modules", "functional", "backends", "checks", "problem"},
     "functional": {"ops", "mask", "backends", "batch_norm", "checks", "composed", "problem"},
+    "steady_state": {"ops", "mask", "backends", "checks", "problem"},
     "composed": {"problem"},
     "checks": {"problem"},
-    "ops": {"ops", "backends", "checks", "problem"},
+    "ops": {"ops", "backends", "checks", "iteration", "problem"},
     "backends": {"backends", "cascade", "problem"},
     "cascade": {"backends.reference"},
+    "iteration": set(),
     "batch_norm": set(),
     "problem": set(),
-    "__init__": {"backends", "functional", "modules"},
+    "__init__": {"backends", "functional", "modules", "steady_state"},
     "__main__": {"", "backends"},
 }
 

@@ -22,6 +22,7 @@ from difnet_kernels import (
     ImportanceMap,
     PsiProjection,
     cascaded_random_walk,
+    diffuse,
     parameter_groups,
     psi_projection,
     random_walk,
@@ -279,6 +280,32 @@ def _rows() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     )
 
 
+def _diffuse() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    seed = torch.randn(B, K, *GRID)
+    psi = [
+        torch.randn(B, D, *GRID[:1]),
+        torch.randn(B + 1, D, *GRID),
+        torch.randn(B, D, 4, 8),
+        torch.randn(B, D, *GRID).long(),
+    ]
+    return (
+        diffuse,
+        {"seed": seed, "psi": torch.randn(B, D, *GRID), "mu": 0.5},
+        {
+            "seed": [*NO_TENSORS, *NOT_FIELDS],
+            "psi": [*NO_TENSORS, *psi],
+            "mu": [*_gate(), 1.0, torch.ones(()), torch.tensor(-0.1), torch.tensor(float("nan"))],
+            "bias": [3, "b", torch.zeros(B, K, *GRID), torch.zeros(B, *GRID).long(), torch.zeros(B + 1, *GRID)],
+            "mask": [3, torch.zeros(B, *GRID), torch.zeros(B, 3, 7) > 0],
+            "tol": [0.0, -1e-3, None, "1e-3", 1.0, float("nan"), True],
+            "max_walks": [0, -8, 2.5, "8"],
+            "store": [-1, 1.5, None, "1 GB"],
+            "precision": [None, "low"],
+            "backend": [3, "tpu"],
+        },
+    )
+
+
 def _module() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     walk = CascadedRandomWalk((C, C + 1), D)
     features = [torch.randn(B, C, 8, 9), torch.randn(B, C + 1, *GRID)]
@@ -362,7 +389,7 @@ def _importance() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[An
 
 
 FUNCTIONS = (_cascade, _walk, _projection, _rows, _module, _psi_module, _construction, _constructed_psi, _importance)
-FUNCTIONS += (_constructed_head, _head, _rates)
+FUNCTIONS += (_constructed_head, _head, _rates, _diffuse)
 
 
 def make(number: int) -> tuple[Callable[..., Any], dict[str, Any], str, Any]:

@@ -84,17 +84,34 @@ def _unpooling() -> dict[str, Any]:
     }
 
 
+def _solving() -> dict[str, Any]:
+    given = {"seed": torch.randn(B, K, N), "psi": torch.randn(B, D, N), "mu": torch.full((1,), 0.5)}
+    options = {"tol": 1e-3, "max_walks": None, "store": 0, "precision": "high", "backend": ""}
+    return {**given, "bias": [torch.randn(B, N)], "mask": torch.rand(B, N) < 0.8, **options}
+
+
+def _solving_back() -> dict[str, Any]:
+    given = _solving()
+    del given["mask"]
+    return {"grad": torch.randn(B, K, N), "y": torch.randn(B, K, N), **given, "wanted": [True] * 4}
+
+
 OPERATORS: dict[str, Callable[[], dict[str, Any]]] = {
     "cascade_forward": _forward,
     "cascade_backward": _backward,
     "projection_forward": _pooling,
     "projection_backward": _unpooling,
+    "steady_state_forward": _solving,
+    "steady_state_backward": _solving_back,
 }
 # sizes that fit whatever the others are: the images and pixels of features, and the width of each embedding
 FREE = {("projection_forward", "features", axis) for axis in (0, 2, 3, 4)}
 FREE |= {(operator, "psi", 1) for operator in ("cascade_forward", "cascade_backward")}
+FREE |= {(operator, "psi", 1) for operator in ("steady_state_forward", "steady_state_backward")} | {
+    ("steady_state_forward", "seed", 1)
+}
 # a list of none of them is right: no walk has a bias, no lse was asked for
-NONE = {("cascade_forward", "bias"), ("cascade_backward", "grad_lse")}
+NONE = {("cascade_forward", "bias"), ("cascade_backward", "grad_lse"), ("steady_state_forward", "bias")}
 
 
 def _spoilt(x: Any) -> list[tuple[str, Any]]:
