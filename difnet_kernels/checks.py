@@ -294,18 +294,6 @@ def check_solver(mu: float | None, tol: float, max_walks: int | None) -> None:
         check_count("max_walks", max_walks)
 
 
-def check_solved(grad: Tensor, y: Tensor, seed: Tensor, bias: Sequence[Tensor], wanted: Sequence[bool]) -> None:
-    """What the backward of a steady state demands beside the arguments of forward, which have passed."""
-    for name, x in (("grad", grad), ("y", y)):
-        if x.shape != seed.shape or x.dtype not in FLOATS or x.device != seed.device:
-            raise ValueError(
-                f"{name} must be {tuple(seed.shape)}, floating point and on {seed.device}; got {tuple(x.shape)} of {x.dtype} "
-                f"on {x.device}."
-            )
-    if len(wanted) != len(bias) + 3:
-        raise ValueError(f"wanted must hold {len(bias) + 3} flags, of seed, psi, mu and every bias; got {len(wanted)}.")
-
-
 def check_store(store: int) -> None:
     if isinstance(store, bool) or not isinstance(store, int):
         raise TypeError(f"store must be a number of bytes; got {store!r} ({type(store).__name__}).")

@@ -187,3 +187,15 @@ def check_pooled(
             raise TypeError(f"{name} must have the dtype of weight, {weight.dtype}; got {x.dtype}.")
     if position.device != features.device:
         raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
+
+
+def check_solved(grad: Tensor, y: Tensor, seed: Tensor, bias: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+    """What the backward of a steady state demands beside the arguments of forward, which have passed."""
+    for name, x in (("grad", grad), ("y", y)):
+        if x.shape != seed.shape or x.dtype not in FLOATS or x.device != seed.device:
+            raise ValueError(
+                f"{name} must be {tuple(seed.shape)}, floating point and on {seed.device}; got {tuple(x.shape)} of {x.dtype} "
+                f"on {x.device}."
+            )
+    if len(wanted) != len(bias) + 3:
+        raise ValueError(f"wanted must hold {len(bias) + 3} flags, of seed, psi, mu and every bias; got {len(wanted)}.")

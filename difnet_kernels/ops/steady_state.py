@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import backends
-from difnet_kernels.checks import check_cascade, check_mask, check_solved, check_solver
+from difnet_kernels.checks import check_mask, check_solver
 from difnet_kernels.iteration import EVERY, fixed_point, plain_walks
+from difnet_kernels.ops.checks import check_cascade, check_solved
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Problem, empty_field_like, flat
 

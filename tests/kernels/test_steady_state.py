@@ -43,6 +43,7 @@ def _leaves(*fields: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]
 
 
 @pytest.mark.smoke
+@pytest.mark.needs(bias=True)
 @pytest.mark.parametrize("mu", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_state_and_every_gradient_are_those_of_a_solve(
@@ -140,6 +141,7 @@ def test_an_image_has_the_bits_that_it_has_alone(kernel: str) -> None:
 
 
 @pytest.mark.smoke
+@pytest.mark.needs(bias=True)
 def test_a_masked_image_is_a_smaller_image(backend: str) -> None:
     """Whatever stands behind the mask; a masked node returns its seed, and its gradient is that of its state."""
     seed, psi, _ = _made(embeddings.smooth)
