@@ -159,16 +159,85 @@ def _check_parameter(name: str, x: Tensor, features: Tensor, axes: int) -> None:
         )
 
 
+def check_bias(name: str, bias: Tensor, seed: Tensor, *, field: str = "seed") -> None:
+    """The bias of one walk is floating point, (B, *S) or (1, *S) on the batch and grid of seed. `field` is what the caller
+    calls the seed."""
+    shape = (seed.shape[0], *seed.shape[2:])
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"{name} must be a tensor {shape} or None; got {type(bias).__name__}.")
+    if bias.dtype not in FLOATS:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {bias.dtype}. A boolean mask is the argument mask."
+        )
+    if bias.shape[1:] != shape[1:] or bias.shape[0] not in (1, shape[0]):
+        raise ValueError(
+            f"{name} must be (B, *S), one number per node of {field} {tuple(seed.shape)}: {shape}, or 1 in place of B; got "
+            f"{tuple(bias.shape)}."
+        )
+    if bias.device != seed.device:
+        raise ValueError(
+            f"{name} must be on the device of {field}, {seed.device}; got {bias.device}. Move it with "
+            f"{name}.to({field}.device)."
+        )
+
+
+def check_biases(bias: Tensor | Sequence[Tensor | None] | None, seed: Tensor, walks: int) -> list[Tensor | None]:
+    """The bias of every walk, from one (B, *S) for all of them, one tensor (T, B, *S), or a sequence of T; an empty list where
+    no walk has one."""
+    if bias is None:
+        return []
+    if isinstance(bias, Tensor):
+        if bias.dim() != seed.dim():
+            check_bias("bias", bias, seed)
+            return [bias] * walks
+        bias = bias.unbind(0)
+    elif not isinstance(bias, Sequence):
+        raise TypeError(
+            f"bias must be None, a tensor (B, *S) or (T, B, *S), or a sequence of {walks}; got {type(bias).__name__}."
+        )
+    if len(bias) != walks:
+        raise ValueError(f"bias must hold one entry per walk, {walks} in all; got {len(bias)}.")
+    for t, b in enumerate(bias):
+        if b is not None:
+            check_bias(f"bias[{t}]", b, seed)
+    return [] if all(b is None for b in bias) else list(bias)
+
+
+def check_mask(mask: Tensor, seed: Tensor, *, field: str = "seed") -> None:
+    """A mask is boolean, (B, *S) on the batch, grid and device of seed."""
+    shape = (seed.shape[0], *seed.shape[2:])
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a boolean tensor {shape} or None; got {type(mask).__name__}.")
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"mask must be boolean, True where a node exists; got {mask.dtype}. Compare it with something, as mask > 0."
+        )
+    if mask.shape != shape:
+        raise ValueError(
+            f"mask must be (B, *S), one flag per node of {field} {tuple(seed.shape)}: {shape}; got {tuple(mask.shape)}."
+        )
+    if mask.device != seed.device:
+        raise ValueError(
+            f"mask must be on the device of {field}, {seed.device}; got {mask.device}. Move it with mask.to({field}.device)."
+        )
+
+
 def check_cascade(
-    state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], mu: Tensor, beta: Tensor, precision: str
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    precision: str,
 ) -> None:
     """What the operator itself demands, whoever calls it: a traced graph has lost the checks of the public functions.
 
     A right call passes by a few comparisons; only a wrong one is looked at again, for what to say.
     """
     fields = psi if state is None else (*psi, state)
-    accumulate = accumulation_dtype(seed, fields)
-    if _fits(state, seed, fields, len(psi), mu, beta, accumulate) and precision in PRECISIONS:
+    accumulate = accumulation_dtype(seed, (*fields, *bias))
+    if _fits(state, seed, fields, bias, len(psi), mu, beta, accumulate) and precision in PRECISIONS:
         return
     check_field("seed", seed)
     check_embeddings(psi, seed)
@@ -189,6 +258,16 @@ def check_cascade(
                 f"{name} must be {accumulate}, in which the sums of these fields run; got {gate.dtype}. Convert it with "
                 f"{name}.to({accumulate})."
             )
+    if len(bias) not in (0, len(psi)):
+        raise ValueError(f"bias must hold one entry per walk, {len(psi)} in all, or be None; got {len(bias)}.")
+    for t, b in enumerate(bias):
+        if tuple(b.shape) not in ((seed.shape[0], *seed.shape[2:]), (0,)):
+            check_bias(f"bias[{t}]", b, seed)
+            raise ValueError(f"bias[{t}] must hold {seed.shape[0]} images, as seed does; got {tuple(b.shape)}.")
+        if b.dtype != accumulate:
+            raise TypeError(f"bias[{t}] must be {accumulate}, in which the sums of these fields run; got {b.dtype}.")
+        if b.device != seed.device:
+            raise ValueError(f"bias[{t}] must be on the device of seed, {seed.device}; got {b.device}.")
     check_precision(precision)
 
 
@@ -196,6 +275,7 @@ def _fits(
     state: Tensor | None,
     seed: Tensor,
     fields: Sequence[Tensor],
+    bias: Sequence[Tensor],
     walks: int,
     mu: Tensor,
     beta: Tensor,
@@ -216,7 +296,10 @@ def _fits(
             return False
         if x.dtype not in FLOATS:
             return False
-    return True
+    for b in bias:
+        if b.shape not in ((batch, *grid), (0,)) or b.dtype != accumulate or b.device != device:
+            return False
+    return len(bias) in (0, walks)
 
 
 def check_state(state: Tensor, seed: Tensor) -> None:
@@ -227,16 +310,18 @@ def check_state(state: Tensor, seed: Tensor) -> None:
 
 def check_saved(
     grad_states: Sequence[Tensor | None],
-    state: Tensor | None,
+    grad_lse: Sequence[Tensor | None],
     seed: Tensor,
     psi: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    mu: Tensor,
     walked: Tensor,
     row_lse: Tensor,
     wanted: Sequence[bool],
 ) -> None:
-    """What backward demands beside the arguments of forward."""
+    """What backward demands beside the arguments of forward, which have passed: mu has the accumulation dtype."""
     sizes = (len(psi), seed.shape[0], math.prod(seed.shape[2:]))
-    accumulate = accumulation_dtype(seed, psi if state is None else (*psi, state))
+    accumulate = mu.dtype
     for name, x, shape in (("walked", walked, (*sizes, seed.shape[1])), ("row_lse", row_lse, sizes)):
         if x.shape != shape or x.dtype != accumulate or x.device != seed.device:
             raise ValueError(
@@ -251,9 +336,20 @@ def check_saved(
                 f"grad_states[{t}] must be {tuple(seed.shape)}, floating point and on {seed.device}; got "
                 f"{tuple(grad.shape)} of {grad.dtype} on {grad.device}."
             )
-    if len(wanted) != len(psi) + 4:
+    if len(grad_lse) not in (0, len(psi)):
+        raise ValueError(f"grad_lse must hold no gradient, or {len(psi)}, one per walk; got {len(grad_lse)}.")
+    shape = (seed.shape[0], *seed.shape[2:])
+    for t, grad in enumerate(grad_lse):
+        if grad is not None and (grad.shape != shape or grad.device != seed.device or grad.dtype != accumulate):
+            raise ValueError(
+                f"grad_lse[{t}] must be {shape} of {accumulate} on {seed.device}; got {tuple(grad.shape)} of {grad.dtype} on "
+                f"{grad.device}."
+            )
+    flags = len(psi) + len(bias) + 4
+    if len(wanted) != flags:
         raise ValueError(
-            f"wanted must hold {len(psi) + 4} flags, of state, seed, every psi, mu and beta; got {len(wanted)}."
+            f"wanted must hold {flags} flags, of state, seed, every psi, every bias (where there are any), mu and beta; got "
+            f"{len(wanted)}."
         )
 
 

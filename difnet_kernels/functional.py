@@ -14,16 +14,20 @@ from difnet_kernels import backends, composed
 from difnet_kernels import ops as _ops  # noqa: F401  registers torch.ops.difnet_kernels
 from difnet_kernels.batch_norm import check_norm, fuses, normalise, of_the_batch, slope
 from difnet_kernels.checks import (
+    check_bias,
+    check_biases,
     check_embeddings,
     check_field,
     check_gate,
     check_gates,
+    check_mask,
     check_nodes,
     check_on_grid,
     check_precision,
     check_projection,
     check_state,
 )
+from difnet_kernels.mask import cleared, hidden, restored
 from difnet_kernels.problem import accumulation_dtype, flat
 
 
@@ -34,6 +38,8 @@ def cascaded_random_walk(
     mu: Tensor | Sequence[float],
     beta: Tensor | Sequence[float],
     *,
+    bias: Tensor | Sequence[Tensor | None] | None = ...,
+    mask: Tensor | None = ...,
     precision: str = ...,
     backend: str | None = ...,
     return_steps: Literal[False] = ...,
@@ -47,6 +53,8 @@ def cascaded_random_walk(
     mu: Tensor | Sequence[float],
     beta: Tensor | Sequence[float],
     *,
+    bias: Tensor | Sequence[Tensor | None] | None = ...,
+    mask: Tensor | None = ...,
     precision: str = ...,
     backend: str | None = ...,
     return_steps: Literal[True],
@@ -60,6 +68,8 @@ def cascaded_random_walk(
     mu: Tensor | Sequence[float],
     beta: Tensor | Sequence[float],
     *,
+    bias: Tensor | Sequence[Tensor | None] | None = ...,
+    mask: Tensor | None = ...,
     precision: str = ...,
     backend: str | None = ...,
     return_steps: bool,
@@ -72,26 +82,35 @@ def cascaded_random_walk(
     mu: Tensor | Sequence[float],
     beta: Tensor | Sequence[float],
     *,
+    bias: Tensor | Sequence[Tensor | None] | None = None,
+    mask: Tensor | None = None,
     precision: str = "high",
     backend: str | None = None,
     return_steps: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     """Diffuse `seed` over the image by T gated random walks (Jiang et al. 2018, Eqs. 3-5; W1-W5).
 
-        y⁰ = seed;   yᵗ⁺¹ = βₜ (μₜ Pₜ yᵗ + (1 - μₜ) seed) + (1 - βₜ) yᵗ;   Pₜ = softmax_rows(ψₜ ψₜᵀ)
+        y⁰ = seed;   yᵗ⁺¹ = βₜ (μₜ Pₜ yᵗ + (1 - μₜ) seed) + (1 - βₜ) yᵗ;   Pₜ = softmax_rows(ψₜ ψₜᵀ + bₜ)
 
     seed: (B, K, *S) class scores in any unit; the output has the same unit (rows of P sum to one).
     psi:  T embeddings (B, D_t, *S), or one tensor (T, B, D, *S); logits are inner products with no 1/√D, as in the paper.
     mu, beta: (T,) probabilities (not logits). Tensors are used as they are, without waiting for the device; Python
           floats are checked against [0, 1].
+    bias: None; one tensor (B, *S) for every walk; one tensor (T, B, *S); or a sequence of T, of which some may be None.
+          b_j is added to the logits of *column* j (W1b), in their natural unit: every node sees node j exp(b_j) times as
+          much. -inf is allowed, and takes the column out; a row of such columns alone is NaN. 1 in place of B serves
+          every image.
+    mask: bool (B, *S), or None: False says that the node does not exist, as padding does not. Nobody looks at it, whatever
+          its fields hold, NaN included; it returns its seed. The others get what a walk over them alone would give.
     precision: "high", logits as good as fp32; "medium", one fp16 or TF32 product where that is faster (docs/math.md
           has the measured error of both). On a CPU both are fp32.
     backend: None chooses; a name runs there or raises, it never falls back.
     Returns yᵀ with the shape, dtype and memory format of `seed`; with `return_steps` the tuple (y¹, ..., yᵀ).
 
-    Fields may mix float16, bfloat16, float32 and float64 and have any strides; sums are fp32, or fp64 once a field is fp64.
+    Fields and bias may mix float16, bfloat16, float32 and float64 and have any strides; sums are fp32, or fp64 once one of
+    them is fp64.
     Where seed and psi are both 16-bit, a backend may multiply weights rounded to 16 bits; a fp32 seed keeps them fp32.
-    Differentiable once in all four. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
+    Differentiable once in all but the mask. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
     Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
     none can run it.
 
@@ -99,23 +118,93 @@ def cascaded_random_walk(
     >>> cascaded_random_walk(seed, psi, mu=[0.5] * 5, beta=[0.5] * 5).shape
     torch.Size([1, 21, 41, 41])
     """
-    inputs = (seed, *psi, mu, beta) if isinstance(psi, (list, tuple)) else (seed, psi, mu, beta)
+    inputs = (seed, *_each(psi), mu, beta, *_each(bias), mask)
     if has_torch_function(inputs):  # as torch's own functions do it: a tracer records the call
         options: dict[str, Any] = {"precision": precision, "backend": backend, "return_steps": return_steps}
+        options |= {"bias": bias, "mask": mask}
         return handle_torch_function(cascaded_random_walk, inputs, seed, psi, mu, beta, **options)  # type: ignore[arg-type]
-    if not isinstance(seed, Tensor):
+    if not isinstance(seed, Tensor) or bias is not None or mask is not None:
         check_field("seed", seed)
     embeddings = check_embeddings(psi, seed)
-    accumulate = accumulation_dtype(seed, embeddings)
+    biases = check_biases(bias, seed, len(embeddings))
+    accumulate = accumulation_dtype(seed, (*embeddings, *biases))
     mu = check_gates("mu", mu, len(embeddings), seed, accumulate)
     beta = check_gates("beta", beta, len(embeddings), seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
-    gradients = _differentiated(seed, *embeddings, mu, beta)
-    states, _, _ = torch.ops.difnet_kernels.cascade_forward(
-        None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients
+    given = _one_form(biases, seed, accumulate) if biases else []
+    start = seed
+    if mask is not None:
+        check_mask(mask, seed)
+        for t, p in enumerate(embeddings):
+            check_on_grid(f"psi[{t}]", p, seed)
+        seed, embeddings = cleared(seed, mask), [cleared(p, mask) for p in embeddings]
+        given = hidden(biases or [None] * len(embeddings), mask, accumulate)
+    gradients = _differentiated(seed, *embeddings, mu, beta, *given)
+    states, _, _, _ = torch.ops.difnet_kernels.cascade_forward(
+        None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients, given or None
     )
+    if mask is not None:
+        states = [restored(y, start, mask) for y in states]
     return tuple(states) if return_steps else states[0]
+
+
+def _each(x: Any) -> Sequence[Any]:
+    return x if isinstance(x, (list, tuple)) else (x,)
+
+
+def _one_form(biases: Sequence[Tensor | None], seed: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """As the operator has them: of the dtype in which the sums run, a number for every image; empty for None."""
+    shape = (seed.shape[0], *seed.shape[2:])
+    return [seed.new_empty(0, dtype=dtype) if b is None else b.to(dtype).expand(shape) for b in biases]
+
+
+@overload
+def random_walk(
+    state: Tensor,
+    psi: Tensor,
+    seed: Tensor,
+    mu: Tensor | float,
+    beta: Tensor | float,
+    *,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def random_walk(
+    state: Tensor,
+    psi: Tensor,
+    seed: Tensor,
+    mu: Tensor | float,
+    beta: Tensor | float,
+    *,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def random_walk(
+    state: Tensor,
+    psi: Tensor,
+    seed: Tensor,
+    mu: Tensor | float,
+    beta: Tensor | float,
+    *,
+    bias: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    precision: str = ...,
+    backend: str | None = ...,
+    return_lse: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def random_walk(
@@ -125,40 +214,60 @@ def random_walk(
     mu: Tensor | float,
     beta: Tensor | float,
     *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
     precision: str = "high",
     backend: str | None = None,
-) -> Tensor:
-    """One gated random walk (Eqs. 4-5; W1-W4): β (μ P state + (1 - μ) seed) + (1 - β) state, P = softmax_rows(ψ ψᵀ).
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """One gated random walk (Eqs. 4-5; W1-W4): β (μ P state + (1 - μ) seed) + (1 - β) state, P = softmax_rows(ψ ψᵀ + b).
 
     state, seed: (B, K, *S); psi: (B, D, *S); mu, beta: scalars, a 0-d or (1,) tensor or a float in [0, 1].
-    Returns the next state with the shape, dtype and memory format of `state`, in the unit that state and seed share.
-    Differentiable once in all five; precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
+    bias: (B, *S) or (1, *S), added to the logits of its column (W1b); mask: bool (B, *S). Both as in
+          `cascaded_random_walk`; a masked node returns its state.
+    Returns the next state with the shape, dtype and memory format of `state`, in the unit that state and seed share. With
+    `return_lse` the pair (next state, lse): lse_i = log Σⱼ exp(ψᵢ·ψⱼ + bⱼ), the log-normaliser of row i, (B, *S) in the
+    dtype of the sums, and -inf where the mask is False.
+    Differentiable once in all but the mask; precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
 
     >>> scores, psi = torch.randn(1, 21, 1681), torch.randn(1, 64, 1681)  # a signal: one spatial axis
     >>> random_walk(scores, psi, seed=scores, mu=0.9, beta=1.0).shape
     torch.Size([1, 21, 1681])
     """
     inputs = (state, psi, seed, mu, beta)
-    if has_torch_function(inputs):
-        return handle_torch_function(random_walk, inputs, *inputs, precision=precision, backend=backend)
+    if has_torch_function((*inputs, bias, mask)):
+        options: dict[str, Any] = {"precision": precision, "backend": backend, "return_lse": return_lse}
+        options |= {"bias": bias, "mask": mask}
+        return handle_torch_function(random_walk, (*inputs, bias, mask), *inputs, **options)  # type: ignore[arg-type]
     check_field("seed", seed)
     check_state(state, seed)
     check_on_grid("psi", psi, seed)
-    accumulate = accumulation_dtype(seed, [psi, state])
+    if bias is not None:
+        check_bias("bias", bias, seed)
+    accumulate = accumulation_dtype(seed, (psi, state, bias))
     mu, beta = check_gate("mu", mu, seed, accumulate), check_gate("beta", beta, seed, accumulate)
     check_precision(precision)
     backends.check_name(backend)
-    gradients = _differentiated(state, seed, psi, mu, beta)
-    states, _, _ = torch.ops.difnet_kernels.cascade_forward(
-        state, seed, [psi], mu, beta, precision, backend or "", False, gradients
+    given = [] if bias is None else _one_form([bias], seed, accumulate)
+    start = state
+    if mask is not None:
+        check_mask(mask, seed)
+        state, seed, psi = (cleared(x, mask) for x in (state, seed, psi))
+        given = hidden([bias], mask, accumulate)
+    gradients = _differentiated(state, seed, psi, mu, beta, *given)
+    (following,), _, _, lse = torch.ops.difnet_kernels.cascade_forward(
+        state, seed, [psi], mu, beta, precision, backend or "", False, gradients, given or None, return_lse
     )
-    return states[0]
+    if mask is not None:
+        following = restored(following, start, mask)
+        lse = [torch.where(mask, x, -torch.inf) for x in lse]
+    return (following, lse[0]) if return_lse else following
 
 
-def _differentiated(*inputs: Tensor) -> bool:
+def _differentiated(*inputs: Tensor | None) -> bool:
     """Whether a backward may come, for which forward must keep what it needs. A program that is traced may be trained
     later, with inputs that require gradients where those of the trace did not."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
         return True
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
@@ -225,12 +334,16 @@ def psi_projection(
     return psi.to(torch.promote_types(features.dtype, weight.dtype))
 
 
-def transition_rows(psi: Tensor, nodes: Tensor | Sequence[Any]) -> Tensor:
-    """Rows of P for chosen nodes (W1; Fig. 3 of the paper): where each of them looks, without the N x N matrix.
+def transition_rows(
+    psi: Tensor, nodes: Tensor | Sequence[Any], *, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Rows of P for chosen nodes (W1, W1b; Fig. 3 of the paper): where each of them looks, without the N x N matrix.
 
     psi: (B, D, *S); nodes: (B, M) flat indices or (B, M, len(S)) coordinates, integers: a tensor on the device of psi, an
     array, or nested lists.
-    Returns (B, M, *S) in fp32 (fp64 for fp64 psi); each row sums to one. Differentiable in psi. Memory O(B·M·N).
+    bias: (B, *S) or (1, *S), and mask: bool (B, *S), on the grid of psi, as in `cascaded_random_walk`.
+    Returns (B, M, *S) in fp32 (fp64 for fp64 psi or bias); each row sums to one, but that of a masked node, which is zero.
+    Differentiable in psi and bias. Memory O(B·M·N).
     Raises ValueError or TypeError for shapes or dtypes that do not fit, IndexError for nodes outside the grid (on a CPU;
     on a GPU, and in compiled code, the check would wait for the device, so torch's own assertion of the indices reports it).
 
@@ -238,8 +351,8 @@ def transition_rows(psi: Tensor, nodes: Tensor | Sequence[Any]) -> Tensor:
     >>> rows.shape, round(rows.sum().item(), 3)
     (torch.Size([1, 1, 41, 41]), 1.0)
     """
-    if has_torch_function((psi, nodes)):
-        return handle_torch_function(transition_rows, (psi, nodes), psi, nodes)
+    if has_torch_function((psi, nodes, bias, mask)):
+        return handle_torch_function(transition_rows, (psi, nodes, bias, mask), psi, nodes, bias=bias, mask=mask)
     check_field("psi", psi)
     grid = psi.shape[2:]
     nodes = check_nodes(nodes, psi)
@@ -252,10 +365,20 @@ def transition_rows(psi: Tensor, nodes: Tensor | Sequence[Any]) -> Tensor:
     readable = nodes.device.type == "cpu" and not torch.compiler.is_compiling()
     if readable and bool(((chosen < 0) | (chosen >= math.prod(grid))).any()):
         raise IndexError(f"nodes must lie on the grid {tuple(grid)}; got an index outside it.")
-    accumulate = accumulation_dtype(psi, [])
+    if bias is not None:
+        check_bias("bias", bias, psi, field="psi")
+    accumulate = accumulation_dtype(psi, [bias])
+    if mask is not None:
+        check_mask(mask, psi, field="psi")
+        psi, (bias,) = cleared(psi, mask), hidden([bias], mask, accumulate)
     # autocast would round the logits to 16 bits, and logits decide everything
     with torch.autocast(device_type=psi.device.type, enabled=False):
         embeddings = flat(psi).to(accumulate)  # (B, D, N)
         of_nodes = embeddings.gather(2, chosen.unsqueeze(1).expand(-1, embeddings.shape[1], -1))  # (B, D, M)
-        rows = (of_nodes.mT @ embeddings).softmax(-1)
+        logits = of_nodes.mT @ embeddings
+        if bias is not None:
+            logits = logits + bias.to(accumulate).reshape(bias.shape[0], 1, -1)
+        rows = logits.softmax(-1)
+    if mask is not None:
+        rows = torch.where(mask.flatten(1).gather(1, chosen).unsqueeze(-1), rows, 0)
     return rows.reshape(*chosen.shape, *grid)

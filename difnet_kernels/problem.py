@@ -18,7 +18,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(slots=True)
 class Problem:
-    """Sizes, dtypes and device of one cascade, after validation, and whether its gradients are asked for, too."""
+    """Sizes, dtypes and device of one cascade, after validation; whether its gradients are asked for, too, whether a walk has
+    a bias, and whether lse is asked for (with gradients: differentiably)."""
 
     batch: int
     classes: int
@@ -28,20 +29,31 @@ class Problem:
     device: torch.device
     precision: str
     gradients: bool = True
+    bias: bool = False
+    lse: bool = False
 
     @staticmethod
     def of(
-        seed: Tensor, psi: Sequence[Tensor], precision: str, *, state: Tensor | None = None, gradients: bool = True
+        seed: Tensor,
+        psi: Sequence[Tensor],
+        precision: str,
+        *,
+        state: Tensor | None = None,
+        gradients: bool = True,
+        bias: Sequence[Tensor] = (),
+        lse: bool = False,
     ) -> Problem:
         return Problem(
             batch=seed.shape[0],
             classes=seed.shape[1],
             nodes=math.prod(seed.shape[2:]),
             embeds=tuple([p.shape[1] for p in psi]),
-            dtypes=tuple([x.dtype for x in (seed, *psi, *(() if state is None else (state,)))]),
+            dtypes=tuple([x.dtype for x in (seed, *psi, *bias, *(() if state is None else (state,)))]),
             device=seed.device,
             precision=precision,
             gradients=gradients,
+            bias=len(bias) > 0,
+            lse=lse,
         )
 
 
@@ -73,9 +85,12 @@ class Projection:
         )
 
 
-def accumulation_dtype(field: Tensor, others: Sequence[Tensor]) -> torch.dtype:
+def accumulation_dtype(field: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:
     """fp64 as soon as one of them is fp64 (so that gradcheck is real), fp32 otherwise."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in (field, *others)) else torch.float32
+    for x in (field, *others):
+        if x is not None and x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def is_node_major(x: Tensor) -> bool:

@@ -71,7 +71,7 @@ def test_no_gate_is_computed_without_its_label() -> None:
 # who may import whom: CONTRIBUTING.md draws it; a folder stands for what is in it
 ARROWS = {
     "modules": {"functional", "checks"},
-    "functional": {"ops", "backends", "batch_norm", "checks", "composed", "problem"},
+    "functional": {"ops", "mask", "backends", "batch_norm", "checks", "composed", "problem"},
     "composed": {"problem"},
     "checks": {"problem"},
     "ops": {"ops", "backends", "checks", "problem"},

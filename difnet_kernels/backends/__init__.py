@@ -24,11 +24,13 @@ class Backend:
     refuses(Problem), refuses_projection(Projection) -> str | None: why it cannot run this cascade or this Ψ, on the device
         that the problem names and in the directions that it asks for.
     cascade_forward, cascade_backward: a cascade, its arguments as `cascade.forward` and `cascade.backward` have them after
-        the walk. A backend that brings single walks gets its cascade from those two.
+        the walk; those of bias and lse come only where the problem has them. A backend that brings single walks gets its
+        cascade from those two.
     projection_forward, projection_backward: Ψ, arguments as in reference.py.
     not_preferred(problem): why it is not chosen by itself where it can run; it then waits to be named.
 
-    What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other.
+    What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other. `lse` is
+    for the caller: natural units, of the logits as W1 and W1b have them.
     """
 
     name: str
@@ -71,7 +73,7 @@ BACKENDS: dict[str, Backend] = {
             name="cpu",
             unusable=cpu.unusable,
             refuses=cpu.refuses,
-            refuses_projection=cpu.refuses,
+            refuses_projection=cpu.refuses_projection,
             cascade_forward=partial(cascade.forward, cpu.walk_forward),
             cascade_backward=partial(cascade.backward, cpu.walk_backward),
             projection_forward=cpu.projection_forward,

@@ -11,7 +11,15 @@ from difnet_kernels.problem import Problem, Projection
 __all__ = ["instruction_set", "unusable"]
 
 
-def refuses(problem: Problem | Projection) -> str | None:
+def refuses(problem: Problem) -> str | None:
+    if problem.bias:
+        return "its walks have no bias; use backend='reference'"
+    if problem.lse and problem.gradients:
+        return "its walks take no gradient of lse; use backend='reference'"
+    return refuses_projection(problem)
+
+
+def refuses_projection(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
 
 
@@ -19,6 +27,7 @@ def walk_forward(
     state: Tensor,
     seed: Tensor,
     psi: Tensor,
+    bias: Tensor | None,
     mu: Tensor,
     beta: Tensor,
     t: int,
@@ -31,9 +40,11 @@ def walk_forward(
 
 def walk_backward(
     grad_next: Tensor,
+    grad_row_lse: Tensor | None,
     state: Tensor,
     seed: Tensor,
     psi: Tensor,
+    bias: Tensor | None,
     mu: Tensor,
     beta: Tensor,
     t: int,
@@ -42,6 +53,7 @@ def walk_backward(
     grad_state: Tensor,
     grad_seed: Tensor,
     grad_psi: Tensor | None,
+    grad_bias: Tensor | None,
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:

@@ -57,6 +57,8 @@ def _too_old(device: torch.device) -> str | None:
 
 def _too_much(problem: Problem) -> str | None:
     """What no card could run, and the backend that can."""
+    if problem.bias or problem.lse:
+        return "it has no bias and gives no lse; use backend='reference'"
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or backend='reference'"
     if max(problem.embeds) > MAX_EMBED:

@@ -1,4 +1,4 @@
-"""The dense truth: W1-W6, B1-B7 and Ψ in plain torch, every intermediate stored. The other backends are tested against it."""
+"""The dense truth: W1-W6, B1-B8 and Ψ in plain torch, every intermediate stored. The other backends are tested against it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ def refuses(problem: Problem | Projection) -> str | None:
     return None
 
 
-def transition(psi: Tensor) -> tuple[Tensor, Tensor]:
-    """(W1) P = softmax of the rows of psi psi^T for node-major psi (B, N, D), and row_lse (B, N)."""
+def logits_of(psi: Tensor, bias: Tensor | None) -> Tensor:
+    """(W1, W1b) psi psi^T for node-major psi (B, N, D), plus bias (B, N) of its column."""
     logits = psi @ psi.mT
+    return logits if bias is None else logits + bias.unsqueeze(-2)
+
+
+def transition(psi: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(W1) P = softmax of the rows of the logits, and row_lse (B, N)."""
+    logits = logits_of(psi, bias)
     # softmax and not exp(logits - row_lse): beside a logit of 1e6, fp32 rounds the log of the row sum away
     return logits.softmax(-1), logits.logsumexp(-1)
 
 
-def walk(state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def walk(
+    state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """One step on node-major fields (B, N, C): the next state, walked and row_lse. Differentiable by autograd."""
-    P, row_lse = transition(psi)
+    P, row_lse = transition(psi, bias)
     walked = P @ state  # (W2)
     return step(walked, seed, state, mu, beta), walked, row_lse
 
@@ -52,20 +60,34 @@ def closed_form(seed: Tensor, psi: Tensor, mu: float | Tensor) -> Tensor:
 
 
 def walk_gradients(
-    grad: Tensor, state: Tensor, seed: Tensor, psi: Tensor, mu: Tensor, beta: Tensor, walked: Tensor, row_lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """B1-B7 on node-major fields: the gradients of state, seed, psi, mu and beta, with the symmetry Q = K spelled out."""
+    grad: Tensor,
+    state: Tensor,
+    seed: Tensor,
+    psi: Tensor,
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    bias: Tensor | None = None,
+    grad_row_lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """B1-B8 on node-major fields: the gradients of state, seed, psi, bias, mu and beta, with the symmetry Q = K spelled
+    out."""
     h = beta * mu * grad  # (B1) = dL/dwalked
-    delta = (h * walked).sum(-1, keepdim=True)  # (B2)
-    P = (psi @ psi.mT - row_lse.unsqueeze(-1)).exp()  # (B3)
-    half = P * (h @ state.mT - delta)
-    T = half + half.mT  # (B4)
+    delta = (h * walked).sum(-1)  # (B2)
+    g = torch.zeros_like(row_lse) if grad_row_lse is None else grad_row_lse
+    P = (logits_of(psi, bias) - row_lse.unsqueeze(-1)).exp()  # (B3)
+    A = P * (h @ state.mT - (delta - g).unsqueeze(-1))  # (B4b) = dL/dS
+    # a row of A sums to g: so its diagonal, a difference that cancels where P is one-hot, follows from the rest of the row
+    A.diagonal(dim1=-2, dim2=-1).zero_().copy_(g - A.sum(-1))
+    T = A + A.mT  # (B4, B4b)
     grad_psi = T @ psi  # (B5)
+    grad_bias = T.sum(-1) - g  # (B8)
     grad_state = (1 - beta) * grad + P.mT @ h  # (B1, B6)
     grad_seed = beta * (1 - mu) * grad  # (B1)
     grad_mu = beta * ((walked - seed) * grad).sum()  # (B7)
     grad_beta = ((mix(walked, seed, mu) - state) * grad).sum()  # (B7)
-    return grad_state, grad_seed, grad_psi, grad_mu, grad_beta
+    return grad_state, grad_seed, grad_psi, grad_bias, grad_mu, grad_beta
 
 
 def _node_major(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,6 +111,7 @@ def walk_forward(
     state: Tensor,
     seed: Tensor,
     psi: Tensor,
+    bias: Tensor | None,
     mu: Tensor,
     beta: Tensor,
     t: int,
@@ -98,7 +121,7 @@ def walk_forward(
 ) -> None:
     """`walk` for cascade.py: fields (B, C, N) of any dtype, results into memory that is given."""
     y, s, p = (_node_major(x, walked.dtype) for x in (state, seed, psi))
-    y, w, lse = walk(y, s, p, mu[t], beta[t])
+    y, w, lse = walk(y, s, p, mu[t], beta[t], bias)
     next_state.copy_(y.mT)
     walked.copy_(w)
     row_lse.copy_(lse)
@@ -107,9 +130,11 @@ def walk_forward(
 @_in_full_precision
 def walk_backward(
     grad_next: Tensor,
+    grad_row_lse: Tensor | None,
     state: Tensor,
     seed: Tensor,
     psi: Tensor,
+    bias: Tensor | None,
     mu: Tensor,
     beta: Tensor,
     t: int,
@@ -118,16 +143,21 @@ def walk_backward(
     grad_state: Tensor,
     grad_seed: Tensor,
     grad_psi: Tensor | None,
+    grad_bias: Tensor | None,
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
     """`walk_gradients` for cascade.py; adds to grad_seed."""
     grad, y, s, p = (_node_major(x, walked.dtype) for x in (grad_next, state, seed, psi))
-    of_state, of_seed, of_psi, grad_mu[t], grad_beta[t] = walk_gradients(grad, y, s, p, mu[t], beta[t], walked, row_lse)
+    of_state, of_seed, of_psi, of_bias, grad_mu[t], grad_beta[t] = walk_gradients(
+        grad, y, s, p, mu[t], beta[t], walked, row_lse, bias, grad_row_lse
+    )
     grad_state.copy_(of_state)
     grad_seed += of_seed
     if grad_psi is not None:
         grad_psi.copy_(of_psi.mT)
+    if grad_bias is not None:
+        grad_bias.copy_(of_bias)
 
 
 def _project(features: Tensor, weight: Tensor) -> Tensor:

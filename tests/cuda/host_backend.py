@@ -52,6 +52,8 @@ def unusable() -> str | None:
 def refuses(problem: Problem) -> str | None:
     if problem.device.type != "cpu":
         return "the twin runs on the CPU"
+    if problem.bias or problem.lse:
+        return "it has no bias and gives no lse"
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units"
     if max(problem.embeds) > WIDEST or problem.classes > CLASSES:

@@ -29,21 +29,29 @@ def _cascade() -> dict[str, Any]:
     }
 
 
+def _bias() -> list[Tensor]:
+    return [torch.randn(B, N) for _ in range(T)]
+
+
 def _forward() -> dict[str, Any]:
-    return {**_cascade(), "all_steps": True, "gradients": True}
+    return {**_cascade(), "all_steps": True, "gradients": True, "bias": _bias(), "return_lse": True}
 
 
 def _backward() -> dict[str, Any]:
     given = _cascade()
-    states, walked, row_lse = OPS.cascade_forward(*given.values(), True, True)
-    saved = {"walked": walked, "row_lse": row_lse}
+    states, walked, row_lse, lse = OPS.cascade_forward(*given.values(), True, True, bias := _bias(), True)
+    start = {name: given.pop(name) for name in ("state", "seed", "psi")}
     ends = {"precision": given.pop("precision"), "backend": given.pop("backend")}
     return {
         "grad_states": [torch.randn_like(y) for y in states],
+        "grad_lse": [torch.randn_like(x) for x in lse],
+        **start,
+        "bias": bias,
         **given,
-        **saved,
+        "walked": walked,
+        "row_lse": row_lse,
         **ends,
-        "wanted": [True] * (T + 4),
+        "wanted": [True] * (2 * T + 4),
     }
 
 
@@ -85,6 +93,8 @@ OPERATORS: dict[str, Callable[[], dict[str, Any]]] = {
 # sizes that fit whatever the others are: the images and pixels of features, and the width of each embedding
 FREE = {("projection_forward", "features", axis) for axis in (0, 2, 3, 4)}
 FREE |= {(operator, "psi", 1) for operator in ("cascade_forward", "cascade_backward")}
+# a list of none of them is right: no walk has a bias, no lse was asked for
+NONE = {("cascade_forward", "bias"), ("cascade_backward", "grad_lse")}
 
 
 def _spoilt(x: Any) -> list[tuple[str, Any]]:
@@ -119,7 +129,7 @@ def test_every_argument_that_does_not_fit_is_refused(operator: str) -> None:
     for name, value in OPERATORS[operator]().items():
         for what, bad in _spoilt(value):
             axis = re.search(r"axis (\d)", what)
-            if axis and (operator, name, int(axis[1])) in FREE:
+            if (axis and (operator, name, int(axis[1])) in FREE) or (what == "none" and (operator, name) in NONE):
                 continue
             given = {**OPERATORS[operator](), name: bad}
             try:

@@ -67,24 +67,23 @@ def test_cascade_forward_in_other_dtypes(backend: str, dtype: str) -> None:
 def test_cascade_backward(backend: str, with_state: bool, steps: bool, layout: str) -> None:
     (seed, *psi), made = _inputs(layout, "fp32", 2, grad=False)
     state = torch.randn_like(seed) if with_state else None
-    arguments = (state, seed, psi, made.mu, made.beta)
-    states, walked, row_lse = OPS.cascade_forward(*arguments, "high", backend, steps, True)
+    gates = made.mu, made.beta
+    states, walked, row_lse, _ = OPS.cascade_forward(state, seed, psi, *gates, "high", backend, steps, True)
     grads = [torch.randn_like(y) for y in states]
+    arguments = (grads, [], state, seed, psi, [], *gates, walked, row_lse)
     for wanted in ([True] * 6, [False, True, False, True, False, True]):
-        torch.library.opcheck(
-            OPS.cascade_backward.default, (grads, *arguments, walked, row_lse, "high", backend, wanted)
-        )
+        torch.library.opcheck(OPS.cascade_backward.default, (*arguments, "high", backend, wanted))
 
 
 @pytest.mark.parametrize("grad_layout", ["contiguous", "expanded"])
 def test_cascade_backward_of_strange_gradients(backend: str, grad_layout: str) -> None:
     (seed, *psi), made = _inputs("channels_last", "fp32", 1, grad=False)
-    states, walked, row_lse = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False, True)
+    states, walked, row_lse, _ = OPS.cascade_forward(None, seed, psi, made.mu, made.beta, "high", backend, False, True)
     shape = states[0].shape
     grad = torch.ones(shape) if grad_layout == "contiguous" else torch.ones(1).expand(shape)
     torch.library.opcheck(
         OPS.cascade_backward.default,
-        ([grad], None, seed, psi, made.mu, made.beta, walked, row_lse, "high", backend, [True] * 5),
+        ([grad], [], None, seed, psi, [], made.mu, made.beta, walked, row_lse, "high", backend, [True] * 5),
     )
 
 

@@ -38,6 +38,8 @@ def cascade_forward(
     states: Sequence[Tensor],
     walked: Tensor | None,
     row_lse: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    lse: Sequence[Tensor] = (),
 ) -> None:
     """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any
     strides.
@@ -141,6 +143,9 @@ def cascade_backward(
     grad_psi: Sequence[Tensor | None],
     grad_mu: Tensor | None,
     grad_beta: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    grad_lse: Sequence[Tensor | None] = (),
+    grad_bias: Sequence[Tensor | None] = (),
 ) -> None:
     """B1-B7 into preallocated gradients (None: not wanted), from what this backend's cascade_forward wrote to walked and
     row_lse.
