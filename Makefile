@@ -8,7 +8,6 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # the environment need not be activated: its cmake, ninja, ruff ... come first
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# Triton decides at import whether it interprets or compiles, so each half of tests/triton is a process of its own
 
 .PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
 help:
@@ -39,13 +38,8 @@ build: $(READY)
 	@$(PY) setup.py -q build_ext --inplace > out/build.log 2>&1 || { cat out/build.log; exit 1; }
 
 test: build
-	$(PY) -m pytest tests --ignore=tests/triton
 	$(PY) -c "import triton" 2> /dev/null || $(PY) -m pip install --quiet triton  # a CPU-only torch comes without it
-	# the kernels' arithmetic and their machine code, compiled ahead of time: two processes of one thread, side by side
-	@mkdir -p out
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton > out/interpreted.log 2>&1 & half=$$!; \
-	    $(PY) -m pytest tests/triton; compiled=$$?; wait $$half; interpreted=$$?; \
-	    cat out/interpreted.log; exit $$((compiled + interpreted))
+	$(PY) tests/rooms.py
 
 smoke: build
 	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q

@@ -2,7 +2,13 @@
 
 from difnet_kernels.backends import BACKENDS, BackendUnavailable
 from difnet_kernels.functional import cascaded_random_walk, psi_projection, random_walk, transition_rows
-from difnet_kernels.modules import CascadedRandomWalk, ImportanceMap, PsiProjection
+from difnet_kernels.modules import (
+    CascadedRandomWalk,
+    DiffusedHead,
+    ImportanceMap,
+    PsiProjection,
+    parameter_groups,
+)
 
 __version__ = "0.2.0"
 
@@ -10,9 +16,11 @@ __all__ = [
     "BACKENDS",
     "BackendUnavailable",
     "CascadedRandomWalk",
+    "DiffusedHead",
     "ImportanceMap",
     "PsiProjection",
     "cascaded_random_walk",
+    "parameter_groups",
     "psi_projection",
     "random_walk",
     "transition_rows",

@@ -18,9 +18,11 @@ from torch import nn
 from difnet_kernels import (
     BackendUnavailable,
     CascadedRandomWalk,
+    DiffusedHead,
     ImportanceMap,
     PsiProjection,
     cascaded_random_walk,
+    parameter_groups,
     psi_projection,
     random_walk,
     transition_rows,
@@ -108,6 +110,34 @@ def _gate() -> list[Any]:
     ]
 
 
+def _bias() -> list[Any]:
+    """What is no bias of one walk."""
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        torch.zeros(B + 1, *GRID),
+        torch.zeros(B, GRID[1], GRID[0]),
+        torch.zeros(B, *GRID).long(),
+        torch.zeros(B, *GRID) > 0,
+        torch.zeros(B, *GRID, device="meta"),
+    ]
+
+
+def _mask() -> list[Any]:
+    there = torch.ones(B, *GRID, dtype=torch.bool)
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        there[:1],
+        there[0],
+        there[:, :-1],
+        there.unsqueeze(1),
+        there.int(),
+        there.float(),
+        there.to("meta"),
+    ]
+
+
 def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     psi = [torch.randn(B, D, *GRID)] * 2
     wrong = [*NOT_FIELDS[:8], torch.zeros(B, D, 4, 6), torch.zeros(B + 1, D, *GRID), *NO_TENSORS[1:]]
@@ -118,6 +148,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             "psi": psi,
             "mu": [0.5] * 2,
             "beta": torch.rand(2),
+            "bias": None,
+            "mask": None,
             "precision": "high",
             "backend": None,
         },
@@ -136,6 +168,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             ],
             "mu": _gates(2),
             "beta": _gates(2),
+            "bias": [*_bias(), torch.zeros(3, B, *GRID), [None] * 3, *[[None, x] for x in _bias()]],
+            "mask": _mask(),
             "precision": NO_STRINGS,
             "backend": NO_BACKENDS,
         },
@@ -152,10 +186,12 @@ def _walk() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
         "seed": [*NO_TENSORS, *NOT_FIELDS, *other],
         "mu": _gate(),
         "beta": _gate(),
+        "bias": [*_bias(), torch.zeros(1, B, *GRID), [None]],
+        "mask": _mask(),
         "precision": NO_STRINGS,
         "backend": NO_BACKENDS,
     }
-    return random_walk, {**given, "precision": "high", "backend": None}, wrong
+    return random_walk, {**given, "bias": None, "mask": None, "precision": "high", "backend": None}, wrong
 
 
 def _projection() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
@@ -238,8 +274,8 @@ def _rows() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     ]
     return (
         transition_rows,
-        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long)},
-        {"psi": [*NO_TENSORS, *psi], "nodes": nodes},
+        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long), "bias": None, "mask": None},
+        {"psi": [*NO_TENSORS, *psi], "nodes": nodes, "bias": _bias(), "mask": _mask()},
     )
 
 
@@ -285,11 +321,35 @@ def _construction() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[
         CascadedRandomWalk,
         {"in_channels": (3, 5), "embed_dim": 4, "gate": 0.5},
         {
+            "scale": [0.0, -1.0, None, "1", float("nan"), float("inf"), True],
+            "affinity": [None, "gauss", 1],
+            "norm": ["instance", 3, True, nn.BatchNorm2d(4), lambda channels: channels],
+            "precision": [None, "low", 1],
+            "backend": ["tpu", 3],
             "in_channels": sizes,
             "embed_dim": [0, -1, 2.5, "64", None, (64,)],
             "gate": [0.0, 1.0, -1, 2, "a", None, float("nan"), [0.5]],
         },
     )
+
+
+def _constructed_head() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    return (
+        DiffusedHead,
+        {"head": nn.Conv2d(3, 2, 1), "in_channels": [3], "stride": 2},
+        {"head": [None, torch.relu, "head"], "in_channels": [3, [], [0], "3", None], "stride": [0, -1, 2.0, "2"]},
+    )
+
+
+def _head() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    def of(stride: int) -> Any:
+        return DiffusedHead(nn.Conv2d(C, K, 1), [C], stride=stride)(torch.randn(B, C, 8, 12))
+
+    return of, {"stride": 4}, {"stride": [3, 5, 6, 8]}
+
+
+def _rates() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    return parameter_groups, {"model": nn.Linear(2, 2), "lr": 0.1}, {"lr": [0, -1.0, None, "0.1", float("nan"), True]}
 
 
 def _constructed_psi() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
@@ -302,6 +362,7 @@ def _importance() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[An
 
 
 FUNCTIONS = (_cascade, _walk, _projection, _rows, _module, _psi_module, _construction, _constructed_psi, _importance)
+FUNCTIONS += (_constructed_head, _head, _rates)
 
 
 def make(number: int) -> tuple[Callable[..., Any], dict[str, Any], str, Any]:

@@ -156,7 +156,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scores = nn.Conv2d(3, 4, 1)
-        self.walk = CascadedRandomWalk((3, 4), EMBED)
+        self.walk = CascadedRandomWalk((3, 4), EMBED, residual=True)
 
     def forward(self, image: Tensor) -> Tensor:
         scores = self.scores(image)
