@@ -215,16 +215,17 @@ def _native() -> dict[str, dict[str, Any]]:
     """Arguments of the library's own operators, as backends/cpu.py passes them."""
     field, psi, gates = torch.randn(B, K, N), torch.randn(B, D, N), torch.rand(T)
     walked, row_lse = torch.zeros(B, N, K), torch.zeros(B, N)
-    walk = {"state": field, "seed": field, "psi": psi, "mu": gates, "beta": gates, "t": 0}
+    walk = {"state": field, "seed": field, "psi": psi, "bias": torch.randn(B, N), "mu": gates, "beta": gates, "t": 0}
     saved = {"walked": walked, "row_lse": row_lse}
     grads = {"grad_state": torch.zeros_like(walked), "grad_seed": torch.zeros_like(walked)}
-    grads |= {"grad_psi": torch.zeros_like(psi), "grad_mu": torch.zeros(T), "grad_beta": torch.zeros(T)}
+    grads |= {"grad_psi": torch.zeros_like(psi), "grad_bias": torch.zeros_like(row_lse)}
+    grads |= {"grad_mu": torch.zeros(T), "grad_beta": torch.zeros(T)}
     features, weight, channels = torch.randn(B, K, 1, 6, 7), torch.randn(D, K), torch.zeros(D)
     peak, position = torch.zeros(B, 1, 2, 3, D), torch.zeros(B, 1, 2, 3, D).int()
     z = torch.randn(B, 1, 6, 7, D)
     return {
         "walk_forward": {**walk, "next_state": torch.zeros_like(field), **saved},
-        "walk_backward": {"grad_next": field, **walk, **saved, **grads},
+        "walk_backward": {"grad_next": field, "grad_row_lse": torch.randn(B, N), **walk, **saved, **grads},
         "project_pool_forward": {
             "features": features,
             "weight": weight,
@@ -259,6 +260,9 @@ DENSE = (
     "row_lse",
     "grad_state",
     "grad_seed",
+    "bias",
+    "grad_row_lse",
+    "grad_bias",
     "grad_mu",
     "grad_beta",
     "weight",

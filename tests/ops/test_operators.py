@@ -95,14 +95,17 @@ def test_the_native_walks(native: str, layout: str) -> None:
     fields = [x.flatten(2) for x in (seed, psi)]
     new = seed.new_empty
     after, walked, row_lse = torch.zeros_like(fields[0]), torch.zeros(3, 35, 4), torch.zeros(3, 35)
-    forward = (fields[0], fields[0], fields[1], made.mu, made.beta, 0, after, walked, row_lse)
+    bias = torch.randn(3, 35)
+    forward = (fields[0], fields[0], fields[1], bias, made.mu, made.beta, 0, after, walked, row_lse)
     torch.library.opcheck(OPS.walk_forward.default, forward, test_utils=MUTABLE)
     OPS.walk_forward(*forward)
     backward = (
         torch.randn_like(fields[0]),
+        torch.randn(3, 35),
         fields[0],
         fields[0],
         fields[1],
+        bias,
         made.mu,
         made.beta,
         0,
@@ -111,6 +114,7 @@ def test_the_native_walks(native: str, layout: str) -> None:
         new(3, 35, 4).zero_(),
         new(3, 35, 4).zero_(),
         torch.zeros_like(fields[1]),
+        torch.zeros_like(bias),
         new(1).zero_(),
         new(1).zero_(),
     )
