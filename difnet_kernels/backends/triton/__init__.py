@@ -55,8 +55,6 @@ def refuses(problem: Problem) -> str | None:
     elsewhere = _elsewhere(problem.device)
     if elsewhere is not None:
         return elsewhere
-    if problem.bias or problem.lse:
-        return "its walks have no bias and give no lse; use backend='reference'"
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or another backend"
     widest = max(problem.embeds)

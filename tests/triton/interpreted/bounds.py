@@ -27,11 +27,19 @@ def assert_right(p: Problem, ours: Answer | None = None) -> Answer:
     if true.grad_state is not None and ours.grad_state is not None:
         assert_each("grad_state", 1, ours.grad_state, true.grad_state, SEED_GRADIENT * at.walk)
     # the terms that B4 and B7 subtract from each other leave their rounding however small the difference is
+    # (so does the gradient of lse, for it is added to δ)
+    pulled = max((g.abs().max().item() for g in p.grad_lse if g is not None), default=0.0)
     h = max(p.grad.double().abs().sum(2).max().item(), true.grad_seed.abs().sum(1).max().item())
-    size = h * p.seed.double().abs().max().item()
+    size = h * p.seed.double().abs().max().item() + pulled
     for t, (mine, theirs) in enumerate(zip(ours.grad_psi, true.grad_psi, strict=True)):
         noise = CANCELLATION * HALF_ULP[at.product] * size * p.largest_logit**0.5
         assert_each(f"grad_psi[{t}]", 1, mine, theirs, PSI_GRADIENT * at.walk, floor=noise)
+    for t, (mine, theirs) in enumerate(zip(ours.grad_bias, true.grad_bias, strict=True)):
+        if mine is not None and theirs is not None:
+            noise = CANCELLATION * HALF_ULP[at.product] * size
+            assert_each(f"grad_bias[{t}]", 0, mine, theirs, PSI_GRADIENT * at.walk, floor=noise)
+    for t, (mine, theirs) in enumerate(zip(ours.lse, true.lse, strict=False)):
+        assert_each(f"lse[{t}]", 0, mine, theirs, 0.0, floor=4 * at.walk / at.walks)
     terms = p.grad.double().square().sum().sqrt().item() * p.seed.double().abs().max().item()
     for name in ("grad_mu", "grad_beta"):
         assert_within(name, getattr(ours, name), getattr(true, name), at.gate, floor=at.gate * terms)
@@ -45,4 +53,7 @@ def assert_as_plain_fp32(p: Problem) -> Answer:
     assert_each("grad_seed", 1, ours.grad_seed, true.grad_seed, PLAIN)
     for t, (mine, theirs) in enumerate(zip(ours.grad_psi, true.grad_psi, strict=True)):
         assert_each(f"grad_psi[{t}]", 1, mine, theirs, PLAIN_PSI)
+    for t, (mine, theirs) in enumerate(zip(ours.grad_bias, true.grad_bias, strict=True)):
+        if mine is not None and theirs is not None:
+            assert_each(f"grad_bias[{t}]", 0, mine, theirs, PLAIN_PSI)
     return ours

@@ -15,11 +15,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 import difnet_kernels.backends.triton
 from tests.triton.interpreted.bounds import assert_as_plain_fp32, assert_right
-from tests.triton.interpreted.cascade import Problem, outlier, problem, rare_classes, tiny
+from tests.triton.interpreted.cascade import Problem, biased, nearly_one_hot, outlier, problem, rare_classes, tiny
 
 PACKAGE = difnet_kernels.backends.triton.__name__
 # the modules that launch kernels or call their functions
-USERS = ("walk.prepare", "walk.state", "walk.forward", "walk.gradient", "walk.backward", "walk.host")
+NAMES = ("prepare", "state", "lse", "forward", "gradient", "backward", "backward_rows", "host")
+USERS = tuple(f"walk.{name}" for name in NAMES)
 
 
 def ordinary() -> Problem:
@@ -44,6 +45,28 @@ def rare() -> Problem:
 
 def far_outlier() -> Problem:
     return outlier(1e4)
+
+
+def with_bias() -> Problem:
+    return biased(ordinary())
+
+
+def one_hot_with_bias() -> Problem:
+    return nearly_one_hot(0.999)
+
+
+def pulled_by_lse() -> Problem:
+    """Gradients of lse a thousand times those of the scores."""
+    p = with_bias()
+    p.grad_lse = [1e3 * p.grad_lse[0]]
+    return p
+
+
+def without_their_own_column() -> Problem:
+    """A whole tile of columns without weight comes first."""
+    p = with_bias()
+    p.bias[0][:, :17] = -torch.inf
+    return p
 
 
 def tiny_embeddings() -> Problem:
@@ -89,7 +112,9 @@ FAULTS = (
         "high - low < 1e30",
         climbing,
     ),
-    Fault("the node itself is left out for good", "walk.backward", "2.0 * itself[:, None] * own_psi", "0.0 * own_psi"),
+    Fault(
+        "the node itself is left out for good", "walk.backward_rows", "2.0 * itself[:, None] * own_psi", "0.0 * own_psi"
+    ),
     Fault(
         "gradients are streamed in units of the image",
         "walk.gradient",
@@ -116,11 +141,50 @@ FAULTS = (
     ),
     Fault(
         "a row that looks at an outlier alone keeps what cancels",
-        "walk.backward",
+        "walk.backward_rows",
         "sum_psi -= wrong[:, None] * their_psi",
         "sum_psi -= 0.0 * their_psi",
         far_outlier,
         assert_as_plain_fp32,
+    ),
+    Fault("a bias in other units", "walk.prepare", "LOG2E * given.to(tl.float32)", "given.to(tl.float32)", with_bias),
+    Fault(
+        "a row starts at a logit that it lacks",
+        "walk.prepare",
+        'tl.where(bias == float("-inf"), LOWEST, floor)',
+        "floor",
+        without_their_own_column,
+    ),
+    Fault("lse of the centred logits", "walk.lse", "other=0.0) + left_out", "other=0.0)", with_bias),
+    Fault("lse has no gradient", "walk.gradient", "delta -= pull  # (B4b)", "delta -= 0.0", with_bias),
+    Fault(
+        "T is scaled for the scores alone",
+        "walk.gradient",
+        "reach_of_t += tl.load(lse_reach_ptr + image).to(tl.float32, bitcast=True)",
+        "reach_of_t += 0.0",
+        pulled_by_lse,
+    ),
+    Fault(
+        "the node itself forgets the gradient of lse",
+        "walk.backward_rows",
+        "against -= TRANSPOSED_SHIFT",
+        "against -= 0.0",
+        one_hot_with_bias,
+        assert_as_plain_fp32,
+    ),
+    Fault(
+        "the bias of a node forgets its own look",
+        "walk.backward_rows",
+        "(looked_at * unit)",
+        "(sum_t * unit)",
+        with_bias,
+    ),
+    Fault(
+        "the centre meets half of the gradient of lse",
+        "walk.backward_rows",
+        "looked_at += TRANSPOSED_SHIFT",
+        "looked_at += 0.0",
+        with_bias,
     ),
 )
 

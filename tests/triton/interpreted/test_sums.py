@@ -106,7 +106,7 @@ def assert_forward(case: Diffuse) -> None:
 def assert_backward(case: Diffuse) -> None:
     """From the truth's walked and lse, the latter as this backend keeps it: log2 units, without the rows' terms."""
     walk = plan_walks("backward", [case.psi], case.seed, "high", Card())[0]
-    centre = prepare.prepare_psi(case.psi, walk, Layout.of(case.seed, [case.psi], 64)).centre[0, :4].double()
+    centre = prepare.prepare_psi(case.psi, None, walk, Layout.of(case.seed, [case.psi], 64)).centre[0, :4].double()
     row_lse = (case.lse - case.psi[0].double().T @ centre) / np.log(2)
     grads = torch.empty_like(case.seed), [torch.empty_like(case.psi)], torch.empty(1), torch.empty(1)
     triton_backend.cascade_backward(

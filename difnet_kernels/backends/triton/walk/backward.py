@@ -1,20 +1,15 @@
 """One walk backwards (B3-B6): a program owns I rows, streams all columns once and writes only its rows. No atomics.
 
 S is symmetric, so one logit tile gives P_ij (this row looks at j) and P_ji (j looks at this row), and T_ij with both.
-In units of the image (see `gradient`), with the spare columns y = (y | 1) and h = (h | -δ):
+In units of the image (see `gradient`), with the spare columns y = (y | 1) and h = (h | λ - δ), λ = ∂L/∂lse (B4b; 0 if
+nobody asked for lse):
 
-    T = P_ij (h_i·y_j - δ_i) + P_ji (h_j·y_i - δ_j)        grad_psi_i += T_ij ψ_j        moved_i += P_ji (h_j | -δ_j)
+    T = P_ij (h_i·y_j - δ_i + λ_i) + P_ji (h_j·y_i - δ_j + λ_j)    grad_psi_i += T_ij ψ_j    moved_i += P_ji (h_j | λ_j - δ_j)
 
 The columns h_j are streamed in units of their class, in which moved is summed; the rows y_i and h_i, which meet them, are
-turned into units of the image once. The spare column of moved gives Σ_j P_ji (h_j·y_i - δ_j) = moved_i·(y_i | 1), which
-carries the centre that ψ̃ left out.
-
-The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a difference of equal numbers.
-Because Σ_j P_ij (h_i·y_j - δ_i) = 0, its term is minus the others', -against_i, which does not cancel; where P_ii is
-below one half, the direct product is the better of the two. own_i = P_ii adds h_i to moved at the end.
-
-A row can look at another node alone, too, and where that node is an outlier, its large ψ_j multiplies what h_i·y_j - δ_i
-leaves of equal numbers. In an image with outliers `gradient` finds such rows, and their term becomes minus the others'.
+turned into units of the image once. The node itself is kept out of the sums: where P_ii is nearly one, h_i·y_i - δ_i is a
+difference of equal numbers. `backward_rows` adds it at the end, from the others (against_i = Σ_(j≠i) P_ij (...)) or
+directly (own_i = P_ii).
 
 Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
 loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk. Without WANT_PSI, for a ψ that needs
@@ -24,18 +19,9 @@ no gradient, there is no T.
 import triton
 import triton.language as tl
 
-from ..arithmetic import (
-    TRANSPOSED_SHIFT,
-    add_tile,
-    class_columns,
-    field_at,
-    field_tile,
-    load_hi_lo,
-    raise_to,
-    split_hi_lo,
-    tile_product,
-)
+from ..arithmetic import TRANSPOSED_SHIFT, add_tile, load_hi_lo, raise_to, split_hi_lo, tile_product
 from ..launch import kernel
+from .backward_rows import finish_gradient, finish_moved
 from .gradient import SPREAD
 
 # up to this level its own rounding may enter an exponent
@@ -75,6 +61,8 @@ def walk_backward_kernel(
     reach_ptr,
     given_grad_ptr,
     given_grad_psi_ptr,
+    lse_grad_ptr,
+    given_grad_bias_ptr,
     # pointers: sums of a part
     part_psi_ptr,
     part_moved_ptr,
@@ -99,6 +87,8 @@ def walk_backward_kernel(
     psi_b: tl.int64,
     psi_d: tl.int64,
     psi_n: tl.int64,
+    bias_b: tl.int64,
+    bias_n: tl.int64,
     # constants
     DP: tl.constexpr,
     KP: tl.constexpr,
@@ -111,6 +101,8 @@ def walk_backward_kernel(
     WANT_MOVED: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     ONE_PART: tl.constexpr,
+    OF_LSE: tl.constexpr,
+    OF_BIAS: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
 ):
@@ -197,7 +189,7 @@ def walk_backward_kernel(
         if WANT_PSI:
             if ONE_CHUNK:
                 y_hi, y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_y, VALUE_PRODUCTS)
-                # 2¹³ (h_i·y_j - δ_i) and h_j·y_i - δ_j
+                # 2¹³ (h_i·y_j - δ_i + λ_i) and h_j·y_i - δ_j + λ_j
                 ahead = tile_product(row_h_hi, row_h_lo, tl.trans(y_hi), tl.trans(y_lo), VALUE_PRODUCTS)
                 behind = tile_product(row_y_hi, row_y_lo, tl.trans(h_hi), tl.trans(h_lo), VALUE_PRODUCTS)
             else:
@@ -220,7 +212,7 @@ def walk_backward_kernel(
                 ahead *= TRANSPOSED_SHIFT
             half = look * ahead
             against += tl.sum(half, axis=1)
-            T = tl.fma(back, behind, half)  # (B4), 2¹³ T
+            T = tl.fma(back, behind, half)  # (B4, B4b), 2¹³ T
             T_hi, T_lo = split_hi_lo(T, col_hi.dtype, LOGIT_PRODUCTS)
             sum_psi = add_tile(sum_psi, tile_product(T_hi, T_lo, col_hi, col_lo, LOGIT_PRODUCTS))  # (B5)
         if WANT_MOVED:
@@ -244,13 +236,16 @@ def walk_backward_kernel(
         if WANT_PSI:
             finish_gradient(
                 (sum_psi, sum_t, against, itself, own),
-                (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
+                (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr, lse_grad_ptr),
                 (given_grad_psi_ptr, psi_b, psi_d, psi_n),
+                (given_grad_bias_ptr, bias_b, bias_n),
                 (image, i),
                 (n_pad, N, D),
                 DP,
                 LOGIT_PRODUCTS,
                 PSI_AXIS,
+                OF_LSE,
+                OF_BIAS,
             )
         raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
     else:
@@ -263,181 +258,3 @@ def walk_backward_kernel(
                 tl.store(part_own_ptr + to, own)
             to = ((part.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
             tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
-
-
-@triton.jit
-def finish_moved(
-    sums, pointers, given, at, sizes, KP: tl.constexpr, VALUE_PRODUCTS: tl.constexpr, GRAD_AXIS: tl.constexpr
-):
-    """(B6) g [R, KP] += Σ_j P_ji h_j, plus the gradient that the caller gave for this step; its reach.
-
-    Returns, [R] each: 2¹³ Σ_(j≠i) P_ji (h_j·y_i - δ_j), 2¹³ P_ii (h_i·y_i - δ_i) and Σ_k |g_k|/scale_k.
-    """
-    moved, own = sums
-    y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr = pointers
-    grad_ptr, grad_b, grad_k, grad_n, add_grad = given
-    image, chunk, n = at
-    chunks, n_pad, N, K, KC = sizes
-    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
-    at_tile = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
-    y = tl.load(y_hi_ptr + at_tile).to(tl.float32)
-    h = tl.load(h_hi_ptr + at_tile).to(tl.float32)
-    if VALUE_PRODUCTS == 3:
-        y += tl.load(y_lo_ptr + at_tile).to(tl.float32)
-        h += tl.load(h_lo_ptr + at_tile).to(tl.float32)
-    at_class = (image * chunks + chunk) * KP + column
-    at_unit = unit_ptr + (image * chunks + chunk) * 2 * KP + column
-    y *= tl.load(at_unit)[None, :]  # now in units that meet those of h's classes
-    sum_t = tl.sum(moved * y, axis=1)
-    scale = tl.load(scale_ptr + at_class)[None, :]
-    inside = (n < N)[:, None] & is_class[None, :]
-    whole = moved / TRANSPOSED_SHIFT + own[:, None] * h
-    g = tl.load(g_ptr + at_tile) + whole * tl.load(at_unit + KP)[None, :]  # (B6)
-    if add_grad != 0:
-        g += field_tile(grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, GRAD_AXIS)
-    g = tl.where(inside, g, 0.0)
-    tl.store(g_ptr + at_tile, g)
-    raise_to(reach_ptr + at_class, tl.max(tl.abs(g), axis=0), is_class)
-    return sum_t, TRANSPOSED_SHIFT * own * tl.sum(h * y, axis=1), tl.sum(tl.abs(g) / scale, axis=1)
-
-
-@triton.jit
-def finish_gradient(
-    sums, pointers, given, at, sizes, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr, PSI_AXIS: tl.constexpr
-):
-    """grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss.
-
-    itself = T_ii / 2 = P_ii (h_i·y_i - δ_i), against = Σ_(j≠i) P_ij (h_i·y_j - δ_i); their sum is 0 but for rounding.
-    """
-    sum_psi, sum_t, against, itself, own = sums
-    psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr = pointers
-    grad_psi_ptr, psi_b, psi_d, psi_n = given
-    image, n = at
-    n_pad, N, D = sizes
-    d = tl.arange(0, DP)
-    at_tile = (image * n_pad + n)[:, None] * DP + d[None, :]
-    own_psi = tl.load(psi_hi_ptr + at_tile).to(tl.float32)
-    if LOGIT_PRODUCTS == 3:
-        own_psi += tl.load(psi_lo_ptr + at_tile).to(tl.float32)
-    if tl.load(factor_ptr + image * 3 + 2) != 0.0:
-        alone = tl.load(alone_ptr + image * n_pad + n)
-        at_alone = (image * n_pad + tl.maximum(alone, 0))[:, None] * DP + d[None, :]
-        their_psi = tl.load(psi_hi_ptr + at_alone).to(tl.float32)
-        if LOGIT_PRODUCTS == 3:
-            their_psi += tl.load(psi_lo_ptr + at_alone).to(tl.float32)
-        # rounded as T was, so that nothing of it stays
-        hi, lo = split_hi_lo(tl.where(alone >= 0, against + itself, 0.0), psi_hi_ptr.dtype.element_ty, LOGIT_PRODUCTS)
-        wrong = hi.to(tl.float32) + lo.to(tl.float32) if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
-        sum_psi -= wrong[:, None] * their_psi
-    itself = tl.where(own > 0.5, -against, itself)
-    unit = 1.0 / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
-    centre = tl.load(centre_ptr + image * DP + d)
-    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 3 + 1)  # (B5)
-    grad = (grad + (sum_t + itself)[:, None] * centre[None, :]) * unit
-    to = field_at(grad_psi_ptr, image, psi_b, d, psi_d, n, psi_n, PSI_AXIS)
-    tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
-
-
-@kernel
-def walk_backward_combine_kernel(
-    # pointers
-    psi_hi_ptr,
-    psi_lo_ptr,
-    factor_ptr,
-    y_hi_ptr,
-    y_lo_ptr,
-    h_hi_ptr,
-    h_lo_ptr,
-    centre_ptr,
-    scale_ptr,
-    alone_ptr,
-    h_scale_ptr,
-    unit_ptr,
-    g_ptr,
-    reach_ptr,
-    given_grad_ptr,
-    given_grad_psi_ptr,
-    part_psi_ptr,
-    part_moved_ptr,
-    part_against_ptr,
-    part_own_ptr,
-    # sizes
-    N,
-    D,
-    K,
-    KC,
-    pad_units,
-    chunks,
-    parts,
-    batch,
-    add_grad,
-    # strides
-    grad_b: tl.int64,
-    grad_k: tl.int64,
-    grad_n: tl.int64,
-    psi_b: tl.int64,
-    psi_d: tl.int64,
-    psi_n: tl.int64,
-    # constants
-    DP: tl.constexpr,
-    KP: tl.constexpr,
-    PAD: tl.constexpr,
-    R: tl.constexpr,
-    LOGIT_PRODUCTS: tl.constexpr,
-    VALUE_PRODUCTS: tl.constexpr,
-    WANT_PSI: tl.constexpr,
-    PSI_AXIS: tl.constexpr,
-    GRAD_AXIS: tl.constexpr,
-):
-    """Adds the parts of R rows (shapes: `walk_backward_kernel`) in their order, then finishes the rows, chunk by chunk
-    (B5, B6)."""
-    n_pad = pad_units * PAD
-    row_blocks = tl.cdiv(N, R)
-    program = tl.program_id(0).to(tl.int64)
-    image = program // row_blocks
-    n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
-    d = tl.arange(0, DP)
-    column = tl.arange(0, KP)
-    sum_psi = tl.zeros([R, DP], tl.float32)
-    against = tl.zeros([R], tl.float32)
-    own = tl.zeros([R], tl.float32)
-    part_rows = batch.to(tl.int64) * n_pad
-    for part in range(0, parts):
-        row = part * part_rows + image * n_pad + n
-        if WANT_PSI:
-            sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
-            against += tl.load(part_against_ptr + row)
-        own += tl.load(part_own_ptr + row)
-    sum_t = tl.zeros([R], tl.float32)
-    itself = tl.zeros([R], tl.float32)
-    row_sum = tl.zeros([R], tl.float32)
-    for chunk in range(0, chunks):
-        moved = tl.zeros([R, KP], tl.float32)
-        for part in range(0, parts):
-            row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
-            moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
-        more_t, more_itself, more_sum = finish_moved(
-            (moved, own),
-            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr),
-            (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
-            (image, chunk, n),
-            (chunks, n_pad, N, K, KC),
-            KP,
-            VALUE_PRODUCTS,
-            GRAD_AXIS,
-        )
-        sum_t += more_t
-        itself += more_itself
-        row_sum += more_sum
-    if WANT_PSI:
-        finish_gradient(
-            (sum_psi, sum_t, against, itself, own),
-            (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr),
-            (given_grad_psi_ptr, psi_b, psi_d, psi_n),
-            (image, n),
-            (n_pad, N, D),
-            DP,
-            LOGIT_PRODUCTS,
-            PSI_AXIS,
-        )
-    raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))

@@ -4,10 +4,11 @@ h is streamed in units of its own class, powers of two that bring |h_k| to at mo
 in every class, however small its scores or its gradient. For h·y the classes have to be added. There h counts in units of
 the image, class k by 1/scale_k as y counts by scale_k, all by one power of two h_scale that brings Σ_k |h_k| to at most 1:
 then |h·y - δ| ≤ 2 whatever the units of the loss, and T fits fp16. unit_k turns the first into the second, and multiplies
-the operands of a program's own rows. Only the spare column of chunk 0 holds -δ, in units of the image.
+the operands of a program's own rows. Only the spare column of chunk 0 holds λ - δ (λ = ∂L/∂lse, B4b), in units of the
+image.
 
 Both powers of two come from the largest entries of g, which the step before leaves in reach [B, C, KP]: of every class,
-and in the spare column of chunk 0 of Σ_k |g_k| / scale_k.
+and in the spare column of chunk 0 of Σ_k |g_k| / scale_k; and of λ, which lse_reach [B] has.
 """
 
 import triton
@@ -110,6 +111,8 @@ def gradient_prepare_kernel(
     factor_ptr,
     given_seed_ptr,
     given_state_ptr,
+    given_grad_lse_ptr,
+    lse_reach_ptr,
     # pointers: written for walk_backward, and for the step before
     y_hi_ptr,
     y_lo_ptr,
@@ -124,6 +127,7 @@ def gradient_prepare_kernel(
     spread_ptr,
     seed_sum_ptr,
     gate_ptr,
+    lse_grad_ptr,
     # sizes
     N,
     K,
@@ -140,6 +144,8 @@ def gradient_prepare_kernel(
     state_b: tl.int64,
     state_k: tl.int64,
     state_n: tl.int64,
+    lse_b: tl.int64,
+    lse_n: tl.int64,
     # constants
     DP: tl.constexpr,
     KP: tl.constexpr,
@@ -149,6 +155,7 @@ def gradient_prepare_kernel(
     VALUE_PRODUCTS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    OF_LSE: tl.constexpr,
 ):
     """One step t for R rows (B1, B2, B7): yᵗ and h as hi and lo [B, C, n_pad, KP], g <- (1-β) g, seed_sum += β(1-μ) g,
     and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β. An image's first block writes h_scale [B] and unit
@@ -156,7 +163,8 @@ def gradient_prepare_kernel(
 
     level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j). The R rows are one column tile of
     walk_backward: spread [B, n_pad/R, 2] holds the least and largest level in it, drop_j = 2^(their middle - level_j).
-    In an image with outliers alone [B, n_pad] is the node that a row looks at alone, or -1.
+    In an image with outliers alone [B, n_pad] is the node that a row looks at alone, or -1. OF_LSE: lse_grad [B, n_pad] is
+    ∂L/∂lse in units of the image.
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
@@ -167,7 +175,10 @@ def gradient_prepare_kernel(
     mu = tl.load(given_mu_ptr + step)
     beta = tl.load(given_beta_ptr + step)
     row_reach = tl.load(reach_ptr + image * chunks * KP + KC).to(tl.float32, bitcast=True)
-    h_scale = 0.5 / power_of_two_below(tl.abs(mu * beta) * row_reach)
+    reach_of_t = tl.abs(mu * beta) * row_reach
+    if OF_LSE:
+        reach_of_t += tl.load(lse_reach_ptr + image).to(tl.float32, bitcast=True)
+    h_scale = 0.5 / power_of_two_below(reach_of_t)
     delta = tl.zeros([R], tl.float32)
     grad_mu = tl.zeros([R], tl.float32)
     grad_beta = tl.zeros([R], tl.float32)
@@ -222,6 +233,10 @@ def gradient_prepare_kernel(
             more += tl.load(seed_sum_ptr + at)
         tl.store(seed_sum_ptr + at, more)
     at_spare = (image * chunks * n_pad + n) * KP + KC
+    if OF_LSE:
+        pull = tl.load(given_grad_lse_ptr + image * lse_b + n * lse_n, mask=rows, other=0.0).to(tl.float32) * h_scale
+        tl.store(lse_grad_ptr + image * n_pad + n, pull)
+        delta -= pull  # (B4b)
     delta_hi = (-delta).to(tl.float16)
     tl.store(h_hi_ptr + at_spare, delta_hi)
     if VALUE_PRODUCTS == 3:

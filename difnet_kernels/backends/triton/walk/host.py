@@ -19,9 +19,11 @@ from torch import Tensor
 from .. import split
 from ..arithmetic import WEIGHT_SHIFT
 from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
-from .backward import walk_backward_combine_kernel, walk_backward_kernel
+from .backward import walk_backward_kernel
+from .backward_rows import walk_backward_combine_kernel
 from .forward import state_store_kernel, walk_forward_combine_kernel, walk_forward_kernel
 from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
+from .lse import find_reach, write_lse
 from .plan import Layout, Walk, plan_walks
 from .prepare import PreparedPsi, prepare_psi
 from .state import PreparedState, prepare_state
@@ -41,13 +43,14 @@ def cascade_forward(
     bias: Sequence[Tensor | None] = (),
     lse: Sequence[Tensor] = (),
 ) -> None:
-    """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); any
-    strides.
+    """W1-W5 into preallocated outputs. state (B, K, N) or None (then y⁰ = seed); psi: T tensors (B, D_t, N); bias: T tensors
+    (B, N), of which some may be None, or nothing; any strides.
 
     states, S tensors (B, K, N), take every step when S = T, else the last. walked and row_lse are for this backend's
     backward; without one they hold one walk, or are None. row_lse is private to it: log2 units, of the logits without
-    the row terms that softmax ignores.
+    the row terms that softmax ignores. lse, T tensors (B, N) or none, is for the caller: natural units, all terms.
     """
+    bias = bias or [None] * len(psi)
     card = card_of(seed.device)
     walks = plan_walks("forward", psi, seed, precision, card)
     layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
@@ -64,7 +67,10 @@ def cascade_forward(
         for t, walk in enumerate(walks):
             after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
             kept = t if keep else 0
-            walk_forward(t, kept, walk, card, layout, prepare_psi(psi[t], walk, layout), now, after, gates)
+            prepared = prepare_psi(psi[t], bias[t], walk, layout)
+            walk_forward(t, kept, walk, card, layout, prepared, now, after, gates)
+            if lse:
+                write_lse(row_lse[kept], psi[t], prepared, walk, layout, lse[t])
             if len(states) == len(walks) or t == len(walks) - 1:
                 write_state(now.y, states[min(t, len(states) - 1)], layout)
             now, spare_hi, spare_lo = after, now.hi, now.lo
@@ -147,20 +153,22 @@ def cascade_backward(
     grad_lse: Sequence[Tensor | None] = (),
     grad_bias: Sequence[Tensor | None] = (),
 ) -> None:
-    """B1-B7 into preallocated gradients (None: not wanted), from what this backend's cascade_forward wrote to walked and
+    """B1-B8 into preallocated gradients (None: not wanted), from what this backend's cascade_forward wrote to walked and
     row_lse.
 
     grad_states, S tensors (B, K, N), hold every step's gradient when S = T, else the last; any strides, 0 included.
-    Without a state the gradient of y⁰ is added to grad_seed (W5). Where ψ alone is learnt, walks before the first that
-    learns are not run backwards.
+    Without a state the gradient of y⁰ is added to grad_seed (W5). Where ψ or bias alone is learnt, walks before the first
+    that learns are not run backwards. grad_lse, grad_bias: T tensors (B, N), of which some may be None, or nothing.
     """
+    bias, grad_lse, grad_bias = (x or [None] * len(psi) for x in (bias, grad_lse, grad_bias))
     card = card_of(seed.device)
     walks = plan_walks("backward", psi, seed, precision, card)
     layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
     every = len(grad_states) == len(walks)
     of_gates = grad_mu is not None or grad_beta is not None
     whole = grad_state is not None or grad_seed is not None or of_gates
-    last = 0 if whole else next(t for t, grad in enumerate(grad_psi) if grad is not None)
+    learnt = zip(grad_psi, grad_bias, strict=True)
+    last = 0 if whole else next(t for t, grads in enumerate(learnt) if any(grad is not None for grad in grads))
     first = seed if state is None else state
     given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, given_state_ptr=first)
     given |= dict(walked_ptr=walked, lse_ptr=row_lse)
@@ -170,12 +178,11 @@ def cascade_backward(
         gradient = begin(grad_states[-1], start, layout, walks)
         for t in reversed(range(last, len(walks))):
             walk = walks[t]
-            prepared = prepare_psi(psi[t], walk, layout)
-            prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given)
+            prepared = prepare_psi(psi[t], bias[t], walk, layout)
+            prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given, grad_lse[t])
             added = grad_states[t - 1] if every and t > 0 else None
-            walk_backward(
-                t, walk, card, layout, prepared, start, streamed, gradient, added, grad_psi[t], psi[t].shape[1]
-            )
+            wanted = Wanted(psi[t], grad_psi[t], grad_bias[t], grad_lse[t] is not None)
+            walk_backward(t, walk, card, layout, prepared, start, streamed, gradient, added, wanted)
         if of_gates:
             reduce_gates(gradient.gates, grad_mu, grad_beta)
         if grad_state is not None or grad_seed is not None:
@@ -200,12 +207,33 @@ def reduce_gates(gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None
 @dataclass
 class Gradient:
     """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP]; reach [T + 1, B, C, KP]: step t
-    reads its g's in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β."""
+    reads its g's in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β; lse_reach
+    [T, B]: the largest |∂L/∂lse|."""
 
     g: Tensor
     seed_sum: Tensor
     reach: Tensor
     gates: Tensor
+    lse_reach: Tensor
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Of one step: ψ (B, D, N), the gradients of ψ and bias (B, N) if they are wanted, and whether lse has one."""
+
+    psi: Tensor
+    grad_psi: Tensor | None
+    grad_bias: Tensor | None
+    of_lse: bool
+
+    @property
+    def of_psi(self) -> bool:
+        """That of bias needs T, too: it is the sum of T's rows (B8)."""
+        return self.grad_psi is not None or self.grad_bias is not None
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        return dict(OF_LSE=self.of_lse, OF_BIAS=self.grad_bias is not None)
 
 
 @dataclass(frozen=True)
@@ -224,6 +252,7 @@ class Streamed:
     drop: Tensor
     spread: Tensor
     alone: Tensor
+    lse_grad: Tensor
 
     @staticmethod
     def of(start: PreparedState, products: int, layout: Layout) -> Streamed:
@@ -232,11 +261,12 @@ class Streamed:
 
         h_hi = torch.empty_like(start.hi)
         h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
-        lse, level, drop = (layout.vector(h_hi) for _ in range(3))
+        lse, level, drop, lse_grad = (layout.vector(h_hi) for _ in range(4))
         spread = empty(layout.batch, layout.n_pad // 16, 2)
         unit = empty(layout.batch, layout.chunks, 2, layout.KP)
         alone = torch.empty((layout.batch, layout.n_pad), dtype=torch.int32, device=start.hi.device)
-        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), unit, lse, level, drop, spread, alone)
+        rows = (lse, level, drop, spread, alone, lse_grad)
+        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), unit, *rows)
 
     @property
     def fields(self) -> dict[str, Tensor]:
@@ -256,9 +286,9 @@ def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: list[Walk])
     T, B, C, KP = len(walks), layout.batch, layout.chunks, layout.KP
     # walks of another column tile have fewer blocks: zeros in their place; of every eighth, so that each walk's are aligned
     blocks = 8 * triton.cdiv(B * layout.n_pad // min(walk.launch.cols for walk in walks), 8)
-    zeros = torch.zeros((T + 1) * B * C * KP + T * blocks * 2, dtype=torch.int32, device=grad.device)
-    reach = zeros[: (T + 1) * B * C * KP].view(T + 1, B, C, KP)
-    gates = zeros[reach.numel() :].view(torch.float32).view(T, blocks, 2)
+    sizes = (T + 1) * B * C * KP, T * blocks * 2, T * B
+    reach, gates, lse_reach = torch.zeros(sum(sizes), dtype=torch.int32, device=grad.device).split(sizes)
+    reach, gates = reach.view(T + 1, B, C, KP), gates.view(torch.float32).view(T, blocks, 2)
     launch(
         "gradient_begin",
         gradient_begin_kernel,
@@ -268,7 +298,7 @@ def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: list[Walk])
         strides("grad", "bkn", grad),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
     )
-    return Gradient(start.y, start.seed, reach, gates)
+    return Gradient(start.y, start.seed, reach, gates, lse_reach.view(T, B))
 
 
 def prepare_gradient(
@@ -281,8 +311,12 @@ def prepare_gradient(
     streamed: Streamed,
     gradient: Gradient,
     given: dict[str, Tensor],
+    grad_lse: Tensor | None,
 ) -> None:
     """Fills `streamed` for step t, and its parts of ∂μ and ∂β."""
+    if grad_lse is not None:
+        find_reach(grad_lse, gradient.lse_reach[t])
+    given_grad_lse = gradient.g if grad_lse is None else grad_lse  # not touched without one
     R = walk.launch.cols
     programs = layout.batch * (layout.n_pad // R)
     seed, first = given["given_seed_ptr"], given["given_state_ptr"]
@@ -295,8 +329,11 @@ def prepare_gradient(
         dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
         streamed.fields | streamed.vectors | streamed.units,
         dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gradient.gates[t]),
+        dict(given_grad_lse_ptr=given_grad_lse, lse_reach_ptr=gradient.lse_reach[t], lse_grad_ptr=streamed.lse_grad),
         layout.sizes | dict(batch=layout.batch, step=t, walks=walks),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        dict(lse_b=0, lse_n=0) if grad_lse is None else strides("lse", "bn", grad_lse),
+        dict(OF_LSE=grad_lse is not None),
         layout.constants
         | dict(R=R, DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products, VALUE_PRODUCTS=walk.value_products),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
@@ -314,10 +351,10 @@ def walk_backward(
     streamed: Streamed,
     gradient: Gradient,
     added: Tensor | None,
-    grad_psi: Tensor | None,
-    embed: int,
+    wanted: Wanted,
 ) -> None:
-    """Step t of B3-B6: writes grad_psi, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its reach."""
+    """Step t of B3-B6 and B8: writes the gradients of ψ and bias, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its
+    reach."""
     B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
     columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
     # no program adds parts here: two more accumulators beside its own would not fit the registers
@@ -331,21 +368,27 @@ def walk_backward(
         return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=gradient.g.device)
 
     n_pad = layout.n_pad
-    want_psi = grad_psi is not None
-    given, to_psi = (gradient.g if x is None else x for x in (added, grad_psi))  # not touched without one
+    want_psi = wanted.of_psi
+    to_psi = torch.empty_like(wanted.psi) if want_psi and wanted.grad_psi is None else wanted.grad_psi
+    given, grad_psi, grad_bias = (
+        gradient.g if x is None else x for x in (added, to_psi, wanted.grad_bias)
+    )  # not touched
     pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
     pointers |= dict(alone_ptr=streamed.alone)
     pointers |= streamed.fields | streamed.units | dict(scale_ptr=start.scale, g_ptr=gradient.g)
-    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=to_psi)
+    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
+    pointers |= dict(lse_grad_ptr=streamed.lse_grad, given_grad_bias_ptr=grad_bias)
     pointers |= dict(part_psi_ptr=part(n_pad, walk.DP, wanted=want_psi), part_against_ptr=part(n_pad, wanted=want_psi))
     pointers |= dict(part_moved_ptr=part(chunks, n_pad, layout.KP), part_own_ptr=part(n_pad))
-    sizes = layout.sizes | dict(D=embed, parts=plan.parts, batch=B, add_grad=int(added is not None))
+    sizes = layout.sizes | dict(D=wanted.psi.shape[1], parts=plan.parts, batch=B, add_grad=int(added is not None))
     given_strides = dict(grad_b=0, grad_k=0, grad_n=0) if added is None else strides("grad", "bkn", added)
-    psi_strides = dict(psi_b=0, psi_d=0, psi_n=0) if grad_psi is None else strides("psi", "bdn", grad_psi)
-    all_strides = given_strides | psi_strides
+    psi_strides = dict(psi_b=0, psi_d=0, psi_n=0) if to_psi is None else strides("psi", "bdn", to_psi)
+    no_bias = wanted.grad_bias is None
+    bias_strides = dict(bias_b=0, bias_n=0) if no_bias else strides("bias", "bn", grad_bias)
+    all_strides = given_strides | psi_strides | bias_strides
     constants = layout.constants | dict(DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products)
-    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=0 if grad_psi is None else contiguous_axis(grad_psi))
-    constants |= dict(GRAD_AXIS=0 if added is None else contiguous_axis(added))
+    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=0 if to_psi is None else contiguous_axis(to_psi))
+    constants |= wanted.flags | dict(GRAD_AXIS=0 if added is None else contiguous_axis(added))
 
     def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
         launch(

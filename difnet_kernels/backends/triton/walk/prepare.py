@@ -4,6 +4,8 @@ fp32 ψ is centred by c and scaled by κ = √log2(e)·2⁻ᵉ before it is spli
 
     log2(e)·S_ij = σ·(ψ̃_i·ψ̃_j) + bias_j + (a term of row i alone, which softmax ignores),   σ = 2²ᵉ, ψ̃ = κ (ψ - c).
 
+bias_j holds what the centring leaves and log2(e)·b_j, the caller's bias of the column (W1b): the walks know one bias.
+
 Any c and e are right; they decide the rounding. e brings the largest centred entry into [2¹³, 2¹⁴), whether ψ is huge or
 tiny. c is, channel by channel, the median of the means of up to 16 groups of nodes: near the middle of the nodes, and no
 single node can move it. The mean could be moved by one, and then every other node would carry the rounding of that
@@ -28,6 +30,8 @@ SQRT_LOG2E = tl.constexpr(1.2011224087864498)
 GROUPS = tl.constexpr(16)
 # an image has outliers if its largest entry is so many times those of most groups
 OUTLYING = tl.constexpr(32.0)
+# where a row's own column has no weight, its maximum starts below every logit
+LOWEST = tl.constexpr(-3e38)
 
 
 @kernel
@@ -111,6 +115,7 @@ def centre_and_reach(partial_ptr, N, blocks, block_nodes, DP: tl.constexpr):
 def psi_prepare_kernel(
     # pointers
     given_psi_ptr,
+    given_bias_ptr,
     partial_ptr,
     hi_ptr,
     lo_ptr,
@@ -128,16 +133,19 @@ def psi_prepare_kernel(
     psi_b: tl.int64,
     psi_d: tl.int64,
     psi_n: tl.int64,
+    given_b: tl.int64,
+    given_n: tl.int64,
     # constants
     DP: tl.constexpr,
     PAD: tl.constexpr,
     R: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
     SHIFT: tl.constexpr,
     AXIS: tl.constexpr,
 ):
-    """ψ̃ = κ (ψ - c) of R nodes: ψ (B, D, N) -> hi, lo [B, n_pad, DP], bias = σκ ψ̃·c and floor [B, n_pad].
+    """ψ̃ = κ (ψ - c) of R nodes: ψ (B, D, N) -> hi, lo [B, n_pad, DP], bias = σκ ψ̃·c + log2(e) b and floor [B, n_pad].
 
     An image's first block writes centre [B, DP] and factor [B, 3] = (σ, 1/κ, 1 if it has outliers, else 0). floor_i is
     just below row i's own logit (minus the softmax shift), so a walk starts with the maximum that its diagonal tile would
@@ -173,7 +181,12 @@ def psi_prepare_kernel(
     # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
     used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
     own = sigma * tl.sum(used * used, axis=1)
+    if HAS_BIAS:
+        given = tl.load(given_bias_ptr + image * given_b + n * given_n, mask=n < N, other=0.0)
+        bias += LOG2E * given.to(tl.float32)  # (W1b)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
+    if HAS_BIAS:
+        floor = tl.where(bias == float("-inf"), LOWEST, floor)
     to_row = image * n_pad + n
     tl.store(hi_ptr + to_row[:, None] * DP + d[None, :], hi)
     if LOGIT_PRODUCTS == 3:
@@ -204,7 +217,8 @@ class PreparedPsi:
     factor: Tensor
 
 
-def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
+def prepare_psi(psi: Tensor, bias: Tensor | None, walk: Walk, layout: Layout) -> PreparedPsi:
+    """bias (B, N), any strides, or None."""
     B, D, N = psi.shape
     DP = walk.DP
 
@@ -234,12 +248,14 @@ def prepare_psi(psi: Tensor, walk: Walk, layout: Layout) -> PreparedPsi:
         "psi preparation",
         psi_prepare_kernel,
         B * (layout.n_pad // R),
-        dict(given_psi_ptr=psi, partial_ptr=partial),
+        dict(given_psi_ptr=psi, given_bias_ptr=psi if bias is None else bias, partial_ptr=partial),
         dict(hi_ptr=out.hi, lo_ptr=out.lo, bias_ptr=out.bias, floor_ptr=out.floor),
         dict(centre_ptr=out.centre, factor_ptr=out.factor),
         dict(N=N, D=D, blocks=blocks, block_nodes=block_nodes, pad_units=layout.units),
         strides("psi", "bdn", psi),
+        dict(given_b=0, given_n=0) if bias is None else strides("given", "bn", bias),
         shape,
+        dict(HAS_BIAS=bias is not None),
         dict(PAD=layout.PAD, CENTRED=walk.centred, LOGIT_PRODUCTS=walk.logit_products, SHIFT=WEIGHT_SHIFT.value),
         warps=warps,
     )
