@@ -20,13 +20,17 @@ class Cascade(CascadedRandomWalk):
         """yᵀ (B, K, H', W') from T embeddings (B, D, H', W')."""
         state = cascaded_random_walk(seed, psi, self.mu, self.beta)
         assert isinstance(state, torch.Tensor)  # not asked for all steps
-        return state
+        return self._apart(seed, state)
 
     def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """(y¹, …, yᵀ)."""
         states = cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=True)
         assert isinstance(states, tuple)
-        return states
+        return tuple(self._apart(seed, state) for state in states)
+
+    def _apart(self, seed: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """In residual form s + γ (y - s)."""
+        return state if self.gamma is None else seed + self.gamma.to(seed.dtype) * (state - seed)
 
 
 class DenseCascade(Cascade):
