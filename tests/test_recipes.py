@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ def _names() -> dict[str, Any]:
 
     centres = normal(2, 768)
     side = (torch.arange(W) < 4).long().expand(B, H, W)
+    angle = torch.rand(80, generator=chance).double() * torch.pi
+    moons = torch.stack([angle.cos(), angle.sin()], 1)
+    moons[40:] = torch.tensor([1.0, 0.4]).double() - moons[40:]
+    scribbles = torch.full((B, H, W), -1)
+    scribbles[:, 3, 1], scribbles[:, 3, 7] = 0, 1
     return {
         "B": B, "H": H, "W": W,
         "scores": normal(B, K, H, W), "psi": normal(B, D, H, W), "image": normal(B, 3, H, W).sigmoid() / 4,
@@ -33,6 +40,8 @@ def _names() -> dict[str, Any]:
         "padded_scores": normal(2, K, 12, 16), "padded_psi": normal(2, D, 12, 16),
         "known": normal(B, 1, H, W) > 1, "mu": normal(B, 1, H, W).sigmoid(), "beta": normal(B, 1, H, W).sigmoid(),
         "features": centres[side].movedim(-1, 1) + 0.5 * normal(B, 768, H, W),
+        "points": moons, "labels": torch.where(torch.arange(80) % 10 == 0, torch.arange(80) // 40, -1), "scribbles": scribbles,
+        "photo": 0.7 - 0.3 * side.unsqueeze(1) + 0.02 * normal(B, 3, H, W),
         "queries": normal(B, 2, 5, D), "keys": normal(B, 2, 9, D), "values": normal(B, 2, 9, D),
     }  # fmt: skip
 
@@ -117,6 +126,35 @@ def _symmetric(given: dict[str, Any]) -> None:
     _close(sums, torch.ones_like(sums), 1e-2)
 
 
+def _spreading(given: dict[str, Any]) -> None:
+    """As scikit-learn has it, and where that is not installed as its definition says."""
+    points, labels = given["points"], given["labels"]
+    kernel = (-20 * torch.cdist(points, points).square()).exp().fill_diagonal_(0)
+    root = kernel.sum(1).sqrt()
+    start = torch.stack([labels == k for k in range(2)], 1).double()
+    y = start
+    for _ in range(30):
+        y = 0.2 * (kernel / root / root[:, None]) @ y + 0.8 * start
+    _close(given["shares"], y / y.sum(1, keepdim=True), 1e-9)
+    if importlib.util.find_spec("sklearn"):
+        from sklearn.semi_supervised import LabelSpreading
+
+        theirs = LabelSpreading(kernel="rbf", gamma=20, alpha=0.2, max_iter=30, tol=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tol=0 is not reached
+            theirs.fit(points.numpy(), labels.numpy())
+        _close(given["shares"], torch.as_tensor(theirs.label_distributions_), 1e-9)
+
+
+def _interactive(given: dict[str, Any]) -> None:
+    f = given["psi"].double().flatten(2).mT
+    P = _rows(-torch.cdist(f, f).square() / 2)
+    seed = given["scribbled"].double().flatten(2).mT
+    true = torch.linalg.solve(torch.eye(H * W).double() - 0.99 * P, 0.01 * seed).mT.reshape(B, 2, H, W)
+    _close(given["shares"], true, 1e-3)
+    assert torch.equal(given["segmentation"], (torch.arange(W) >= 4).long().expand(B, H, W)), "at the edge of the image"
+
+
 def _cut(given: dict[str, Any]) -> None:
     features = given["features"].double()
     psi = features / features.norm(dim=1, keepdim=True) * 10**0.5
@@ -140,8 +178,18 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "Hard seeds, and a μ for every pixel": _hard,
     "Pⁿ": _power,
     "Symmetric normalisation": _symmetric,
+    "Label spreading": _spreading,
+    "Interactive segmentation": _interactive,
     "Normalised cut on features of a foundation model": _cut,
     "Where a walk is the wrong tool": _attended,
+}
+
+
+# recipes that use the functions of another one
+USES = {
+    "Label spreading": ("Gaussian and bilateral kernels",),
+    "Interactive segmentation": ("Gaussian and bilateral kernels",),
+    "Normalised cut on features of a foundation model": ("Symmetric normalisation",),
 }
 
 
@@ -161,8 +209,8 @@ def test_a_recipe_gives_what_it_says(recipe: str) -> None:
     given = _names()
     (imports,) = _snippets(RECIPES[: RECIPES.index("\n## ")])
     exec(imports, given)
-    if "cut" in recipe:  # which uses the functions of the one before
-        for snippet in _snippets(SECTIONS["Symmetric normalisation"]):
+    for before in USES.get(recipe, ()):
+        for snippet in _snippets(SECTIONS[before]):
             exec(snippet, given)
     for number, snippet in enumerate(_snippets(SECTIONS[recipe])):
         exec(snippet, given)
