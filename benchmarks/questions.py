@@ -8,6 +8,7 @@ from benchmarks.memory import MemoryTask, ProjectionMemoryTask
 from benchmarks.models import PARTS, ModelsTask
 from benchmarks.peers import ON_CPU, ON_GPU, QUICK
 from benchmarks.projection import ALL, GRIDS, LEVELS, ProjectionTask, named
+from benchmarks.steady_state import SOLVERS, SteadyStateTask
 from benchmarks.tasks import Task
 
 DIRECTIONS = ("forward", "forward+backward")
@@ -159,9 +160,19 @@ def models(on_gpu: bool) -> list[Task]:
     ]
 
 
-QUESTIONS = {
-    of.__name__: of for of in (overhead, walk, cascade, replay, memory, scaling, projection, projection_memory, models)
-}
+def steady_state(on_gpu: bool) -> list[Task]:
+    """Eq. 2 to a tolerance, on one ψ, on a CPU: the minutes of a card go to the kernels."""
+    return [
+        SteadyStateTask("steady_state", CASES[name].but(walks=1), direction, kind, "fp32", tuple(SOLVERS), 3.0, turn)
+        for name, turn in (("train321_one", ONCE), ("eval505", RECORD))
+        for kind in ("smooth", "network")
+        for direction in DIRECTIONS
+        if not on_gpu
+    ]
+
+
+EVERY = (overhead, walk, cascade, replay, memory, scaling, projection, projection_memory, models, steady_state)
+QUESTIONS = {of.__name__: of for of in EVERY}
 
 
 def all_tasks(on_gpu: bool = False, only: tuple[str, ...] = ()) -> list[Task]:

@@ -213,6 +213,7 @@ PER_MACHINE: dict[str, Table] = {
     "memory-nodes": figure("memory", "Extra memory of one walk against N"),
     "memory": SideBySide("memory", ratio=False),
     "overhead": SideBySide("overhead", of_walks),
+    "steady-state": SideBySide("steady_state", of_inputs),
     "projection": SideBySide("projection", of_levels),
     "projection-memory": SideBySide("projection_memory", of_levels, ratio=False),
     "table4": table4,
