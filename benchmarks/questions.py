@@ -6,7 +6,7 @@ from benchmarks.cascade import CascadeTask
 from benchmarks.cases import CASES, TINY, swept
 from benchmarks.memory import MemoryTask, ProjectionMemoryTask
 from benchmarks.models import PARTS, ModelsTask
-from benchmarks.peers import ON_CPU, ON_GPU, QUICK
+from benchmarks.peers import ON_CPU, ON_GPU, QUICK, WIDE
 from benchmarks.projection import ALL, GRIDS, LEVELS, ProjectionTask, named
 from benchmarks.steady_state import SOLVERS, SteadyStateTask
 from benchmarks.tasks import Task
@@ -92,6 +92,17 @@ def walk(on_gpu: bool) -> list[Task]:
     ]
 
 
+def wide(on_gpu: bool) -> list[Task]:
+    """One walk on the features of a foundation model, of scores for 21 classes and of values as wide as the features."""
+    tasks: list[Task] = []
+    for classes in (21, 768):
+        case = CASES["eval505"].but(name=f"wide768_{classes}", embed=768, classes=classes, walks=1)
+        for direction in DIRECTIONS:
+            about = ("wide", case, direction, "smooth", headline_dtype(on_gpu), WIDE[on_gpu])
+            tasks.append(CascadeTask(*about, 1.0))
+    return tasks
+
+
 def overhead(on_gpu: bool) -> list[Task]:
     """A call on 16 nodes: what is left is the way to the kernel."""
     return [
@@ -171,7 +182,7 @@ def steady_state(on_gpu: bool) -> list[Task]:
     ]
 
 
-EVERY = (overhead, walk, cascade, replay, memory, scaling, projection, projection_memory, models, steady_state)
+EVERY = (overhead, walk, wide, cascade, replay, memory, scaling, projection, projection_memory, models, steady_state)
 QUESTIONS = {of.__name__: of for of in EVERY}
 
 

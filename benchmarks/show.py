@@ -14,7 +14,7 @@ from benchmarks.tasks import IMPRECISE, MEASURED, TIMED, Row
 
 ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 # questions whose rows are cascades, which the cost model knows
-CASCADES = ("cascade", "replay", "walk", "scaling", "smoke")
+CASCADES = ("cascade", "replay", "walk", "wide", "scaling", "smoke")
 
 
 def seconds(value: float | None) -> str:
