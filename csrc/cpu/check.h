@@ -3,6 +3,7 @@
 // stand beside the pointers that are taken, in walk/arguments.h.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -17,11 +18,8 @@ inline void demand(bool holds, const char* name, const char* rule) {
 }
 
 inline bool has_sizes(const Tensor& x, std::initializer_list<int64_t> sizes) {
-  if (x.dim() != int64_t(sizes.size())) return false;
-  int64_t axis = 0;
-  for (const int64_t size : sizes)
-    if (x.size(axis++) != size) return false;
-  return true;
+  const auto own = x.sizes();
+  return std::equal(own.begin(), own.end(), sizes.begin(), sizes.end());
 }
 
 inline bool is_field(const Tensor& x) {

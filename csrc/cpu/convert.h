@@ -15,10 +15,11 @@ struct Half {
 DIFNET_INLINE float half_to_float(Half half) {
   const uint32_t sign = uint32_t(half.bits & 0x8000u) << 16, magnitude = half.bits & 0x7fffu;
   // no arithmetic on what would be a denormal number: its digits are an integer, and so is a normal one's exponent
-  const float small = float(int32_t(magnitude)) * 0x1p-24f;
-  const float normal = __builtin_bit_cast(float, (magnitude << 13) + (112u << 23));
-  const float finite = magnitude < 0x400u ? small : normal;
-  const uint32_t bits = magnitude >= 0x7c00u ? 0x7f800000u | (magnitude << 13) : __builtin_bit_cast(uint32_t, finite);
+  const uint32_t small = __builtin_bit_cast(uint32_t, float(int32_t(magnitude)) * 0x1p-24f);
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  // masks: for a choice the compiler would branch
+  const uint32_t is_small = -uint32_t(magnitude < 0x400u), is_special = -uint32_t(magnitude >= 0x7c00u);
+  const uint32_t bits = (small & is_small) | (normal & ~is_small) | (0x7f800000u & is_special);
   return __builtin_bit_cast(float, sign | bits);
 }
 DIFNET_INLINE Half float_to_half(float value) {

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
+from difnet_kernels.ops import autograd
 from difnet_kernels.ops.checks import check_cascade, check_saved
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Problem, empty_field_like, flat
@@ -220,7 +221,7 @@ def _differentiate(ctx, grad_states, grad_walked, grad_row_lse, grad_lse):  # ty
             "this call of cascade_forward kept nothing for a backward, as its argument gradients=False asked for; a program "
             "that was traced where no input required a gradient has no other. Trace it again with inputs that do."
         )
-    of_state, of_seed, of_psi, of_mu, of_beta, *others = ctx.needs_input_grad
+    of_state, of_seed, of_psi, of_mu, of_beta, *others = ctx.needed
     state, seed, mu, beta, walked, row_lse, *rest = ctx.saved_tensors
     psi, bias = rest[: len(of_psi)], rest[len(of_psi) :]
     of_bias = others[4] if bias else []
@@ -250,8 +251,8 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
     )
 
 
-torch.library.register_autograd("difnet_kernels::cascade_forward", _differentiate, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("difnet_kernels::cascade_backward", _refuse_second_derivative, lib=LIBRARY)
+autograd.register(LIBRARY, "cascade_forward", _differentiate, _save)
+autograd.register(LIBRARY, "cascade_backward", _refuse_second_derivative)
 
 
 # What FlopCounterMode counts: the products of the equations as they stand, 2 for each multiply-add. A backend that uses the

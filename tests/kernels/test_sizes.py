@@ -114,3 +114,14 @@ def test_out_of_memory_is_torchs_own_error_and_leaves_the_next_call_working(back
     with pytest.raises((RuntimeError, MemoryError), match=r"(?i)memory|alloc|overflow"):
         cascaded_random_walk(vast, [vast[:, :1]], [0.5], [0.5], backend=backend)
     assert torch.equal(forward(small, backend), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("embed", "classes"), [(1280, 3), (8, 1000)], ids=str)
+def test_the_widest_that_are_promised(native: str, embed: int, classes: int, dtype: torch.dtype) -> None:
+    """Embeddings of vision transformers, and as many classes as ImageNet has."""
+    inputs = make(Case(1, (70,), embed, classes, 1, "smooth"), dtype)
+    truth = truth_of(inputs)
+    ours = both(inputs, "cpu")
+    assert_forward(ours.state, inputs, truth)
+    assert_gradients(ours, inputs, truth)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD, GATES = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h", "cpu/walk/gates.h"
-EXPONENTIAL = "cpu/exponential.h"
+EXPONENTIAL, BIAS, LOGITS = "cpu/exponential.h", "cpu/walk/bias.h", "cpu/walk/logits.h"
 PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
 
 
@@ -36,7 +36,7 @@ FAULTS = (
     Fault("padding votes in the row sum", FORWARD, "nodes", "kTile", "forward", "n < {}; ++n) narrow(Real(1)"),
     Fault("the diagonal tile counts twice", FORWARD, "a == b ? 1 : 2", "2", "forward"),
     Fault("log2 where ln belongs, in row_lse", FORWARD, "__builtin_logf(total)", "__builtin_log2f(total)", "backward"),
-    Fault("exp2 where exp belongs", EXPONENTIAL, "x * B::kPerLn2", "x", "forward", "{} + B::kRound, n"),
+    Fault("exp2 where exp belongs", EXPONENTIAL, "x * B::kPerLn2", "x", "forward", "{} + round, n"),
     Fault("a wrong coefficient in exp", EXPONENTIAL, "0.166675749f", "0.16f", "forward"),
     Fault("a maximum is never raised", FORWARD, "tile.highest > kSlack<Real>", "false", "extremes"),
     Fault("a raised maximum leaves its sums", FORWARD, "factor", "Real(1)", "extremes", "*= {};"),
@@ -54,7 +54,7 @@ FAULTS = (
         "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
     ),
     Fault(
-        "one polynomial for logits of any size", FORWARD, "largest_lane(largest) <= kInRange", "true", "extremes"
+        "one polynomial for logits of any size", FORWARD, "squared_norms(lanes, D, starts) <= kInRange", "true", "extremes"
     ),
     Fault("gradients lose the rest of row_lse", EXPONENTIAL, "polynomial(-rest)", "broadcast<V>(Real(1))", "backward"),
     Fault(
@@ -79,6 +79,22 @@ FAULTS = (
         "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)", "false",
         "determinism.py::test_interrupted_workers_change_no_bit",
     ),
+    Fault("a bias loses its integer", BIAS, "m", "zero", "bias", "fits ? {} : without"),
+    Fault("a bias loses what is left of its integer", BIAS, "(b - m * B::kLn2High) - m * B::kLn2Low", "zero", "bias"),
+    Fault("padding looks like a column without bias", BIAS, "-infinity", "Real(0)", "bias", "* kTile + n] : {};"),
+    Fault("rows without their own column start there", BIAS, "walk.heaviest < 0", "true", "bias", "if ({}) return;"),
+    Fault("a row keeps its own bias in row_lse", FORWARD, "double(rest)", "0.0", "bias", "- {});"),
+    Fault("a row keeps its own bias in its gradients", BACKWARD, "biased", "false", "bias", "if ({}) factor"),
+    Fault(
+        "a bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "of_i[half] += {};"
+    ),
+    Fault(
+        "large logits lose their bias", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "below_i += {};"
+    ),
+    Fault("the gradient of row_lse is lost", BACKWARD, "rest[n]", "Real(0)", "bias", "walk.grad_row_lse[first + n] * {};"),
+    Fault("the diagonal misses the gradient of row_lse", BACKWARD, "gamma", "Real(0)", "bias", "2 * ({} - walk.off_diagonal"),
+    Fault("the gradient of a bias keeps that of row_lse", BACKWARD, "gamma", "Real(0)", "bias", "+ diagonal - {};"),
+    Fault("the gradient of a bias misses columns", BACKWARD, "!same", "false", "bias", "if ({}) of_b"),
     Fault("d mu misses beta", GATES, "double(beta)", "1.0", "backward", "{} * grad_mu"),
     Fault("strides are ignored in full tiles", "cpu/convert.h", "field.node_stride == 1", "true", "layouts"),
     Fault(

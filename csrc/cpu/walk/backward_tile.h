@@ -5,7 +5,8 @@
 // The diagonal of T is not computed where it stands. T_ii = 2 P_ii (h_i y_i - delta_i), and delta_i -> h_i y_i when P
 // is nearly one-hot, so the difference of the two would be rounding. But the terms of a row sum to zero, because
 // delta_i is the mean of h_i y_j under P_i, so the diagonal one is minus the sum of the others, which do not cancel
-// (`off_diagonal`). With a gradient g_i of row_lse, delta_i is lessened by it (B4b), and the terms of a row sum to g_i.
+// (`off_diagonal`). With a gradient gamma_i of row_lse, delta_i is lessened by it (B4b), and the terms of a row sum to
+// gamma_i.
 #pragma once
 
 #include "cpu/walk/forward_tile.h"
@@ -168,11 +169,9 @@ DIFNET_INLINE bool wants_T(const WalkBackward<Real, Factor>& walk) {
 template <typename Real, typename Factor>
 DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile,
                          WalkBackwardScratch<Real>& scratch) {
+  const bool biased = walk.bias != nullptr;
   for (int panel = 0; panel < tile.kPanelsI; ++panel) {
-    if (walk.bias == nullptr)
-      transition<false>(walk, a, b, panel, tile);
-    else
-      transition<true>(walk, a, b, panel, tile);
+    biased ? transition<true>(walk, a, b, panel, tile) : transition<false>(walk, a, b, panel, tile);
     if (!wants_T(walk)) continue;
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
       if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile, scratch.off_diagonal[0]);
@@ -305,9 +304,9 @@ void walk_backward_epilogue(const WalkBackward<Real, Factor>& walk, int64_t tile
   for (int64_t n = 0; n < nodes; ++n)
     for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_channel_panels<Real>(n, c)];
   for (int64_t n = 0; n < nodes && wants_T(walk); ++n) {
-    const Real g = walk.grad_row_lse == nullptr ? 0 : walk.grad_row_lse[first + n];
-    const Real diagonal = 2 * (g - walk.off_diagonal[first + n]);                                        // (B4b) T_nn
-    if (walk.grad_bias != nullptr) walk.grad_bias[first + n] = walk.row_sums[first + n] + diagonal - g;  // (B8)
+    const Real gamma = walk.grad_row_lse == nullptr ? 0 : walk.grad_row_lse[first + n];
+    const Real diagonal = 2 * (gamma - walk.off_diagonal[first + n]);  // (B4b) T_nn
+    if (walk.grad_bias != nullptr) walk.grad_bias[first + n] = walk.row_sums[first + n] + diagonal - gamma;  // (B8)
     for (int64_t c = 0; c < D && wants_psi(walk); ++c)
       grads[in_channel_panels<Real>(n, c)] += diagonal * widen<Real>(psi[in_channel_panels<Factor>(n, c)]);
   }

@@ -16,8 +16,8 @@ struct Rows {
   int first;
 };
 
-// (W1, W1b) S_ij of kNR nodes i of tile a, from number i on, against kMR nodes j of tile b: what the integers of their
-// biases leave. Forward and backward round alike.
+// (W1, W1b) S_ij of kNR nodes i of tile a, from number i on, against kMR nodes j of tile b, without the integers of their
+// biases. Forward and backward round alike.
 template <bool Biased, typename Walk, typename Real>
 DIFNET_INLINE void set_logits(const Walk& walk, int64_t a, int i, int64_t b, int j, MicroTile<Real>& S) {
   constexpr int NR = kNR<Real>;
