@@ -221,11 +221,12 @@ def _differentiate(ctx, grad_states, grad_walked, grad_row_lse, grad_lse):  # ty
             "that was traced where no input required a gradient has no other. Trace it again with inputs that do."
         )
     of_state, of_seed, of_psi, of_mu, of_beta, *others = ctx.needs_input_grad
+    given = len(ctx.needs_input_grad)  # torch before 2.14 leaves trailing defaults out, and wants none back for them
     state, seed, mu, beta, walked, row_lse, *rest = ctx.saved_tensors
     psi, bias = rest[: len(of_psi)], rest[len(of_psi) :]
     of_bias = others[4] if bias else []
     if all(g is None for g in (*grad_states, *grad_lse)):
-        return None, None, [None] * len(psi), *(None,) * 6, [None] * len(bias) if bias else None, None
+        return (None, None, [None] * len(psi), *(None,) * 6, [None] * len(bias) if bias else None, None)[:given]
     wanted = [state is not None and of_state, of_seed, *of_psi, *of_bias, of_mu, of_beta]
     grads = torch.ops.difnet_kernels.cascade_backward(
         grad_states, grad_lse, state, seed, psi, bias, mu, beta, walked, row_lse, *ctx.options, wanted
@@ -240,7 +241,7 @@ def _differentiate(ctx, grad_states, grad_walked, grad_row_lse, grad_lse):  # ty
         *(None,) * 4,
         [g if want else None for g, want in zip(grad_bias, of_bias, strict=True)] if bias else None,
         None,
-    )
+    )[:given]
 
 
 def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
