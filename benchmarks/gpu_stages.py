@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from benchmarks.cascade import problem, runner
 from benchmarks.cases import CASES
 from benchmarks.cost import floor_seconds
 from benchmarks.device import Device, device
+from benchmarks.gpu_cuda import of_one_launch
 from benchmarks.gpu_suite import LEFT_OUT, NAMES, ROOT, lines_of
 from benchmarks.peers import QUICK, Cascade
 from benchmarks.projection import ProjectionTask
@@ -51,6 +53,7 @@ NOTHING_CHOSEN = 5  # pytest's status where nothing of a file is in the subset
 # where compute-sanitizer lies if it is not on the path
 TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
 SANITIZED = (("memcheck", "test_memory.py"), ("racecheck", "test_sizes.py"))
+ONE_LAUNCH = "tests/cuda/test_on_a_card.py"
 # memcheck sees what leaves an allocation: each tensor must be one, and not a part of a larger block
 WITHOUT_A_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
@@ -155,10 +158,21 @@ def of_sanitizer(on: Device) -> list[Item]:
 
     def check(tool: str, file: str) -> Facts:
         before = [found, "--tool", tool, "--error-exitcode", "9"]
-        facts = _pytest(on, [f"tests/kernels/{file}", "-m", "smoke"], before, **WITHOUT_A_CACHE)
+        facts = _pytest(on, [file, "-m", "smoke"], before, **WITHOUT_A_CACHE)
         return {**facts, "passed": None} if tool == "racecheck" else facts
 
-    return [({"check": tool, "tests": file}, partial(check, tool, file)) for tool, file in SANITIZED]
+    files = [(tool, f"tests/kernels/{file}") for tool, file in SANITIZED]
+    if on.backend is not None:  # the file needs a card to be collected at all
+        files += [(tool, ONE_LAUNCH) for tool in ("memcheck", "racecheck")]
+    return [({"check": tool, "tests": file}, partial(check, tool, file)) for tool, file in files]
+
+
+def of_one_launch_tests(on: Device) -> list[Item]:
+    """Capture, side streams, the device guard and every compiled kernel, a test at a time."""
+    if on.backend is None:
+        return [({"tests": ONE_LAUNCH}, lambda: {"passed": None, "reason": "it needs a card to be collected"})]
+    names = re.findall(r"def (test_\w+)", (ROOT / ONE_LAUNCH).read_text(encoding="utf-8"))
+    return [({"tests": name}, partial(_pytest, on, [ONE_LAUNCH, "-k", name])) for name in names]
 
 
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
@@ -179,6 +193,7 @@ ITEMS: dict[str, Callable[[Device], list[Item]]] = {
     "probe": lambda on: [({"what": "one sum of 16-bit products"}, lambda: _one_sum(on))],
     "rows": testing([str(SOUND)], ROWS),
     "kernels": of_kernels,
+    "cuda": of_one_launch,
     "graphs": asking("replay", dtype=("bf16",)),
     "cases": asking("cascade", dtype=("bf16",), kind=("smooth",), quick=True),
     "table4": asking("models"),
@@ -191,6 +206,7 @@ ITEMS: dict[str, Callable[[Device], list[Item]]] = {
     "graphs_fp32": asking("replay", dtype=("fp32",)),
     "overhead": asking("walk", "overhead"),
     "scaling": asking("scaling", "wide"),
+    "cuda_tests": of_one_launch_tests,
     "sanitizer": of_sanitizer,
     "tests": testing([]),
 }

@@ -51,15 +51,17 @@ FIRST = (
     Stage("probe", "how the matrix units round their sums", 20),
     Stage("rows", "launch rows of walks and Ψ against fp64", 80, workers=8),
     Stage("kernels", "kernels, launches and host time of a cascade", 45),
+    Stage("cuda", "the one-launch kernels beside Triton and SDPA", 48),
     Stage("graphs", "the small cases by graph replay", 60),
     Stage("cases", "the cases in bf16 beside dense eager and SDPA", 70),
     Stage("table4", "Table 4", 40),
     Stage("memory", "peak extra memory", 25),
     Stage("soundness", "tests that need a card: poison, guard bands, streams, graphs", 55, workers=8),
-    Stage("compilers", "one case beside torch.compile and FlexAttention, too", 45),
     Stage("smoke", "the smoke tests", 15, workers=8),
 )
 LATER = (
+    Stage("cuda_tests", "tests of the one-launch kernels that need a card", 60, workers=4),
+    Stage("compilers", "one case beside torch.compile and FlexAttention, too", 45),
     Stage("projection", "Ψ beside the layers, eager and compiled", 70),
     Stage("cases_fp32", "the cases in fp32, and other inputs", 70),
     Stage("graphs_fp32", "fp32 by graph replay", 40),

@@ -27,7 +27,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
 #if defined(DIFNET_HAS_CUDA)
   m.def("why_no_cuda_device() -> str");
   m.def(
-      "cuda_cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor mu, Tensor beta, bool high, "
-      "Tensor(a!) states, Tensor(b!)? walked, Tensor(c!)? row_lse, Tensor(d!) counters) -> ()");
+      "cuda_cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor[] bias, Tensor mu, Tensor beta, bool "
+      "high, "
+      "Tensor(a!)[] states, Tensor(b!)? walked, Tensor(c!)? row_lse, Tensor(d!)[] lse, Tensor(e!) counters) -> ()");
 #endif
 }

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--backends", help="comma-separated: test these and fail if one cannot run here (default: all that can)"
     )
     parser.addoption("--fuzz", type=int, default=200, help="number of random calls of tests/kernels/test_fuzz.py")
+    parser.addoption("--schedules", type=int, default=1, help="of every shape under the race detector (tests/cuda)")
     parser.addoption("--fuzz-from", type=int, default=0, help="the first of them")
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -33,10 +35,15 @@ ROOMS = {
     "models": Room(["tests/models"]),
     "kernels": Room(["tests/kernels"]),
     "cuda": Room(["tests/cuda"]),
+    # every forward case that fits, on the twin of the CUDA kernels
+    "cuda-host": Room(["tests/kernels", "--backends", "cuda-host", "-k", "cuda-host"]),
     "triton-compiled": Room(["tests/triton"]),
     "ops": Room(["tests/ops"]),
     "project": Room(["tests/benchmarks", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py"))]),
 }
+if platform.machine() != "x86_64" or shutil.which(os.environ.get("CXX", "g++")) is None:
+    del ROOMS["cuda"], ROOMS["cuda-host"]
+    print("LEFT OUT: the twin of the CUDA kernels needs g++ on x86-64; nothing about them is tested here", flush=True)
 
 
 def run(name: str) -> bool:

@@ -146,6 +146,18 @@ def test_a_flag_the_compiler_does_not_know_drops_its_set_alone(hollow: Path, tmp
     )
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="without nvcc there is nothing to leave out")
+def test_a_cmake_that_does_not_know_the_nvcc_builds_without_cuda_and_says_so(hollow: Path) -> None:
+    """CMake 3.22 beside nvcc 13: it finds the compiler, and no C++20 of it."""
+    lists, found = hollow / "CMakeLists.txt", "  enable_language(CUDA)\n"
+    text = lists.read_text()
+    assert text.count(found) == 1
+    lists.write_text(text.replace(found, f'{found}  set(CMAKE_CUDA_COMPILE_FEATURES "cuda_std_17")\n'))
+    wheel = wheel_of(hollow)
+    assert "CUDA: left out, CMake " in report_of(wheel) and "brings a newer one" in report_of(wheel)
+    assert any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
+
+
 def test_a_stale_library_is_not_packed(hollow: Path) -> None:
     """A build that fails after one that worked leaves nothing of the first behind."""
     wheel_of(hollow).unlink()

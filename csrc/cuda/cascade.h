@@ -11,7 +11,7 @@ namespace difnet::cuda {
 constexpr int kThreads = 128;  // of a block: four warps of 16 rows
 constexpr int kRows = 64;      // nodes of a row tile
 constexpr int kGroups = 16;    // of nodes, whose means have the centre of ψ as their median
-constexpr int kMaxWalks = 64;  // of one launch; more are several launches
+constexpr int kMaxWalks = 48;  // of one launch, whose arguments have room for them; more are several launches
 
 // A field (B, C, N) of any dtype and strides (in elements), with all its images; fp64 never comes here.
 struct BatchField {
@@ -46,16 +46,17 @@ struct Cascade {
   Split split;
   Units units;
   int32_t walks, first_walk, all_walks;  // of this launch, before it, of the cascade
-  int32_t steps;                         // how many of the last states are wanted: 1, or all_walks
-  int32_t centred;                       // 16-bit ψ too is centred, because it is split in halves
-  BatchField state, seed, states;        // y⁰, s, and yᵗ of the wanted steps, step_stride apart
-  int64_t step_stride;
+  int32_t wants_lse;
+  int32_t centred;          // 16-bit ψ too is centred, because it is split in halves
+  BatchField state, seed;   // y⁰, s
+  BatchField states;        // strides and dtype of every step; where each lies is in `steps`
   const float *mu, *beta;   // of all walks
   float *walked, *row_lse;  // [T, B, N, K], [T, B, N] for a backward, or null
 
   // workspace; n_pad = row_tiles · kRows nodes per image, two y: that of walk t is t & 1
   uint16_t *psi_hi, *psi_lo;  // [walks, B, n_pad, embed]
   float *bias, *floor;        // [walks, B, n_pad]
+  float* row_term;            // [walks, B, n_pad], of the logits in natural units; only where lse is wanted
   float* sigma;               // [walks, B, row_tiles], the same for all row tiles of an image
   uint16_t *y_hi, *y_lo;      // [2, B, n_pad, width]
   float* y;                   // [B, n_pad, width], the fp32 state
@@ -65,8 +66,14 @@ struct Cascade {
   float* part;                // [B, row_tiles, parts, width / 8, kThreads, 4]
   float* part_peak;           // [B, row_tiles, parts, kThreads, 2]
   uint32_t* counters;         // zero before a launch and after it
+
+  // of the walks of this launch
   BatchField psi[kMaxWalks];
+  const float* column_bias[kMaxWalks];  // [B, N], the caller's b (W1b), or null
+  float* lse[kMaxWalks];                // [B, N], for the caller, or null
+  void* steps[kMaxWalks];               // yᵗ after the walk, or null where nobody wants it
 };
+static_assert(sizeof(Cascade) <= 4096, "a kernel takes 4 KiB of arguments");
 
 // ---- the host's part ------------------------------------------------------------------------------------------------
 // False where they are too many to be numbered.
@@ -122,6 +129,7 @@ void take_sections(Cascade& c, const Instance& with, Work& work) {
   work.take(c.psi_lo, walks * nodes * with.embed * halves);
   work.take(c.bias, walks * nodes);
   work.take(c.floor, walks * nodes);
+  work.take(c.row_term, c.wants_lse ? walks * nodes : 0);
   work.take(c.sigma, walks * nodes / kRows);
   work.take(c.psi_statistics, walks * c.images * c.groups * 3 * with.embed);
 }

@@ -9,11 +9,13 @@
 namespace difnet::cuda {
 
 struct Request {
-  int32_t images, nodes, classes, walks, steps;
-  int32_t high;  // precision "high": three products where a field is fp32
-  BatchField state, seed, states;
-  int64_t step_stride;
-  const BatchField* psi;  // of all walks
+  int32_t images, nodes, classes, walks, wanted;  // wanted: how many of the last states, 1 or all
+  int32_t high;                                   // precision "high": three products where a field is fp32
+  BatchField state, seed, states;                 // states: strides and dtype of all steps
+  void* const* steps;                             // where the wanted ones lie
+  const BatchField* psi;                          // of all walks
+  const float* const* column_bias;                // of all walks (a walk without one has a null), or null
+  float* const* lse;                              // of all walks, or null
   const float *mu, *beta;
   float *walked, *row_lse;  // or null
   uint32_t* counters;
@@ -23,7 +25,7 @@ struct Request {
 };
 
 inline Instance instance_of(const Request& asked) {
-  bool fp32 = asked.seed.dtype == DType::kFloat;
+  bool fp32 = asked.seed.dtype == DType::kFloat || asked.state.dtype == DType::kFloat;
   int32_t widest = 0;
   for (int32_t t = 0; t < asked.walks; ++t) {
     fp32 = fp32 || asked.psi[t].dtype == DType::kFloat;
@@ -44,12 +46,11 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
   c.nodes = asked.nodes;
   c.classes = asked.classes;
   c.all_walks = asked.walks;
-  c.steps = asked.steps;
+  c.wants_lse = asked.lse != nullptr;
   c.centred = with.products == 3;
   c.state = asked.state;
   c.seed = asked.seed;
   c.states = asked.states;
-  c.step_stride = asked.step_stride;
   c.mu = asked.mu;
   c.beta = asked.beta;
   c.walked = asked.walked;
@@ -63,7 +64,13 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
     c.walks = std::min(at_a_time, asked.walks - c.first_walk);
     count_units(c);
     bind(c, with);
-    std::copy_n(asked.psi + c.first_walk, c.walks, c.psi);
+    for (int32_t t = 0; t < c.walks; ++t) {
+      const int32_t walk = c.first_walk + t, step = asked.wanted - asked.walks + walk;
+      c.psi[t] = asked.psi[walk];
+      c.column_bias[t] = asked.column_bias == nullptr ? nullptr : asked.column_bias[walk];
+      c.lse[t] = asked.lse == nullptr ? nullptr : asked.lse[walk];
+      c.steps[t] = step < 0 ? nullptr : asked.steps[step];
+    }
     if (auto bad = launch(c, with)) return bad;
   }
   return {};

@@ -19,11 +19,11 @@ DIFNET_DEVICE float load(const BatchField& field, int64_t at) {
     default: return static_cast<const float*>(field.data)[at];
   }
 }
-DIFNET_DEVICE void store(const BatchField& field, int64_t at, float x) {
-  switch (field.dtype) {
-    case DType::kHalf: static_cast<uint16_t*>(field.data)[at] = float_to_half(x); break;
-    case DType::kBf16: static_cast<uint16_t*>(field.data)[at] = float_to_bfloat16(x); break;
-    default: static_cast<float*>(field.data)[at] = x;
+DIFNET_DEVICE void store(DType dtype, void* data, int64_t at, float x) {
+  switch (dtype) {
+    case DType::kHalf: static_cast<uint16_t*>(data)[at] = float_to_half(x); break;
+    case DType::kBf16: static_cast<uint16_t*>(data)[at] = float_to_bfloat16(x); break;
+    default: static_cast<float*>(data)[at] = x;
   }
 }
 DIFNET_DEVICE int64_t place(const BatchField& field, int image, int channel, int node) {

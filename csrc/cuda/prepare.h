@@ -3,6 +3,8 @@
 //
 //     log2(e) S_ij = σ (ψ̃_i·ψ̃_j) + bias_j + (a term of row i alone, which softmax ignores),   ψ̃ = κ (ψ − c)
 //
+// where bias_j = log2(e) (c·(ψ_j − c) + b_j), and b_j is the caller's (W1b).
+//
 // κ is a power of two that brings the largest |ψ − c| just below 2¹⁴ (times √log2(e) where ψ is centred, which rounds
 // anyway), σ the rest. c is the median of the means of up to 16 groups of nodes, channel by channel: one node cannot
 // move it. 16-bit ψ with one product is used as it is, c = 0. Rows past N hold zeros and a bias of −∞: the walks need
@@ -17,7 +19,8 @@ namespace difnet::cuda {
 // minus the shift is rounded to a multiple of 8, 16, 32 ..., and from 7 that never reaches 16, where a weight would
 // overflow.
 constexpr float kShift = 7.0f;
-constexpr float kLog2E = 1.4426950408889634f, kRootLog2E = 1.2011224087864498f;
+constexpr float kLog2E = 1.4426950408889634f, kRootLog2E = 1.2011224087864498f, kLn2 = 0.6931471805599453f;
+constexpr float kInfinity = __builtin_inff(), kLowest = -3e38f;
 
 DIFNET_DEVICE int exponent_of(float x) { return int(bits_of(x) >> 23 & 0xff) - 127; }
 DIFNET_DEVICE float power_of_two(int exponent) { return float_of(uint32_t(exponent + 127) << 23); }  // [-126, 127]
@@ -160,6 +163,13 @@ DIFNET_DEVICE float median(const float (&mean)[kGroups], int groups) {
   return middle;
 }
 
+// (W1b) of a node, in the units of the logits. What is finite stays so: a row of such columns alone is their mean.
+DIFNET_DEVICE float column_bias(const Cascade& c, int t, int image, int node) {
+  if (c.column_bias[t] == nullptr) return 0.0f;
+  const float bias = c.column_bias[t][int64_t(image) * c.nodes + node];
+  return bias > -kInfinity ? larger(bias * kLog2E, kLowest * 0.5f) : bias;
+}
+
 // ψ_t of a row tile: its halves, bias, and floor. floor_i is just below row i's own logit (minus the shift), so a walk
 // starts with the maximum that its diagonal tile would find, in whichever part of the columns it works.
 template <int kEmbed, int kHalves>
@@ -198,7 +208,7 @@ DIFNET_DEVICE void prepare_psi(const Cascade& c, PrepareMemory<kEmbed>& memory, 
   for (int row = warp() * 16; row < warp() * 16 + 16; ++row) {
     const int node = row_tile * kRows + row;
     const int64_t to = (int64_t(t) * c.images + image) * c.row_tiles * kRows + node;
-    float own = 0.0f, shift = 0.0f;
+    float own = 0.0f, shift = 0.0f, squares = 0.0f;
     for (int channel = lane(); channel < kEmbed; channel += 32) {
       const float centre = memory.centre[channel];
       const float x = memory.rows[row * (kEmbed + 1) + channel];
@@ -210,12 +220,18 @@ DIFNET_DEVICE void prepare_psi(const Cascade& c, PrepareMemory<kEmbed>& memory, 
       const float used = kHalves == 2 ? scaled : half_to_float(hi);
       own += used * used;
       shift += scaled * smaller(larger(centre * kappa * root, -power_of_two(40)), power_of_two(40));
+      squares += centre * centre;
     }
     own = sigma * sum_of_warp(own);
-    const float bias = sigma * sum_of_warp(shift);
+    const float of_centre = sigma * sum_of_warp(shift);
+    if (c.wants_lse) squares = sum_of_warp(squares);
     if (lane() == 0) {
-      c.bias[to] = node < c.nodes ? bias : -float_of(0x7f800000u);
-      c.floor[to] = node < c.nodes ? own + bias - (own + magnitude(bias)) * 0x1p-13f - 1.0f - kShift : 0.0f;
+      const float bias = node < c.nodes ? of_centre + column_bias(c, t, image, node) : -kInfinity;
+      const float floor = own + bias - (own + magnitude(bias)) * 0x1p-13f - 1.0f - kShift;
+      c.bias[to] = bias;
+      // a column that no row sees, its own row neither, says nothing about the row: a floor below all finite logits
+      c.floor[to] = node >= c.nodes ? 0.0f : bias == -kInfinity ? kLowest : floor;
+      if (c.wants_lse) c.row_term[to] = fma(of_centre, kLn2, squares);
     }
   }
   barrier();

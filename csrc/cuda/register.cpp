@@ -20,11 +20,6 @@ BatchField field_of(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), int32_t(x.size(1)), dtype(x)};
 }
 
-// Of (S, B, K, N).
-BatchField first_step_of(const Tensor& x) {
-  return {x.data_ptr(), x.stride(1), x.stride(2), x.stride(3), int32_t(x.size(2)), dtype(x)};
-}
-
 // One argument, whoever calls: sizes, device, and fp64, which no kernel takes.
 void check(const char* name, const Tensor& x, const Tensor& seed, std::initializer_list<int64_t> sizes, bool fp32) {
   STD_TORCH_CHECK(x.dim() == int64_t(sizes.size()), "difnet_kernels::cuda_cascade_forward: ", name, " has ", x.dim(),
@@ -58,13 +53,14 @@ const Device& device_of(const Tensor& x) {
   return *device;
 }
 
-void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::vector<Tensor> psi, Tensor mu,
-                                Tensor beta, bool high, Tensor states, std::optional<Tensor> walked,
-                                std::optional<Tensor> row_lse, Tensor counters) {
-  const int64_t T = int64_t(psi.size()), B = seed.size(0), K = seed.size(1), N = seed.size(2), S = states.size(0);
+void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::vector<Tensor> psi,
+                                std::vector<Tensor> bias, Tensor mu, Tensor beta, bool high, std::vector<Tensor> states,
+                                std::optional<Tensor> walked, std::optional<Tensor> row_lse, std::vector<Tensor> lse,
+                                Tensor counters) {
+  const int64_t T = int64_t(psi.size()), B = seed.size(0), K = seed.size(1), N = seed.size(2),
+                S = int64_t(states.size());
   check("seed", seed, seed, {B, K, N}, false);
   if (state) check("state", *state, seed, {B, K, N}, false);
-  check("states", states, seed, {S, B, K, N}, false);
   STD_TORCH_CHECK(T > 0 && (S == 1 || S == T), "difnet_kernels::cuda_cascade_forward: states holds ", S, " steps of ",
                   T);
   std::vector<BatchField> fields;
@@ -74,6 +70,27 @@ void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::v
     fields.push_back(field_of(one));
   }
   STD_TORCH_CHECK(K <= 63, "difnet_kernels::cuda_cascade_forward: K = ", K, " is above 63");
+  std::vector<void*> steps;
+  for (const Tensor& one : states) {
+    check("states", one, seed, {B, K, N}, false);
+    const bool alike = one.stride(0) == states[0].stride(0) && one.stride(1) == states[0].stride(1) &&
+                       one.stride(2) == states[0].stride(2) && one.scalar_type() == states[0].scalar_type();
+    STD_TORCH_CHECK(alike, "difnet_kernels::cuda_cascade_forward: states differ in strides or dtype");
+    steps.push_back(one.mutable_data_ptr());
+  }
+  for (const std::vector<Tensor>* list : {&bias, &lse})
+    STD_TORCH_CHECK(list->empty() || int64_t(list->size()) == T, "difnet_kernels::cuda_cascade_forward: ", T,
+                    " walks have ", list->size(), " biases or lse");
+  std::vector<const float*> biases;
+  for (const Tensor& one : bias) {  // an empty one stands for none
+    if (one.numel() > 0) check("bias", one, seed, {B, N}, true);
+    biases.push_back(one.numel() > 0 ? static_cast<const float*>(one.const_data_ptr()) : nullptr);
+  }
+  std::vector<float*> lses;
+  for (const Tensor& one : lse) {
+    check("lse", one, seed, {B, N}, true);
+    lses.push_back(static_cast<float*>(one.mutable_data_ptr()));
+  }
   check("mu", mu, seed, {T}, true);
   check("beta", beta, seed, {T}, true);
   if (walked) check("walked", *walked, seed, {T, B, N, K}, true);
@@ -81,10 +98,10 @@ void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::v
   const Device& device = device_of(seed);
   Request asked{};
   asked.images = int32_t(B), asked.nodes = int32_t(N), asked.classes = int32_t(K), asked.walks = int32_t(T);
-  asked.steps = int32_t(S), asked.high = high;
-  asked.seed = field_of(seed), asked.state = state ? field_of(*state) : asked.seed,
-  asked.states = first_step_of(states);
-  asked.step_stride = states.stride(0), asked.psi = fields.data();
+  asked.wanted = int32_t(S), asked.high = high;
+  asked.seed = field_of(seed), asked.state = state ? field_of(*state) : asked.seed, asked.states = field_of(states[0]),
+  asked.steps = steps.data(), asked.psi = fields.data();
+  asked.column_bias = biases.empty() ? nullptr : biases.data(), asked.lse = lses.empty() ? nullptr : lses.data();
   asked.mu = static_cast<const float*>(mu.const_data_ptr()),
   asked.beta = static_cast<const float*>(beta.const_data_ptr());
   asked.walked = walked ? static_cast<float*>(walked->mutable_data_ptr()) : nullptr;

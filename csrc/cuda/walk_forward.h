@@ -250,21 +250,23 @@ struct Walk {
   }
 
   // ---- the end of a row tile ----------------------------------------------------------------------------------------
-  DIFNET_DEVICE void finish(const Sums<kWidth>& sums) const {
+  DIFNET_DEVICE void finish(Sums<kWidth>& sums) const {
     const int channel_of_thread = lane() % 4 * 2, walk = c.first_walk + t;
     const float mu = c.mu[walk], beta = c.beta[walk];
-    const int step = c.steps == c.all_walks ? walk : walk - c.all_walks + 1;  // of the wanted ones
     const int64_t next_y = first_y(t + 1);
-#pragma unroll
+#pragma unroll 1  // the rows g, then the rows g + 8, whose numbers have moved down meanwhile: half the code
     for (int half = 0; half < 2; ++half) {
       const int in_image = row_tile * kRows + warp() * 16 + lane() / 4 + half * 8;
       const bool inside = in_image < c.nodes;
-      const float sum = shuffle(sums.total[kWidth / 8 - 1][2 * half + 1], lane() | 3);  // the column of ones
+      const float sum = shuffle(sums.total[kWidth / 8 - 1][1], lane() | 3);  // the column of ones
       const float inverse = 1.0f / sum;
-      if (inside && c.row_lse != nullptr && lane() % 4 == 0)
+      if (inside && lane() % 4 == 0) {
         // the shift leaves before the logarithm: log2 is exact at 1, where a one-hot row is
-        c.row_lse[(int64_t(walk) * c.images + image) * c.nodes + in_image] =
-            (sums.peak[half] + kShift) + log2_exact(sum * (1.0f / 128.0f));
+        const float lse = (sums.peak[0] + kShift) + log2_exact(sum * (1.0f / 128.0f));
+        const int64_t at = int64_t(image) * c.nodes + in_image;
+        if (c.row_lse != nullptr) c.row_lse[int64_t(walk) * c.images * c.nodes + at] = lse;
+        if (c.lse[t] != nullptr) c.lse[t][at] = fma(lse, kLn2, c.row_term[first_psi() + in_image]);
+      }
       const int64_t node = first_node() + in_image;
 #pragma unroll
       for (int n = 0; n < kWidth / 8; ++n) {
@@ -275,7 +277,7 @@ struct Walk {
           next[e] = k == kWidth - 1 && inside ? 1.0f : 0.0f;
           if (k < c.classes && inside) {
             const float scale = c.scale[image * kWidth + k];
-            const float walked = sums.total[n][2 * half + e] * inverse * power_of_two(-exponent_of(scale));  // (W2)
+            const float walked = sums.total[n][e] * inverse * power_of_two(-exponent_of(scale));  // (W2)
             if (c.walked != nullptr)
               c.walked[((int64_t(walk) * c.images + image) * c.nodes + in_image) * c.classes + k] = walked;
             const float seed = load(c.seed, place(c.seed, image, k, in_image));
@@ -283,7 +285,7 @@ struct Walk {
             const float mixed = mu * walked + (1.0f - mu) * seed;  // (W3)
             const float after = beta * mixed + (1.0f - beta) * y;  // (W4)
             c.y[node * kWidth + k] = after;
-            if (step >= 0) store(c.states, step * c.step_stride + place(c.states, image, k, in_image), after);
+            if (c.steps[t] != nullptr) store(c.states.dtype, c.steps[t], place(c.states, image, k, in_image), after);
             next[e] = after * scale;
           }
         }
@@ -293,7 +295,10 @@ struct Walk {
         if constexpr (kHalves == 2)
           reinterpret_cast<uint32_t*>(c.y_lo)[at] =
               two_halves(next[0] - half_to_float(uint16_t(hi)), next[1] - half_to_float(uint16_t(hi >> 16)));
+        sums.total[n][0] = sums.total[n][2];
+        sums.total[n][1] = sums.total[n][3];
       }
+      sums.peak[0] = sums.peak[1];
     }
     barrier();
     if (t + 1 < c.walks && thread() == 0) add_release(ready(c, t + 1, image, row_tile), 1);

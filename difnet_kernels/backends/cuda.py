@@ -57,8 +57,6 @@ def _too_old(device: torch.device) -> str | None:
 
 def _too_much(problem: Problem) -> str | None:
     """What no card could run, and the backend that can."""
-    if problem.bias or problem.lse:
-        return "it has no bias and gives no lse; use backend='reference'"
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or backend='reference'"
     if max(problem.embeds) > MAX_EMBED:
@@ -108,29 +106,19 @@ def cascade_forward(
     states: Sequence[Tensor],
     walked: Tensor,
     row_lse: Tensor,
+    bias: Sequence[Tensor | None] = (),
+    lse: Sequence[Tensor] = (),
 ) -> None:
     """W1-W5 into preallocated outputs. state (B, K, N), or None: then y⁰ = seed (W5). psi: T tensors (B, D_t, N). Any
-    strides.
+    strides. bias: (B, N) fp32 of every walk or None (W1b), or no walk has one.
 
-    states: T tensors (B, K, N) take every step, one takes the last. walked (T, B, N, K) and row_lse (T, B, N) are filled if
-    they have room for all walks; row_lse is private: log2 units, of the logits without the row terms that softmax ignores.
+    states: T tensors (B, K, N) alike take every step, one takes the last. walked (T, B, N, K) and row_lse (T, B, N) are
+    filled if they have room for all walks; row_lse is private: log2 units, of the logits without the row terms that softmax
+    ignores. lse: T tensors (B, N), in natural units and with those terms, or none.
     """
     counters = _counters_for(seed.device, counters_size(seed.shape[0], seed.shape[2], len(psi)))
     kept = (walked, row_lse) if walked.shape[0] == len(psi) else (None, None)
-    steps = stacked(states)
+    biases = [mu.new_empty((0,)) if b is None else b for b in bias]
     torch.ops.difnet_kernels.cuda_cascade_forward.default(
-        state, seed, psi, mu, beta, precision == "high", steps, *kept, counters
+        state, seed, psi, biases, mu, beta, precision == "high", states, *kept, lse, counters
     )
-    unstack(steps, states)
-
-
-def stacked(states: Sequence[Tensor]) -> Tensor:
-    """Room for the steps as the kernels write them, a stride apart: the only state itself, or a buffer for several."""
-    first = states[0]
-    return first.unsqueeze(0) if len(states) == 1 else first.new_empty((len(states), *first.shape))
-
-
-def unstack(steps: Tensor, states: Sequence[Tensor]) -> None:
-    if len(states) > 1:
-        for state, step in zip(states, steps, strict=True):
-            state.copy_(step)

@@ -16,6 +16,7 @@ from difnet_kernels.backends import reference
 from tests.cuda import twin
 from tests.cuda.twin import CARD, Machine
 from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.dense import dense
 from tests.support.tolerances import HALF_ULP
 from tests.support.truth import assert_same, setting
 
@@ -26,6 +27,7 @@ CASES = (
     SMALL, Case(1, (257,), 64, 21, 2, "photo"), Case(2, (130,), 65, 23, 2, "shuffled"),
     Case(1, (193,), 64, 24, 2, "brightening"), Case(1, (129,), 128, 63, 1, "one_hot"), Case(3, (7,), 3, 2, 5, "photo"),
 )  # fmt: skip
+DICE = torch.Generator()
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=str)
 EVERY_DTYPE = pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 
@@ -47,7 +49,7 @@ class Result:
         self.walked, self.row_lse = torch.empty((T, B, N, K)), torch.empty((T, B, N))
         self.report = twin.cascade_forward(
             state, seed, psi, inputs.mu, inputs.beta, precision, machine=machine,
-            states=self.states, walked=self.walked, row_lse=self.row_lse,
+            states=self.states.unbind(), walked=self.walked, row_lse=self.row_lse,
         )  # fmt: skip
 
     def tensors(self) -> list[Tensor]:
@@ -80,8 +82,9 @@ def assert_right(inputs: Inputs, ours: Result, precision: str = "high", share: f
 
 
 @EVERY_CASE
-@EVERY_DTYPE
-@pytest.mark.parametrize("parts", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("dtype", "parts"), [("fp32", 2), ("fp32", 3), ("fp32", 5), ("bf16", 2), ("bf16", 5), ("fp16", 3)]
+)
 def test_every_cut_is_right(case: Case, dtype: str, parts: int) -> None:
     """Parts by blocks of their own, and all parts by one block: right, and the same bits."""
     inputs = make(case, DTYPES[dtype])
@@ -190,12 +193,78 @@ def test_row_lse_is_that_of_the_logits_without_their_row_terms(dtype: str) -> No
             assert missing[t].abs().max() > 1
 
 
+BIASES = {
+    "normal": lambda psi, draw: draw,
+    "gaussian": lambda psi, draw: -0.5 * psi.double().square().sum(1).float(),
+    "holes": lambda psi, draw: torch.where(draw > 0.3, -torch.inf, draw),
+    "huge": lambda psi, draw: 1e4 * draw,
+}
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("bias", BIASES)
+def test_a_bias_of_a_column_and_lse(case: Case, bias: str) -> None:
+    """(W1b), every other walk with a bias. lse has the error of the logits themselves, which the matrix units truncate."""
+    inputs = make(case)
+    seed, draw = (
+        inputs.seed.flatten(2),
+        torch.randn(len(inputs.psi), case.batch, case.nodes, generator=DICE.manual_seed(5)),
+    )
+    biases = [BIASES[bias](p.flatten(2), draw[t]) if t % 2 == 0 else None for t, p in enumerate(inputs.psi)]
+    states = [torch.empty_like(seed) for _ in inputs.psi]
+    lse = [torch.empty(case.batch, case.nodes) for _ in inputs.psi]
+    twin.cascade_forward(
+        None, seed, inputs.psi, inputs.mu, inputs.beta, "high", states=states, walked=None, row_lse=None, bias=biases, lse=lse
+    )  # fmt: skip
+    wide = [None if b is None else b.double() for b in biases]
+    fields = (inputs.seed.double(), [p.double() for p in inputs.psi], inputs.mu.double(), inputs.beta.double())
+    true, true_lse = dense(*fields, bias=wide)
+    finite = [b[b.isfinite()].abs().max().item() for b in biases if b is not None]
+    largest = max(p.double().square().sum(1).max().item() for p in inputs.psi) + max(finite)
+    bound = setting(inputs).walk * max(1.0, largest / setting(inputs).largest_logit)
+    size = seed.double().abs().amax((0, 2)).unsqueeze(-1)
+    for t, (y, exact) in enumerate(zip(states, true, strict=True)):
+        assert ((y.double() - exact.flatten(2)).abs() <= bound * size).all(), f"state {t}"
+        assert (lse[t].double() - true_lse[t].flatten(1)).abs().max() <= bound + 2e-6 * largest, f"lse {t}"
+
+
+def test_a_row_without_a_column() -> None:
+    """Its walked state is NaN and its lse -inf; a bias of the least finite number is a number."""
+    inputs = make(Case(1, (70,), 16, 5, 1, "smooth"))
+    seed, states, lse = inputs.seed.flatten(2), [torch.empty(1, 5, 70)], [torch.empty(1, 70)]
+    for value in (-torch.inf, torch.finfo(torch.float32).min):
+        bias = [torch.full((1, 70), value)]
+        twin.cascade_forward(
+            None, seed, inputs.psi, inputs.mu, inputs.beta, "high", states=states, walked=None, row_lse=None, bias=bias, lse=lse
+        )  # fmt: skip
+        if value == -torch.inf:
+            assert bool(states[0].isnan().all()) and bool((lse[0] == -torch.inf).all())
+        else:
+            mean = seed.double().mean(2, keepdim=True)  # every logit is the least number: a row is the mean
+            mixed = inputs.mu[0] * mean + (1 - inputs.mu[0]) * seed
+            expected = inputs.beta[0] * mixed + (1 - inputs.beta[0]) * seed
+            assert (states[0].double() - expected).abs().max() <= 1e-5 * seed.abs().max()
+
+
+def test_a_state_that_is_wider_than_seed_and_psi() -> None:
+    """fp32 beside 16-bit fields: the three products, so that what the caller gave in fp32 is multiplied in fp32."""
+    inputs = make(SMALL, torch.bfloat16)
+    state = make(SMALL, number=1).seed.flatten(2)
+    ours = [torch.empty_like(state)]
+    given = (inputs.seed.flatten(2), inputs.psi, inputs.mu, inputs.beta, "high")
+    twin.cascade_forward(state, *given, states=ours, walked=None, row_lse=None)
+    steps, _, _ = truth(inputs, state)
+    assert (ours[0].double() - steps[-1]).abs().max() <= 2e-5 * state.abs().max()
+
+
 def test_without_gradients_nothing_is_kept() -> None:
     """walked and row_lse are not asked for: the same states, and nobody writes anywhere."""
     inputs = make(SMALL)
     seed, psi = inputs.seed.flatten(2), inputs.psi
     states = torch.empty((1, *seed.shape))
-    twin.cascade_forward(None, seed, psi, inputs.mu, inputs.beta, "high", states=states, walked=None, row_lse=None)
+    twin.cascade_forward(
+        None, seed, psi, inputs.mu, inputs.beta, "high", states=states.unbind(), walked=None, row_lse=None
+    )
     assert_same([states[0]], [Result(inputs).states[-1]])
 
 
@@ -207,8 +276,8 @@ def test_nothing_is_written_beyond_the_outputs() -> None:
     states, walked, row_lse = (
         x[64:-64].view(shape) for x, shape in zip(guarded, ((T, B, K, N), (T, B, N, K), (T, B, N)), strict=True)
     )
-    outputs = dict(states=states, walked=walked, row_lse=row_lse)
-    twin.cascade_forward(None, seed, inputs.psi, inputs.mu, inputs.beta, "high", **outputs)
+    given = (None, seed, inputs.psi, inputs.mu, inputs.beta, "high")
+    twin.cascade_forward(*given, states=states.unbind(), walked=walked, row_lse=row_lse)
     for x in guarded:
         assert bool((x[:64] == 7).all()) and bool((x[-64:] == 7).all())
     assert_same([states, walked, row_lse], Result(inputs).tensors())

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels import cascaded_random_walk
+from difnet_kernels import cascaded_random_walk, random_walk
 from tests.support.cases import DTYPES, Case, Inputs, make
-from tests.support.truth import assert_forward, truth_of
+from tests.support.dense import dense
+from tests.support.truth import assert_forward, setting, truth_of
 
-pytestmark = pytest.mark.parametrize("card", range(torch.cuda.device_count()))
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("card", range(torch.cuda.device_count()))]
 WIDTHS = ((16, 5), (64, 21), (64, 60), (128, 21), (128, 60))
 SMALL = Case(2, (613,), 64, 21, 3)
 
@@ -29,6 +30,45 @@ def walk(inputs: Inputs, precision: str = "high") -> Tensor:
         y = cascaded_random_walk(inputs.seed, inputs.psi, inputs.mu, inputs.beta, precision=precision, backend="cuda")
     assert isinstance(y, Tensor)
     return y
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_small_cascade_is_right(card: int, dtype: str) -> None:
+    """Also under compute-sanitizer."""
+    inputs = on(card, Case(2, (130,), 64, 21, 2), dtype)
+    assert_forward(walk(inputs), inputs, truth_of(inputs))
+
+
+def test_a_bias_and_lse(card: int) -> None:
+    """(W1b) lse has the error of the logits themselves, which the matrix units truncate."""
+    inputs = on(card, SMALL)
+    draw = torch.randn(2, 613, generator=torch.Generator().manual_seed(5)).to(inputs.seed.device)
+    biases = [draw, None, torch.where(draw > 0.3, -torch.inf, draw)]
+    with torch.no_grad():
+        steps = cascaded_random_walk(
+            inputs.seed, inputs.psi, inputs.mu, inputs.beta, bias=biases, backend="cuda", return_steps=True
+        )
+        _, lse = random_walk(
+            inputs.seed, inputs.psi[0], inputs.seed, 0.5, 0.5, bias=draw, backend="cuda", return_lse=True
+        )
+    fields = (inputs.seed.double(), [p.double() for p in inputs.psi], inputs.mu.double(), inputs.beta.double())
+    true, true_lse = dense(*fields, bias=[None if b is None else b.double() for b in biases])
+    at = setting(inputs)
+    for ours, exact in zip(steps, true, strict=True):
+        assert (ours.double() - exact).abs().max() <= at.walk * inputs.seed.abs().max()
+    assert (lse.double() - true_lse[0]).abs().max() <= at.walk + 2e-6 * at.largest_logit
+
+
+def test_the_host_waits_for_nothing(card: int) -> None:
+    inputs = on(card, SMALL)
+    walk(inputs)
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        walk(inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])

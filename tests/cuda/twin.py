@@ -53,10 +53,10 @@ class Request(ctypes.Structure):
     """As csrc/cuda/launches.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "steps", "high")),
+        *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "wanted", "high")),
         *((name, BatchField) for name in ("state", "seed", "states")),
-        ("step_stride", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("psi", "mu", "beta", "walked", "row_lse", "counters")),
+        *((name, ctypes.c_void_p) for name in ("steps", "psi", "column_bias", "lse")),
+        *((name, ctypes.c_void_p) for name in ("mu", "beta", "walked", "row_lse", "counters")),
         ("counters_size", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("processors", "forced_parts", "forced_all_parts", "walks_at_a_time")),
     ]  # fmt: skip
@@ -136,6 +136,7 @@ def library() -> ctypes.CDLL:
     loaded.twin_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report)]
     loaded.twin_cascade_forward.restype = ctypes.c_bool
+    loaded.twin_host_work.restype = ctypes.c_int64
     return loaded
 
 
@@ -166,24 +167,37 @@ def request_of(
     mu: Tensor,
     beta: Tensor,
     precision: str,
-    states: Tensor,
+    states: Sequence[Tensor],
     walked: Tensor | None,
     row_lse: Tensor | None,
     counters: Tensor,
     machine: Machine,
+    bias: Sequence[Tensor | None] = (),
+    lse: Sequence[Tensor] = (),
 ) -> tuple[Request, list[object]]:
     """The request, and what has to live as long as it does."""
     B, K, N = seed.shape
     fields = (BatchField * len(psi))(*(BatchField.of(p) for p in psi))
+    assert all(y.stride() == states[0].stride() and y.dtype == states[0].dtype for y in states)
+    assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (*bias, *lse))
+    lists = [_pointers(states), _pointers(bias), _pointers(lse)]
+    steps, biases, lses = (None if of is None else ctypes.addressof(of) for of in lists)
     request = Request(
-        B, N, K, len(psi), states.shape[0], precision == "high",
-        BatchField.of(seed if state is None else state), BatchField.of(seed), BatchField.of(states[0]), states.stride(0),
-        ctypes.addressof(fields), mu.data_ptr(), beta.data_ptr(),
+        B, N, K, len(psi), len(states), precision == "high",
+        BatchField.of(seed if state is None else state), BatchField.of(seed), BatchField.of(states[0]),
+        steps, ctypes.addressof(fields), biases, lses, mu.data_ptr(), beta.data_ptr(),
         None if walked is None else walked.data_ptr(), None if row_lse is None else row_lse.data_ptr(),
         counters.data_ptr(), counters.numel(),
         machine.processors, machine.parts, machine.all_parts, machine.walks_at_a_time,
     )  # fmt: skip
-    return request, [fields]
+    return request, [fields, *lists]
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p] | None:
+    """Where each lies; None for no list at all."""
+    if len(tensors) == 0:
+        return None
+    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
 
 
 def cascade_forward(
@@ -194,15 +208,19 @@ def cascade_forward(
     beta: Tensor,
     precision: str,
     *,
-    states: Tensor,
+    states: Sequence[Tensor],
     walked: Tensor | None,
     row_lse: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    lse: Sequence[Tensor] = (),
     machine: Machine = CARD,
 ) -> Report:
-    """W1-W5 into preallocated outputs, as every backend: state, seed (B, K, N), psi (B, D_t, N), states (S, B, K, N)."""
+    """W1-W5 into preallocated outputs, as every backend: state, seed (B, K, N), psi (B, D_t, N), states S times (B, K, N)."""
     counters = torch.zeros(counters_size(seed.shape[0], seed.shape[2], len(psi)), dtype=torch.int32)
     mu, beta = mu.contiguous(), beta.contiguous()
-    request, _kept = request_of(state, seed, psi, mu, beta, precision, states, walked, row_lse, counters, machine)
+    request, _kept = request_of(
+        state, seed, psi, mu, beta, precision, states, walked, row_lse, counters, machine, bias, lse
+    )
     options, report = Options(machine.workers, machine.schedule), Report()
     if not library().twin_cascade_forward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
         raise TwinError(report.error.decode())

@@ -22,18 +22,9 @@ using twin::Where;
 #define TWIN_HERE const Where& where = Where::current()
 
 // ---- who am I -------------------------------------------------------------------------------------------------------
-DIFNET_DEVICE int block() {
-  Unseen unseen;
-  return Machine::now->me().block;
-}
-DIFNET_DEVICE int blocks() {
-  Unseen unseen;
-  return Machine::now->blocks();
-}
-DIFNET_DEVICE int thread() {
-  Unseen unseen;
-  return Machine::now->me().thread;
-}
+DIFNET_DEVICE int block() { return Machine::block_of_thread(); }
+DIFNET_DEVICE int blocks() { return Machine::number_of_blocks(); }
+DIFNET_DEVICE int thread() { return Machine::thread_of_block(); }
 DIFNET_DEVICE int lane() { return thread() % 32; }
 DIFNET_DEVICE int warp() { return thread() / 32; }
 
@@ -62,18 +53,13 @@ DIFNET_DEVICE float float_of(uint32_t bits) {
 template <int kIn, int kOut, typename Act>
 DIFNET_DEVICE void collective(const char* instruction, const Where& where, const uint32_t (&in)[kIn],
                               uint32_t (&out)[kOut], Act act) {
-  Machine& machine = *Machine::now;
-  twin::Warp* warp;
-  int lane;
-  {
-    Unseen unseen;
-    warp = &machine.warp();
-    lane = machine.me().thread % twin::kLanes;
-    for (int x = 0; x < kIn; ++x) warp->in[lane][x] = in[x];
-  }
-  machine.meet(warp->meeting, twin::kLanes, instruction, where, false, [&] { act(*warp); });
   Unseen unseen;
-  for (int x = 0; x < kOut; ++x) out[x] = warp->out[lane][x];
+  Machine& machine = *Machine::now;
+  twin::Warp& warp = machine.warp();
+  const int lane = machine.me().thread % twin::kLanes;
+  for (int x = 0; x < kIn; ++x) warp.in[lane][x] = in[x];
+  machine.meet(warp.meeting, twin::kLanes, instruction, where, false, [&] { act(warp); });
+  for (int x = 0; x < kOut; ++x) out[x] = warp.out[lane][x];
 }
 
 DIFNET_DEVICE float shuffle(float x, int from, TWIN_HERE) {

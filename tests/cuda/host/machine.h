@@ -29,8 +29,8 @@ struct Copy {
 };
 
 struct Thread {
-  Thread(void (*body)(), int block, int thread) : fiber(body), block(block), thread(thread) {}
-  Fiber fiber;
+  Thread(void (*body)(), int block, int thread) : fiber(Fiber::take(body)), block(block), thread(thread) {}
+  std::unique_ptr<Fiber> fiber;
   int block, thread;
   const char* waits_in = nullptr;  // the instruction, null for a thread that can run
   Where where;
@@ -93,10 +93,13 @@ class Machine {
     return machine.go();
   }
 
+  TWIN_UNSEEN static int block_of_thread() { return now->running_->block; }
+  TWIN_UNSEEN static int number_of_blocks() { return now->settings_.blocks; }
+  TWIN_UNSEEN static int thread_of_block() { return now->running_->thread; }
+
   Thread& me() { return *running_; }
   Block& block() { return blocks_[size_t(running_->block)]; }
   Warp& warp() { return block().warps[size_t(running_->thread / kLanes)]; }
-  int blocks() const { return settings_.blocks; }
   uint32_t chance() { return uint32_t(chance_()); }
   Result& result() { return result_; }
 
@@ -115,54 +118,43 @@ class Machine {
     leave_for_good();
   }
 
-  // All `count` threads of `meeting` arrive at one place of the source; the last one runs `act` for all of them.
+  // All `count` threads of `meeting` arrive at one place of the source; the last one runs `act` for all of them. The
+  // caller is unseen.
   template <typename Act>
   void meet(Meeting& meeting, int count, const char* instruction, const Where& where, bool orders_memory, Act act) {
-    unsigned generation;
-    {
-      Unseen unseen;
-      ++result_.instructions;
-      generation = meeting.generation;
-      if (meeting.arrived == 0) {
-        meeting.instruction = instruction;
-        meeting.where = where;
-      } else if (meeting.instruction != instruction || meeting.where.line() != where.line() ||
-                 meeting.where.column() != where.column()) {
-        fail(where, "divergence: %s here while others of its %s are in %s at %s:%d", instruction,
-             count == kLanes && &meeting != &block().meeting ? "warp" : "block", meeting.instruction,
-             base_name(meeting.where), int(meeting.where.line()));
-      }
+    ++result_.instructions;
+    const unsigned generation = meeting.generation;
+    if (meeting.arrived == 0) {
+      meeting.instruction = instruction;
+      meeting.where = where;
+    } else if (meeting.instruction != instruction || meeting.where.line() != where.line() ||
+               meeting.where.column() != where.column()) {
+      fail(where, "divergence: %s here while others of its %s are in %s at %s:%d", instruction,
+           count == kLanes && &meeting != &block().meeting ? "warp" : "block", meeting.instruction,
+           base_name(meeting.where), int(meeting.where.line()));
     }
     if (orders_memory) give(&meeting.keys[generation % 2]);
-    bool last;
-    {
-      Unseen unseen;
-      last = ++meeting.arrived == count;
-      if (last) {
-        meeting.arrived = 0;
-        ++meeting.generation;
-        act();
-        wake(meeting, count);
-      }
+    if (++meeting.arrived == count) {
+      meeting.arrived = 0;
+      ++meeting.generation;
+      act();
+      wake(meeting, count);
+    } else {
+      wait(instruction, where);
     }
-    if (!last) wait(instruction, where);
     if (orders_memory) take(&meeting.keys[generation % 2]);
   }
 
   // All threads of the block; true if `mine` was true for all.
   bool barrier(const char* instruction, const Where& where, bool mine) {
-    Meeting* meeting;
-    {
-      Unseen unseen;
-      meeting = &block().meeting;
-      meeting->all = meeting->all && mine;
-    }
-    meet(*meeting, settings_.threads, instruction, where, true, [&] {
-      meeting->result = meeting->all;
-      meeting->all = true;
-    });
     Unseen unseen;
-    return meeting->result;
+    Meeting& meeting = block().meeting;
+    meeting.all = meeting.all && mine;
+    meet(meeting, settings_.threads, instruction, where, true, [&] {
+      meeting.result = meeting.all;
+      meeting.all = true;
+    });
+    return meeting.result;
   }
 
   // One time in eight others run before this thread goes on.
@@ -227,6 +219,7 @@ class Machine {
   }
 
   Result go() {
+    Unseen unseen;
     now = this;
     Fiber::main_ = &main_;
     blocks_ = std::vector<Block>(size_t(settings_.blocks));
@@ -241,14 +234,18 @@ class Machine {
         one.runnable.push_back(threads_.back().get());
       }
     }
+    give(&begin_);  // a launch sees what came before it
     while (!failed_ && pick()) {
       Thread* next = running_;
-      main_.switch_to(next->fiber);
+      main_.switch_to(*next->fiber);
     }
     take(&end_);  // the end of a launch orders all it did before what comes next
     if (!failed_) check_that_all_are_done();
-    if (!result_.error.empty())
-      for (auto& thread : threads_) (void)thread.release();  // left in the middle of something
+    for (auto& thread : threads_)
+      if (result_.error.empty())
+        Fiber::keep(std::move(thread->fiber));
+      else
+        (void)thread.release();  // left in the middle of something
     now = nullptr;
     return result_;
   }
@@ -272,19 +269,24 @@ class Machine {
 
   static void enter() {
     Fiber::arrived(nullptr);
-    (*now->kernel_)();
-    now->end_thread();
-  }
-  void end_thread() {
-    Thread* self;
-    {
-      Unseen unseen;
-      self = running_;
-      if (!self->copies.empty()) fail(self->copies[0].where, "a thread ends before its copy of this line has landed");
-      self->done = true;
+    while (true) {  // one launch after another
+      (*begin_thread())();
+      end_thread();
     }
-    give(&end_);
-    self->fiber.switch_to(main_);
+  }
+  static AnyKernel* begin_thread() {
+    Unseen unseen;
+    take(&now->begin_);
+    return now->kernel_.get();
+  }
+  static void end_thread() {
+    Unseen unseen;
+    Thread* self = now->running_;
+    if (!self->copies.empty())
+      now->fail(self->copies[0].where, "a thread ends before its copy of this line has landed");
+    self->done = true;
+    give(&now->end_);
+    self->fiber->switch_to(now->main_);
   }
   [[noreturn]] void leave_for_good() {
     switch_away();
@@ -293,14 +295,13 @@ class Machine {
   void switch_away() {
     Thread* self = running_;
     if (failed_ || !pick()) {
-      self->fiber.switch_to(main_);
+      self->fiber->switch_to(main_);
     } else if (running_ != self) {
-      self->fiber.switch_to(running_->fiber);
+      self->fiber->switch_to(*running_->fiber);
     }
     running_ = self;
   }
   void wait(const char* instruction, const Where& where) {
-    Unseen unseen;
     running_->waits_in = instruction;
     running_->where = where;
     switch_away();
@@ -343,7 +344,7 @@ class Machine {
   Thread* running_ = nullptr;
   size_t turn_ = 0;
   bool failed_ = false;
-  char end_ = 0;
+  char begin_ = 0, end_ = 0;
   Result result_;
 };
 

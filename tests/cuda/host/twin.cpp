@@ -5,12 +5,46 @@
 
 #include "run_on_host.h"
 
+namespace {
+
+// The workspace of a launch, counted as csrc/cuda/cascade_forward.cu does.
+struct Sizes {
+  int64_t size = 0;
+  template <typename T>
+  void take(T*& pointer, int64_t count) {
+    pointer = reinterpret_cast<T*>(size);
+    size += (count * int64_t(sizeof(T)) + 127) / 128 * 128;
+  }
+};
+
+}  // namespace
+
 extern "C" {
 
 // Returns whether all is well; `error` (600 bytes) says what is not.
 bool twin_cascade_forward(const difnet::cuda::Request* asked, const twin::Options* options, twin::Report* report) {
   *report = twin::run_on_host(*asked, *options);
   return report->error[0] == 0;
+}
+
+// What the host does for a launch on a card, but for the calls of the driver: `times` requests from size to arguments.
+// Returns the bytes of their workspace, so that nothing is left out.
+int64_t twin_host_work(const difnet::cuda::Request* asked, int32_t times) {
+  using namespace difnet::cuda;
+  static Cascade* kept = new Cascade;
+  int64_t bytes = 0;
+  const auto bind = [&](Cascade& c, const Instance& with) {
+    Sizes sections;
+    take_sections(c, with, sections);
+    bytes += sections.size;
+  };
+  const auto launch = [&](const Cascade& c, const Instance&) {
+    *kept = c;  // what the driver would copy
+    return twin::Bad();
+  };
+  const auto refuse = [](const char* words) { return twin::Bad(words); };
+  for (int32_t n = 0; n < times; ++n) (void)run(*asked, bind, launch, refuse);
+  return bytes;
 }
 
 void twin_split_columns(int64_t batch, int64_t row_tiles, int64_t columns, int64_t processors, bool in_registers,
