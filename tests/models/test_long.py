@@ -57,6 +57,15 @@ def test_finished_runs_are_kept(result, monkeypatch):
     assert long.run(out, 1, seeds=2, val_images=3, test_images=4)["runs"] == first["runs"]
 
 
+def test_what_is_finished_is_reported_without_training(result, monkeypatch, tmp_path):
+    first, out = result
+    for path in list(out.glob("base-*-1.json"))[:1] + list(out.glob("fine-tuning-own_walk-0.1-2.json")):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(long, "run_job", lambda job: pytest.fail("trained"))
+    found = long.run(tmp_path, 1, seeds=2, only_finished=True)
+    assert len(found["runs"]) + len(found["rates"]) in (2, 3) and all(run in first["runs"] for run in found["runs"])
+
+
 def test_fine_tuning_begins_with_the_trained_baseline(few, tmp_path, monkeypatch):
     """Without an update, both networks score what the baseline scored: the walk begins as the identity."""
 
@@ -105,7 +114,7 @@ def test_the_best_rate_is_that_of_the_validation_images():
 
 def test_the_command_knows_the_budget(monkeypatch, capsys, tmp_path):
     asked = []
-    monkeypatch.setattr(long, "run", lambda *arguments: asked.append(arguments) or {})
+    monkeypatch.setattr(long, "run", lambda *arguments, **more: asked.append((*arguments, more)) or {})
     monkeypatch.setattr(long_report, "report", lambda result: "told")
     assert study.main(["--budget", "long", "--out", str(tmp_path), "--seeds", "2", "--parallel", "1"]) == 0
-    assert asked == [(str(tmp_path), 1, 2)] and capsys.readouterr().out == "told\n"
+    assert asked == [(str(tmp_path), 1, 2, {"only_finished": False})] and capsys.readouterr().out == "told\n"
