@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -118,3 +119,43 @@ def test_the_command_knows_the_budget(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(long_report, "report", lambda result: "told")
     assert study.main(["--budget", "long", "--out", str(tmp_path), "--seeds", "2", "--parallel", "1"]) == 0
     assert asked == [(str(tmp_path), 1, 2, {"only_finished": False})] and capsys.readouterr().out == "told\n"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((RESULTS / "experiments_long.json").read_text())
+
+
+def test_committed_numbers_are_of_the_committed_budget(committed):
+    assert committed["settings"] == json.loads(json.dumps([asdict(setting) for setting in ALL.values()]))
+    assert committed["networks"] == json.loads(json.dumps([asdict(network) for network in NETWORKS.values()]))
+    assert committed["data"] == {"preset": "long", "classes": 5, "val": 200, "test": 400, "test_seed": 1}
+    for run in committed["runs"]:
+        assert run["lr"] == ALL[run["setting"]].lr.get(run["network"], NETWORKS[run["network"]].lr)
+    for (setting, network), lr in long_report.best_rates(committed).items():
+        assert lr == ALL[setting].lr.get(network, NETWORKS[network].lr)
+
+
+def gains(committed, setting, network, figure="mean_iou"):
+    """Points over the baseline, a seed each."""
+    runs = [run for run in committed["runs"] if run["setting"] == setting]
+    found = [100 * value for value in long_report.paired(runs, network, figure)]
+    assert found, f"no pair of {network} in {setting}"
+    return found
+
+
+def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed):
+    """docs/results.md says these things in words; where a new run says otherwise, the words have to change."""
+    own, difnet, block, pooling = (
+        gains(committed, "base", name) for name in ("own walk", "DifNet", "non-local block", "image pooling")
+    )
+    assert min(own + difnet) > 3 and max(own + difnet) < 6.5
+    assert all(0 < a - b < 1.5 for a, b in zip(block, own, strict=False))
+    assert all(0.3 < a / b < 0.7 for a, b in zip(pooling, own, strict=False))
+    assert abs(fmean(own) - fmean(difnet)) < 1
+    assert abs(fmean(gains(committed, "base", "wider"))) < 1.5
+    assert min(gains(committed, "base", "own walk", "boundary_iou")) > 0
+    parameters = {run["network"]: run["parameters"] for run in committed["runs"] if run["setting"] == "base"}
+    added = {name: count - parameters["Sim-Deeplab"] for name, count in parameters.items()}
+    assert added["own walk"] < 0.03 * parameters["Sim-Deeplab"] and added["non-local block"] > 4 * added["own walk"]
+    assert parameters["own walk"] < 0.55 * parameters["DifNet"]
