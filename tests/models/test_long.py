@@ -159,3 +159,4 @@ def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed
     added = {name: count - parameters["Sim-Deeplab"] for name, count in parameters.items()}
     assert added["own walk"] < 0.03 * parameters["Sim-Deeplab"] and added["non-local block"] > 4 * added["own walk"]
     assert parameters["own walk"] < 0.55 * parameters["DifNet"]
+    assert min(gains(committed, "fine-tuning", "own walk")) > 2
