@@ -86,7 +86,7 @@ SETTINGS = {
             ("Sim-Deeplab", "own walk"),
             updates=100,
             start="base",
-            lr={"Sim-Deeplab": 0.1, "own walk": 0.1},
+            lr={"Sim-Deeplab": 0.2, "own walk": 0.2},
             rates=(0.05, 0.1, 0.2),
         ),
         Setting("80 images", updates=600, images=80),
