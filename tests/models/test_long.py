@@ -164,3 +164,11 @@ def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed
     assert added["own walk"] < 0.03 * parameters["Sim-Deeplab"] and added["non-local block"] > 4 * added["own walk"]
     assert parameters["own walk"] < 0.55 * parameters["DifNet"]
     assert min(gains(committed, "fine-tuning", "own walk")) > 2
+    assert len(gains(committed, "fine-tuning", "own walk")) == 3
+    for setting in ("80 images", "scribbles", "no ASPP, 129²"):
+        (gain,) = gains(committed, setting, "own walk")
+        assert 9 < gain < 16
+    without_aspp = next(r for r in committed["runs"] if (r["setting"], r["network"]) == ("no ASPP, 129²", "own walk"))
+    assert round(100 * without_aspp["test"]["mean_iou"], 1) == 90.8
+    (left,) = gains(committed, "900 updates", "own walk")
+    assert 0.5 < left < 1.5
