@@ -28,7 +28,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or later is needed: make PYTHON=python3.12')"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" "cmake>=3.22" ninja
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test-all,check]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test-all,check,examples]"
 	@touch $@
 	@$(PY) -m difnet_kernels info
 

@@ -251,12 +251,12 @@ def cards(found: Sequence[Results]) -> str:
 
 def experiments(budget: str, part: str) -> str:
     """A part of the report of `models.experiments`, or the learning rates of `models.rates`, of a committed run."""
-    from models.experiments import report
+    from models.experiments import long_report, report
 
     path = EXPERIMENTS / f"{'rates' if part == 'rates_table' else 'experiments'}_{budget}.json"
     if not path.exists():
         return f"The budget {budget} has not been run yet."
-    return str(getattr(report, part)(json.loads(path.read_text(encoding="utf-8"))))
+    return str(getattr(long_report if budget == "long" else report, part)(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
@@ -268,4 +268,6 @@ def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
     for budget in ("cpu", "gpu"):
         for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
             tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)  # type: ignore[misc]
+    for part in ("setting", "networks", "settings", "rates"):
+        tables[f"experiments-long-{part}"] = lambda p=part: experiments("long", p)  # type: ignore[misc]
     return tables

@@ -9,6 +9,7 @@ from difnet_kernels.modules import (
     PsiProjection,
     parameter_groups,
 )
+from difnet_kernels.onnx import onnx_decompositions
 from difnet_kernels.steady_state import diffuse
 
 __version__ = "0.2.0"
@@ -22,6 +23,7 @@ __all__ = [
     "PsiProjection",
     "cascaded_random_walk",
     "diffuse",
+    "onnx_decompositions",
     "parameter_groups",
     "psi_projection",
     "random_walk",

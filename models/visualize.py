@@ -36,6 +36,7 @@ from models.networks.deeplab import Details
 from models.writing import write_atomically, writing
 
 DECADES = 4  # of the logarithmic colours of Fig. 3
+WHY_NORMS = "A logit ψᵢ·ψⱼ grows with the length of ψⱼ, so rows of P prefer nodes with a long ψ, wherever they are."
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def figure3(
     """Rows of P_t: for every chosen pixel (y, x), where its node looks in each walk.
 
     Colours are logarithmic over four decades below the row's largest entry; the share a node keeps for itself stands
-    under each panel. It need not be the largest: inner products favour nodes with a long ψ, wherever they are.
+    under each panel. It need not be the largest, and the figure says why: `WHY_NORMS`.
     nodes: None takes the middles of the largest regions. walks: their numbers, for titles.
     """
     psi = _walk_maps(example, example.details.psi, "psi")
@@ -133,6 +134,7 @@ def figure3(
             sheet.note(row, column, f"itself {own:.2g}")
     ticks = {d: f"$10^{{{d}}}$" if d else "1" for d in range(-DECADES, 1)}
     sheet.colourbar(None, "share of the row's largest entry", ticks)
+    sheet.caption(WHY_NORMS)
     return sheet.finish()
 
 

@@ -84,10 +84,11 @@ ARROWS = {
     "ops": {"ops", "backends", "checks", "iteration", "problem"},
     "backends": {"backends", "cascade", "problem"},
     "cascade": {"backends.reference"},
+    "onnx": {"backends.reference"},
     "iteration": set(),
     "batch_norm": set(),
     "problem": set(),
-    "__init__": {"backends", "functional", "modules", "steady_state"},
+    "__init__": {"backends", "functional", "modules", "onnx", "steady_state"},
     "__main__": {"", "backends"},
 }
 

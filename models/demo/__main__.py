@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         help="photo: nodes along the longer side of the photograph",
     )
     parser.add_argument("--images", type=int, default=480, help="networks: generated images to train on")
-    parser.add_argument("--epochs", type=int, default=8, help="networks: how often each image is seen")
+    parser.add_argument("--epochs", type=int, default=5, help="networks: how often each image is seen")
     options = parser.parse_args(argv)
     for part in options.part or PARTS:
         if part not in PARTS:

@@ -22,9 +22,9 @@ from models.training.config import resolve_recipe
 from models.training.machine import environment
 from models.training.report import gates
 from models.training.run_folder import RunFolder
-from models.visualize import draw, from_dataset
+from models.visualize import WHY_NORMS, draw, from_dataset
 
-SIZE, CLASSES, PRESET = 97, 4, "paper"
+SIZE, CLASSES, PRESET = 97, 5, "long"
 VALIDATION = 100  # images
 SHOWN = 4  # images in the figures
 DIFNET, BASELINE = "difnet_tiny", "sim_deeplab_tiny"
@@ -73,8 +73,8 @@ def report(found: dict[str, Any]) -> str:
     """What networks.json holds, for somebody who meets all this for the first time."""
     networks = (("Sim-Deeplab, one branch", BASELINE), ("DifNet, two branches and walks", DIFNET))
     lines = [
-        "Two of the classes have the same texture and colours; a light or a dark disc tells them apart. Distant parts of an",
-        "object have no disc, so the news has to travel.",
+        "The classes are pairs with the same texture and colours; a light or a dark disc tells two of a pair apart. Every",
+        "object has distant parts without a disc, so the news has to travel.",
         "",
         f"mean IoU on {found['data']['val']} images that were not trained on (100 % would be the ground truth):",
     ]
@@ -88,7 +88,7 @@ def report(found: dict[str, Any]) -> str:
         "",
         "μ: how much a walk takes from similar nodes, the rest is from the seed; β: how much of the state it replaces.",
         f"Share of the result that came from 0, 1, ... walks away: {shares}",
-        "One run of one small network is an anecdote; docs/results.md compares variants over several seeds.",
+        "One run of one small network is an anecdote; docs/results.md compares over several seeds, and says where it pays.",
     ]
     return "\n".join(lines)
 
@@ -128,7 +128,8 @@ def run(out: Path, images: int, epochs: int, batch: int = 8) -> dict[str, Any]:
     (out / "networks.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
     print(f"\n{report(found)}\n")
-    for path, what in zip(figures, ("score, influence, importance", "where nodes look", "walk by walk"), strict=True):
+    told = ("score, influence, importance", f"where nodes look. {WHY_NORMS}", "walk by walk")
+    for path, what in zip(figures, told, strict=True):
         print(f"{path}: {what}")
     print(f"results: {out / 'networks.json'}")
     return found

@@ -47,7 +47,7 @@ NETWORKS = {
     network.name: network
     for network in (
         Network("Sim-Deeplab", "sim_deeplab_tiny", 0.2),
-        Network("wider", "sim_deeplab_tiny", 0.2, {"width": 23}),
+        Network("wider", "sim_deeplab_tiny", 0.1, {"width": 23}),
         Network("image pooling", "sim_deeplab_tiny", 0.2, {"context": "image_pooling"}),
         Network("non-local block", "sim_deeplab_tiny", 0.2, {"context": "non_local"}),
         Network("own walk", "walk_deeplab_tiny", 0.2),
@@ -86,7 +86,7 @@ SETTINGS = {
             ("Sim-Deeplab", "own walk"),
             updates=100,
             start="base",
-            lr={"Sim-Deeplab": 0.1, "own walk": 0.1},
+            lr={"Sim-Deeplab": 0.2, "own walk": 0.2},
             rates=(0.05, 0.1, 0.2),
         ),
         Setting("80 images", updates=600, images=80),
@@ -184,8 +184,10 @@ def jobs_of(out: Path, seeds: Sequence[int], settings: Sequence[Setting], **size
     ]
 
 
-def run(out: str | Path, parallel: int, seeds: int = SEEDS, **sizes: int) -> dict[str, Any]:
-    """The whole budget; finished runs in `out` are kept. Writes results.json and results.md to `out`."""
+def run(
+    out: str | Path, parallel: int, seeds: int = SEEDS, *, only_finished: bool = False, **sizes: int
+) -> dict[str, Any]:
+    """The whole budget, or what of it is finished; runs in `out` are kept. Writes results.json and results.md there."""
     from models.experiments.long_report import report
 
     out = Path(out)
@@ -193,7 +195,9 @@ def run(out: str | Path, parallel: int, seeds: int = SEEDS, **sizes: int) -> dic
         out.mkdir(parents=True, exist_ok=True)
     tried, compared = jobs_of(out, range(1, seeds + 1), tuple(SETTINGS.values()), **sizes)
     jobs = {job.file(): job for job in tried + compared}.values()
-    for depends in (False, True):  # those that begin with the weights of another run come after it
+    for depends in (
+        () if only_finished else (False, True)
+    ):  # those that begin with the weights of another run come after it
         run_all(run_job, [job for job in jobs if (job.setting.start is not None) == depends], parallel, _told)
     result = collect(tried, compared, environment())
     for name, text in (("results.json", dumped(result)), ("results.md", report(result))):

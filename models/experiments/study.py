@@ -264,11 +264,13 @@ def parallel_of(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser("python -m models.experiments", __doc__.splitlines()[0], "runs/experiments", more=("long",))
     parser.add_argument("--seeds", type=int, help="instead of the budget's")
+    parser.add_argument("--only-finished", action="store_true", help="budget long: report what there is, train nothing")
     options = parser.parse_args(arguments)
 
     def work() -> None:
         if options.budget == "long":
-            print(long_report.report(long.run(options.out, parallel_of(options), options.seeds or long.SEEDS)))
+            parallel, seeds = parallel_of(options), options.seeds or long.SEEDS
+            print(long_report.report(long.run(options.out, parallel, seeds, only_finished=options.only_finished)))
         else:
             print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
 

@@ -116,6 +116,10 @@ class Sheet:
         """A few words below a panel."""
         self.axes[row, column].set_xlabel(text, fontsize=6, color="#666666", labelpad=1.5)
 
+    def caption(self, text: str) -> None:
+        """A sentence below the whole sheet."""
+        self.figure.supxlabel(text, fontsize=6, color="#666666")
+
     def colourbar(self, row: int | None, label: str, ticks: dict[int, str] | None = None) -> None:
         """One colour bar at the right, for the heat maps of a row, or of all rows (None)."""
         last = self.axes[row or 0, -1]

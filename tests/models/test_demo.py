@@ -258,7 +258,7 @@ def test_the_last_stage_is_the_network_and_everything_said_was_measured(learned)
         assert f"{score:.1%}" in said
     for name in ("difnet_tiny", "sim_deeplab_tiny"):
         assert len(RunFolder(out / "runs" / name).read_metrics()) == 1
-    assert str(out / "fig4.png") in said
+    assert str(out / "fig4.png") in said and "prefer nodes with a long ψ" in said
 
 
 def test_a_second_demo_trains_again_and_finds_the_same(learned, monkeypatch, capsys):

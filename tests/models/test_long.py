@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -57,6 +58,15 @@ def test_finished_runs_are_kept(result, monkeypatch):
     assert long.run(out, 1, seeds=2, val_images=3, test_images=4)["runs"] == first["runs"]
 
 
+def test_what_is_finished_is_reported_without_training(result, monkeypatch, tmp_path):
+    first, out = result
+    for path in list(out.glob("base-*-1.json"))[:1] + list(out.glob("fine-tuning-own_walk-*-2.json")):
+        (tmp_path / path.name).write_text(path.read_text())
+    monkeypatch.setattr(long, "run_job", lambda job: pytest.fail("trained"))
+    found = long.run(tmp_path, 1, seeds=2, only_finished=True)
+    assert len(found["runs"]) + len(found["rates"]) in (2, 3) and all(run in first["runs"] for run in found["runs"])
+
+
 def test_fine_tuning_begins_with_the_trained_baseline(few, tmp_path, monkeypatch):
     """Without an update, both networks score what the baseline scored: the walk begins as the identity."""
 
@@ -105,7 +115,60 @@ def test_the_best_rate_is_that_of_the_validation_images():
 
 def test_the_command_knows_the_budget(monkeypatch, capsys, tmp_path):
     asked = []
-    monkeypatch.setattr(long, "run", lambda *arguments: asked.append(arguments) or {})
+    monkeypatch.setattr(long, "run", lambda *arguments, **more: asked.append((*arguments, more)) or {})
     monkeypatch.setattr(long_report, "report", lambda result: "told")
     assert study.main(["--budget", "long", "--out", str(tmp_path), "--seeds", "2", "--parallel", "1"]) == 0
-    assert asked == [(str(tmp_path), 1, 2)] and capsys.readouterr().out == "told\n"
+    assert asked == [(str(tmp_path), 1, 2, {"only_finished": False})] and capsys.readouterr().out == "told\n"
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((RESULTS / "experiments_long.json").read_text())
+
+
+def test_committed_numbers_are_of_the_committed_budget(committed):
+    assert committed["settings"] == json.loads(json.dumps([asdict(setting) for setting in ALL.values()]))
+    assert committed["networks"] == json.loads(json.dumps([asdict(network) for network in NETWORKS.values()]))
+    assert committed["data"] == {"preset": "long", "classes": 5, "val": 200, "test": 400, "test_seed": 1}
+    for run in committed["runs"]:
+        assert run["lr"] == ALL[run["setting"]].lr.get(run["network"], NETWORKS[run["network"]].lr)
+    for (setting, network), lr in long_report.best_rates(committed).items():
+        assert lr == ALL[setting].lr.get(network, NETWORKS[network].lr)
+
+
+def gains(committed, setting, network, figure="mean_iou"):
+    """Points over the baseline, a seed each."""
+    runs = [run for run in committed["runs"] if run["setting"] == setting]
+    found = [100 * value for value in long_report.paired(runs, network, figure)]
+    assert found, f"no pair of {network} in {setting}"
+    return found
+
+
+def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed):
+    """docs/results.md says these things in words; where a new run says otherwise, the words have to change."""
+    own, difnet, block, pooling = (
+        gains(committed, "base", name) for name in ("own walk", "DifNet", "non-local block", "image pooling")
+    )
+    wider = gains(committed, "base", "wider")
+    assert len(own) == len(block) == 3
+    assert min(own + difnet) > 4 and max(own + difnet) < 10
+    assert min(pooling) > 2 and max(pooling) < 4
+    assert min(block) > 4 and max(block) < 6
+    assert [0 < a - b < 1.5 for a, b in zip(block, own, strict=True)] == [True, True, False]
+    assert block[2] < 0.5 * own[2] and own.index(max(own)) == 2
+    assert all(a < min(b, c) for a, b, c in zip(wider, own, difnet, strict=True))
+    assert abs(fmean(own) - fmean(difnet)) < 1
+    assert min(gains(committed, "base", "own walk", "boundary_iou")) > 0
+    parameters = {run["network"]: run["parameters"] for run in committed["runs"] if run["setting"] == "base"}
+    added = {name: count - parameters["Sim-Deeplab"] for name, count in parameters.items()}
+    assert added["own walk"] < 0.03 * parameters["Sim-Deeplab"] and added["non-local block"] > 4 * added["own walk"]
+    assert parameters["own walk"] < 0.55 * parameters["DifNet"]
+    assert min(gains(committed, "fine-tuning", "own walk")) > 2
+    assert len(gains(committed, "fine-tuning", "own walk")) == 3
+    for setting in ("80 images", "scribbles", "no ASPP, 129²"):
+        (gain,) = gains(committed, setting, "own walk")
+        assert 9 < gain < 16
+    without_aspp = next(r for r in committed["runs"] if (r["setting"], r["network"]) == ("no ASPP, 129²", "own walk"))
+    assert round(100 * without_aspp["test"]["mean_iou"], 1) == 90.8
+    (left,) = gains(committed, "900 updates", "own walk")
+    assert 0.5 < left < 1.5
