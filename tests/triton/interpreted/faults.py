@@ -19,7 +19,7 @@ from tests.triton.interpreted.cascade import Problem, biased, nearly_one_hot, ou
 
 PACKAGE = difnet_kernels.backends.triton.__name__
 # the modules that launch kernels or call their functions
-NAMES = ("prepare", "state", "lse", "forward", "gradient", "backward", "backward_rows", "host")
+NAMES = ("prepare", "state", "lse", "forward", "gradient", "backward", "backward_rows", "host", "host_backward")
 USERS = tuple(f"walk.{name}" for name in NAMES)
 
 

@@ -13,7 +13,7 @@ from difnet_kernels.backends.triton import split
 from difnet_kernels.backends.triton.launch import launch
 from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
-from difnet_kernels.backends.triton.walk import host, prepare, rows, state
+from difnet_kernels.backends.triton.walk import host, host_backward, prepare, rows, state
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
@@ -103,7 +103,7 @@ ARCHS = (0, 80, 86, 89, 90, 100, 103, 120, 121)
 WIDTHS = [(DP, KP) for DP in (16, 32, 64, 128, 256) for KP in (16, 32, 64, 128) if DP < 256 or KP < 128]
 ALL_CASES = [
     Case(kernel, arch, dict(DP=DP, KP=KP, products=products, nodes=nodes))
-    for kernel in ("forward", "backward")
+    for kernel in ("forward", "backward", "wide_forward", "wide_backward")
     for arch in ARCHS
     for DP, KP in WIDTHS
     for products in (1, 3)
@@ -117,7 +117,7 @@ def test_every_case_has_a_row_and_every_row_a_case() -> None:
 
 
 def test_the_last_row_of_a_kernel_serves_every_case() -> None:
-    for kernel in ("forward", "backward"):
+    for kernel in ("forward", "backward", "wide_forward", "wide_backward"):
         last = [row for row in ROWS if row.kernel == kernel][-1]
         assert all(last.serves(case) for case in ALL_CASES if case.kernel == kernel)
 
@@ -151,7 +151,7 @@ def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
         names.append(what)
         launch(what, *args, **options)  # type: ignore[arg-type]
 
-    for module in (prepare, state, host):
+    for module in (prepare, state, host, host_backward):
         monkeypatch.setattr(module, "launch", counted)
     monkeypatch.setattr(rows, "select", lambda case: Launch(32, 32, 4, 2))
     run(problem(1, 3, 17, (3,) * 5, steps=1))

@@ -25,6 +25,7 @@ from ..arithmetic import (
     power_of_two_below,
     raise_to,
     tile_product,
+    wide_product,
 )
 from ..launch import kernel
 from .state import store_state
@@ -76,18 +77,25 @@ def gradient_begin_kernel(
 
 
 @triton.jit
-def alone_with(psi, sigma, lse, n, N, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr):
+def alone_with(
+    psi, sigma, lse, n, sizes, DP: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr
+):
     """The other node j that row n [R] gives more than half of its weight, P_nj > 1/2, or -1; psi: (hi, lo, bias) of the
     image, in tiles of 16 columns."""
     hi_ptr, lo_ptr, bias_ptr = psi
+    N, width, depths = sizes
     d = tl.arange(0, DP)
     j = tl.arange(0, 16)
-    row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, n[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+    if not WIDE:
+        row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, n[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
     most = tl.zeros_like(n).to(tl.float32) + float("-inf")
     looked_at = tl.zeros_like(n)
     for tile in range(0, tl.cdiv(N, 16)):
-        col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, (tile * 16 + j)[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
-        logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)  # (W1)
+        if WIDE:
+            logit = wide_product(hi_ptr, lo_ptr, n, tile * 16 + j, width, depths, DEPTH, LOGIT_PRODUCTS)  # (W1)
+        else:
+            col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, (tile * 16 + j)[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+            logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)  # (W1)
         x = tl.fma(logit, sigma, tl.load(bias_ptr + tile * 16 + j)[None, :])
         best, where = tl.max(tl.where(x == x, x, float("-inf")), axis=1, return_indices=True)
         looked_at = tl.where(best > most, tile * 16 + where, looked_at)
@@ -137,6 +145,8 @@ def gradient_prepare_kernel(
     batch,
     step,
     walks,
+    slices,
+    depths,
     # strides
     seed_b: tl.int64,
     seed_k: tl.int64,
@@ -148,6 +158,8 @@ def gradient_prepare_kernel(
     lse_n: tl.int64,
     # constants
     DP: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
     KP: tl.constexpr,
     PAD: tl.constexpr,
     R: tl.constexpr,
@@ -258,9 +270,13 @@ def gradient_prepare_kernel(
     tl.store(drop_ptr + image * n_pad + n, drop)
     if program % row_blocks == 0:
         tl.store(h_scale_ptr + image, h_scale)
-    if tl.load(factor_ptr + image * 3 + 2) != 0.0:  # the image has outliers
-        psi = (psi_hi_ptr + image * n_pad * DP, psi_lo_ptr + image * n_pad * DP, bias_ptr + image * n_pad)
-        alone = alone_with(psi, tl.load(factor_ptr + image * 3), tl.load(lse_at + near), n, N, DP, LOGIT_PRODUCTS)
+    if tl.load(factor_ptr + image * 4 + 2) != 0.0:  # the image has outliers
+        width = DP
+        if WIDE:
+            width = DP * slices
+        psi = (psi_hi_ptr + image * n_pad * width, psi_lo_ptr + image * n_pad * width, bias_ptr + image * n_pad)
+        sigma, lse = tl.load(factor_ptr + image * 4), tl.load(lse_at + near)
+        alone = alone_with(psi, sigma, lse, n, (N, width, depths), DP, WIDE, DEPTH, LOGIT_PRODUCTS)
         tl.store(alone_ptr + image * n_pad + n, tl.where(rows, alone, -1))
 
 

@@ -23,6 +23,7 @@ def class_reach_kernel(
     given_seed_ptr,
     given_state_ptr,
     partial_ptr,
+    clear_ptr,
     # sizes
     N,
     K,
@@ -30,6 +31,7 @@ def class_reach_kernel(
     blocks,
     block_nodes,
     chunks,
+    clear,
     # strides
     seed_b: tl.int64,
     seed_k: tl.int64,
@@ -44,8 +46,12 @@ def class_reach_kernel(
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
 ):
-    """max(|seed|, |y⁰|) per class over one block of nodes: (B, K, N) -> partial [B, C, blocks, KP]."""
+    """max(|seed|, |y⁰|) per class over one block of nodes: (B, K, N) -> partial [B, C, blocks, KP]. The first launch of a
+    cascade: it writes `clear` zeros, too, for those that count and raise later."""
     program = tl.program_id(0).to(tl.int64)
+    for first in range(tl.program_id(0) * 256, clear, tl.num_programs(0) * 256):
+        at = first + tl.arange(0, 256)
+        tl.store(clear_ptr + at, 0, mask=at < clear)
     block = program % blocks
     chunk = (program // blocks) % chunks
     image = program // (blocks * chunks)
@@ -145,7 +151,10 @@ class PreparedState:
     scale: Tensor
 
 
-def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layout: Layout) -> PreparedState:
+def prepare_state(
+    state: Tensor | None, seed: Tensor, value_products: int, layout: Layout, cleared: Tensor
+) -> PreparedState:
+    """cleared: 32-bit numbers that will be zeros."""
     B, _, N = seed.shape
     first = seed if state is None else state  # (W5)
     hi = layout.columns(seed, torch.float16)
@@ -161,7 +170,7 @@ def prepare_state(state: Tensor | None, seed: Tensor, value_products: int, layou
         "class scales",
         class_reach_kernel,
         B * layout.chunks * blocks,
-        given | dict(partial_ptr=partial),
+        given | dict(partial_ptr=partial, clear_ptr=cleared, clear=cleared.numel()),
         dict(N=N, K=layout.classes, KC=layout.KC, chunks=layout.chunks, blocks=blocks, block_nodes=block_nodes),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         axes | dict(KP=layout.KP, R=R, HAS_STATE=state is not None),
