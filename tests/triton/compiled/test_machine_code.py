@@ -23,12 +23,16 @@ AROUND = {
     ("sm90-D64-K21-float32-high", "walk_forward_kernel"): 32,
     ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 96,
     ("sm90-D128-K60-float16-high", "walk_backward_kernel"): 72,
+    ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 192,
 }
 # stores and loads of the stack in one turn of the loop. At D = 128 the tile's product and the sum of psi's gradient take 128
 # registers of a thread: eight of 627 instructions go to the stack. Eight warps, which need none, take 1.5 times as many
 # instructions for the same pairs.
 WITHIN = {
     ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 10,
+    # a slice of 256 channels beside the logits' three products: 44 of 1187 instructions; 32 rows need none, and 2.3 times as
+    # many instructions for the same pairs
+    ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 44,
 }
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -164,7 +168,9 @@ def test_the_stream_is_copied_asynchronously(build: Build) -> None:
             continue
         assert binary.loop_count("LDGSTS", "UTMALDG") > 0, str(binary)
         # nothing of the stream is left to a plain load, which would wait for memory inside the loop
-        assert untuned(build) or binary.loop_count("LDG.") == 0, f"{binary}: {dict(binary.loop)}"
+        # (but the row vectors of a wide ψ, whose loop holds the one over its channels)
+        plain = 0 if untuned(build) or binary.constants["WIDE"] else binary.loop_count("LDG.")
+        assert plain == 0, f"{binary}: {dict(binary.loop)}"
 
 
 @each_build

@@ -47,7 +47,7 @@ def cascade_forward(
     bias = bias or [None] * len(psi)
     card = card_of(seed.device)
     walks = plan_walks("forward", psi, seed, precision, card)
-    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
+    layout = Layout.of(seed, max(walk.launch.pad for walk in walks))
     with on_device(seed):
         counters = seed.new_empty(most_row_tiles(walks, layout), dtype=torch.int32)
         now = prepare_state(state, seed, walks[0].value_products, layout, counters)

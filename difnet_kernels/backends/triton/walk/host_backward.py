@@ -53,7 +53,7 @@ def cascade_backward(
     bias, grad_lse, grad_bias = (x or [None] * len(psi) for x in (bias, grad_lse, grad_bias))
     card = card_of(seed.device)
     walks = plan_walks("backward", psi, seed, precision, card)
-    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
+    layout = Layout.of(seed, max(walk.launch.pad for walk in walks))
     every = len(grad_states) == len(walks)
     of_gates = grad_mu is not None or grad_beta is not None
     whole = grad_state is not None or grad_seed is not None or of_gates

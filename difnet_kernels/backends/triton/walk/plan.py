@@ -45,9 +45,9 @@ class Layout:
         return dict(KP=self.KP, PAD=self.PAD)
 
     @staticmethod
-    def of(seed: Tensor, psi: Sequence[Tensor], pad: int) -> Layout:
+    def of(seed: Tensor, pad: int) -> Layout:
         batch, classes, nodes = seed.shape
-        chunks, KC, KP = class_chunks(classes, max(p.shape[1] for p in psi))
+        chunks, KC, KP = class_chunks(classes)
         return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
 
     def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,7 +62,7 @@ DEPTH = 64  # channels of one product of a wide ψ
 FULL = 128  # columns of a chunk of classes, at most
 
 
-def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
+def class_chunks(classes: int) -> tuple[int, int, int]:
     """(chunks, classes per chunk, columns per chunk with the spare one): chunks of up to 128 columns. Every chunk computes
     the logits again, so few large ones."""
     chunks = triton.cdiv(classes, FULL - 1)
@@ -109,7 +109,7 @@ class Walk:
 
 
 def plan_walks(direction: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
-    KP = class_chunks(seed.shape[1], max(p.shape[1] for p in psi))[2]
+    KP = class_chunks(seed.shape[1])[2]
     return [plan_walk(direction, p, seed, KP, precision, card) for p in psi]
 
 
