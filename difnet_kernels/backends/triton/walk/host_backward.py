@@ -15,12 +15,12 @@ from torch import Tensor
 from .. import split
 from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
 from .backward import walk_backward_kernel
-from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
+from .gradient import gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
 from .host import most_row_tiles
 from .lse import find_reach
 from .plan import Layout, Walk, plan_walks
 from .prepare import PreparedPsi, prepare_psi
-from .state import PreparedState, prepare_state
+from .state import class_reach
 
 
 def cascade_backward(
@@ -64,35 +64,18 @@ def cascade_backward(
     given |= dict(walked_ptr=walked, lse_ptr=row_lse)
     with on_device(seed):
         zeros = Zeros.of(walks, layout, seed)
-        start = prepare_state(state, seed, walks[0].value_products, layout, zeros.all)
-        streamed = Streamed.of(start, walks[0].value_products, layout)
-        gradient = begin(grad_states[-1], start, layout, zeros)
+        partial = class_reach(state, seed, layout, zeros.all)
+        streamed = Streamed.of(seed, walks[0].value_products, layout)
+        gradient = begin(grad_states[-1], partial, layout, zeros)
         for t in reversed(range(last, len(walks))):
             walk = walks[t]
             prepared = prepare_psi(psi[t], bias[t], walk, layout, zeros.counters)
-            prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given, grad_lse[t])
+            prepare_gradient(t, walk, len(walks), layout, prepared, streamed, gradient, given, grad_lse[t])
             added = grad_states[t - 1] if every and t > 0 else None
             wanted = Wanted(psi[t], grad_psi[t], grad_bias[t], grad_lse[t] is not None)
-            walk_backward(t, walk, card, layout, prepared, start, streamed, gradient, added, wanted)
-        if of_gates:
-            reduce_gates(zeros.gates, grad_mu, grad_beta)
-        if grad_state is not None or grad_seed is not None:
-            end(gradient, layout, seed, grad_seed, grad_state, state is not None)
-
-
-def reduce_gates(gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None) -> None:
-    """∂μ and ∂β, of which one may not be wanted."""
-    spare = torch.empty_like(grad_mu if grad_mu is not None else grad_beta)  # type: ignore[arg-type]
-    grad_mu, grad_beta = (spare if grad is None else grad for grad in (grad_mu, grad_beta))
-    launch(
-        "gate_reduce",
-        gate_reduce_kernel,
-        gates.shape[0],
-        dict(gate_ptr=gates),
-        dict(given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
-        dict(programs=gates.shape[1]),
-        dict(R=256),
-    )
+            walk_backward(t, walk, card, layout, prepared, streamed, gradient, added, wanted)
+        if whole:
+            end(gradient, layout, seed, grad_seed, grad_state, grad_mu, grad_beta, state is not None)
 
 
 @dataclass(frozen=True)
@@ -121,10 +104,12 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], and the zeros of the cascade."""
+    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], the scale of every class
+    [B, C, KP], and the zeros of the cascade."""
 
     g: Tensor
     seed_sum: Tensor
+    scale: Tensor
     zeros: Zeros
 
 
@@ -166,18 +151,18 @@ class Streamed:
     lse_grad: Tensor
 
     @staticmethod
-    def of(start: PreparedState, products: int, layout: Layout) -> Streamed:
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=start.hi.device)
+    def of(seed: Tensor, products: int, layout: Layout) -> Streamed:
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=seed.device)
 
-        h_hi = torch.empty_like(start.hi)
-        h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
-        lse, level, drop, lse_grad = (layout.vector(h_hi) for _ in range(4))
-        spread = empty(layout.batch, layout.n_pad // 16, 2)
+        y_hi, h_hi = (layout.columns(seed, torch.float16) for _ in range(2))
+        y_lo, h_lo = (torch.empty_like(hi) if products == 3 else hi for hi in (y_hi, h_hi))
+        lse, level, drop, lse_grad = (layout.vector(seed) for _ in range(4))
         unit = empty(layout.batch, layout.chunks, 2, layout.KP)
-        alone = torch.empty((layout.batch, layout.n_pad), dtype=torch.int32, device=start.hi.device)
+        spread = empty(layout.batch, layout.n_pad // 16, 2)
+        alone = empty(layout.batch, layout.n_pad, dtype=torch.int32)
         rows = (lse, level, drop, spread, alone, lse_grad)
-        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), unit, *rows)
+        return Streamed(y_hi, y_lo, h_hi, h_lo, empty(layout.batch), unit, *rows)
 
     @property
     def fields(self) -> dict[str, Tensor]:
@@ -192,18 +177,20 @@ class Streamed:
         return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
 
 
-def begin(grad: Tensor, start: PreparedState, layout: Layout, zeros: Zeros) -> Gradient:
-    """∂L/∂yᵀ. y⁰ and the seed in fp32 are not needed in the backward: their buffers become the gradients'."""
+def begin(grad: Tensor, partial: Tensor, layout: Layout, zeros: Zeros) -> Gradient:
+    """∂L/∂yᵀ and the scales, from the classes' reach."""
+    scale = torch.empty((layout.batch, layout.chunks, layout.KP), dtype=torch.float32, device=grad.device)
+    g, seed_sum = (layout.columns(grad, torch.float32) for _ in range(2))
     launch(
         "gradient_begin",
         gradient_begin_kernel,
         layout.batch * (layout.n_pad // layout.block),
-        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=zeros.reach[-1]),
-        layout.sizes,
+        dict(given_grad_ptr=grad, partial_ptr=partial, g_ptr=g, scale_ptr=scale, reach_ptr=zeros.reach[-1]),
+        layout.sizes | dict(blocks=partial.shape[2]),
         strides("grad", "bkn", grad),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
     )
-    return Gradient(start.y, start.seed, zeros)
+    return Gradient(g, seed_sum, scale, zeros)
 
 
 def prepare_gradient(
@@ -212,7 +199,6 @@ def prepare_gradient(
     walks: int,
     layout: Layout,
     psi: PreparedPsi,
-    start: PreparedState,
     streamed: Streamed,
     gradient: Gradient,
     given: dict[str, Tensor],
@@ -231,7 +217,7 @@ def prepare_gradient(
         programs,
         given
         | dict(
-            g_ptr=gradient.g, reach_ptr=gradient.zeros.reach[t + 1], scale_ptr=start.scale, alone_ptr=streamed.alone
+            g_ptr=gradient.g, reach_ptr=gradient.zeros.reach[t + 1], scale_ptr=gradient.scale, alone_ptr=streamed.alone
         ),
         dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
         streamed.fields | streamed.vectors | streamed.units,
@@ -255,7 +241,6 @@ def walk_backward(
     card: Card,
     layout: Layout,
     psi: PreparedPsi,
-    start: PreparedState,
     streamed: Streamed,
     gradient: Gradient,
     added: Tensor | None,
@@ -284,7 +269,7 @@ def walk_backward(
     )  # not touched
     pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
     pointers |= dict(alone_ptr=streamed.alone)
-    pointers |= streamed.fields | streamed.units | dict(scale_ptr=start.scale, g_ptr=gradient.g)
+    pointers |= streamed.fields | streamed.units | dict(scale_ptr=gradient.scale, g_ptr=gradient.g)
     pointers |= dict(reach_ptr=gradient.zeros.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
     pointers |= dict(lse_grad_ptr=streamed.lse_grad, given_grad_bias_ptr=grad_bias)
     pointers |= dict(
@@ -333,18 +318,27 @@ def end(
     seed: Tensor,
     grad_seed: Tensor | None,
     grad_state: Tensor | None,
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
     has_state: bool,
 ) -> None:
-    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5); without a state the second is added to the first."""
+    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5); without a state the second is added to the first. ∂μ and ∂β (B7). Of
+    each pair one may not be wanted, or both."""
+    fields = grad_seed is not None or grad_state is not None
+    gates = gradient.zeros.gates
+    of_gates = grad_mu is not None or grad_beta is not None
     grad_seed = torch.empty_like(seed) if grad_seed is None else grad_seed
     result = torch.empty_like(seed) if grad_state is None and has_state else grad_state
     result = grad_seed if result is None else result
+    grad_mu, grad_beta = (gates.new_empty(gates.shape[0]) if x is None else x for x in (grad_mu, grad_beta))
+    of_walks = gates.shape[0] if of_gates else 0
     launch(
         "gradient_end",
         gradient_end_kernel,
-        layout.batch * layout.chunks * (layout.n_pad // layout.block),
+        of_walks + (layout.batch * layout.chunks * (layout.n_pad // layout.block) if fields else 0),
         dict(g_ptr=gradient.g, seed_sum_ptr=gradient.seed_sum, given_seed_ptr=grad_seed, given_state_ptr=result),
-        layout.sizes,
+        dict(gate_ptr=gates, given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
+        layout.sizes | dict(gates=of_walks, parts=gates.shape[1]),
         strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
         layout.constants | dict(R=layout.block, HAS_STATE=has_state),
         dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),

@@ -80,6 +80,15 @@ def store_state(hi_ptr, lo_ptr, at, scaled, spare, VALUE_PRODUCTS: tl.constexpr)
         tl.store(lo_ptr + at, low_of(scaled, hi))
 
 
+@triton.jit
+def scale_of(partial_ptr, at, blocks, column, KP: tl.constexpr):
+    """The power of two [KP] that brings a chunk's classes to at most 1, from the blocks' reach [.., blocks, KP]."""
+    reach = tl.zeros([KP], tl.float32)
+    for block in range(0, blocks):
+        reach = tl.maximum(reach, tl.load(partial_ptr + (at * blocks + block) * KP + column))
+    return 0.5 / power_of_two_below(reach)
+
+
 @kernel
 def state_prepare_kernel(
     # pointers
@@ -124,10 +133,7 @@ def state_prepare_kernel(
     image = program // (row_blocks * chunks)
     column, label, is_class, spare = class_columns(chunk, K, KC, KP)
     n = (program % row_blocks) * R + tl.arange(0, R)
-    reach = tl.zeros([KP], tl.float32)
-    for block in range(0, blocks):
-        reach = tl.maximum(reach, tl.load(partial_ptr + ((image * chunks + chunk) * blocks + block) * KP + column))
-    scale = 0.5 / power_of_two_below(reach)
+    scale = scale_of(partial_ptr, image * chunks + chunk, blocks, column, KP)
     inside = (n[:, None] < N) & is_class[None, :]
     y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
     to = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
@@ -151,38 +157,43 @@ class PreparedState:
     scale: Tensor
 
 
-def prepare_state(
-    state: Tensor | None, seed: Tensor, value_products: int, layout: Layout, cleared: Tensor
-) -> PreparedState:
-    """cleared: 32-bit numbers that will be zeros."""
+def class_reach(state: Tensor | None, seed: Tensor, layout: Layout, cleared: Tensor) -> Tensor:
+    """[B, C, blocks, KP], see `class_reach_kernel`; cleared: 32-bit numbers that will be zeros."""
     B, _, N = seed.shape
-    first = seed if state is None else state  # (W5)
-    hi = layout.columns(seed, torch.float16)
-    lo = torch.empty_like(hi) if value_products == 3 else hi
-    scale = torch.empty((B, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
-    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
+    first = seed if state is None else state
     blocks, block_nodes = reduction_blocks(N)
-    R = layout.block
-    given = dict(given_seed_ptr=seed, given_state_ptr=first)
-    axes = dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first))
     partial = torch.empty((B, layout.chunks, blocks, layout.KP), dtype=torch.float32, device=seed.device)
     launch(
         "class scales",
         class_reach_kernel,
         B * layout.chunks * blocks,
-        given | dict(partial_ptr=partial, clear_ptr=cleared, clear=cleared.numel()),
+        dict(given_seed_ptr=seed, given_state_ptr=first, partial_ptr=partial, clear_ptr=cleared, clear=cleared.numel()),
         dict(N=N, K=layout.classes, KC=layout.KC, chunks=layout.chunks, blocks=blocks, block_nodes=block_nodes),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        axes | dict(KP=layout.KP, R=R, HAS_STATE=state is not None),
+        dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
+        dict(KP=layout.KP, R=layout.block, HAS_STATE=state is not None),
     )
+    return partial
+
+
+def prepare_state(
+    state: Tensor | None, seed: Tensor, value_products: int, layout: Layout, cleared: Tensor
+) -> PreparedState:
+    """cleared: as for `class_reach`."""
+    first = seed if state is None else state  # (W5)
+    partial = class_reach(state, seed, layout, cleared)
+    hi = layout.columns(seed, torch.float16)
+    lo = torch.empty_like(hi) if value_products == 3 else hi
+    scale = torch.empty((layout.batch, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
+    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
     launch(
         "state preparation",
         state_prepare_kernel,
-        B * layout.chunks * (layout.n_pad // R),
-        given | dict(partial_ptr=partial),
+        layout.batch * layout.chunks * (layout.n_pad // layout.block),
+        dict(given_seed_ptr=seed, given_state_ptr=first, partial_ptr=partial, blocks=partial.shape[2]),
         dict(state_ptr=out.y, seed_ptr=out.seed, hi_ptr=out.hi, lo_ptr=out.lo, scale_ptr=out.scale),
-        layout.sizes | dict(blocks=blocks),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        axes | layout.constants | dict(R=R, VALUE_PRODUCTS=value_products),
+        dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
+        layout.sizes | layout.constants | dict(R=layout.block, VALUE_PRODUCTS=value_products),
     )
     return out
