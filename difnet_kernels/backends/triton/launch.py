@@ -79,11 +79,12 @@ def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], wa
 def _told_of(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """(constants, the rest as text: sizes and strides by name, the type of each tensor)."""
     names = constants_of(kernel.fn)
-    case = ", ".join(
-        f"{name}: {x.dtype}" if isinstance(x, Tensor) else f"{name}={x}"
-        for name, x in arguments.items()
-        if name not in names
-    )
+
+    def told(name: str, x: Any) -> str:
+        first = x[0] if isinstance(x, tuple) else x
+        return f"{name}: {first.dtype}" if isinstance(first, Tensor) else f"{name}={x}"
+
+    case = ", ".join(told(name, x) for name, x in arguments.items() if name not in names)
     return {name: x for name, x in arguments.items() if name in names}, case
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from difnet_kernels.backends.triton import split
-from difnet_kernels.backends.triton.launch import launch
+from difnet_kernels.backends.triton.launch import Card, launch
 from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
 from difnet_kernels.backends.triton.walk import host, host_backward, prepare, rows, state
+from difnet_kernels.backends.triton.walk.plan import Layout, plan_walks
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
@@ -141,10 +142,27 @@ def test_tiles_divide_their_padding() -> None:
         assert tiles.pad % tiles.rows == 0 and tiles.pad % tiles.cols == 0 and tiles.cols >= 16
 
 
-def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of five walks in fp32. Forward: two for the state, two for each psi, the walk, one for the result. Backward: the classes'
-    scales and those of psi again, the first gradient, two for each walk, one for the results, those of the gates included.
-    Whoever adds the parts of a row, it is no launch."""
+@pytest.mark.parametrize("parts", (1, 2), ids=["alone", "parts"])
+@pytest.mark.parametrize(
+    ("dtype", "embeds", "forward", "backward"),
+    [
+        (torch.bfloat16, (3,) * 5, 9, 14),
+        (torch.float32, (3,) * 5, 10, 15),
+        (torch.float32, (3, 3, 9, 3, 3), 14, 19),
+    ],
+    ids=["bf16", "fp32", "of_two_widths"],
+)
+def test_the_number_of_launches(
+    monkeypatch: pytest.MonkeyPatch,
+    parts: int,
+    dtype: torch.dtype,
+    embeds: tuple[int, ...],
+    forward: int,
+    backward: int,
+) -> None:
+    """Of five walks. Forward: two for the state, one for the ψ of all walks that are alike (fp32: two), the walks, one for the
+    result. Backward: the classes' scales, the first gradient, those of ψ, two for each walk, one for the results, those of
+    the gates included. Whoever adds the parts of a row, it is no launch."""
     names: list[str] = []
 
     def counted(what: str, *args: object, **options: object) -> None:
@@ -153,8 +171,25 @@ def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (prepare, state, host, host_backward):
         monkeypatch.setattr(module, "launch", counted)
-    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 32, 4, 2))
-    run(problem(1, 3, 17, (3,) * 5, steps=1))
-    forward = 2 + 5 * (2 + 1) + 1
-    backward = 1 + 1 + 5 * (2 + 2) + 1
-    assert len(names) == forward + backward, names
+    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 16, 4, 2))
+    monkeypatch.setattr(split, "split_columns", in_parts(parts))
+    p = problem(1, 3, 17, embeds, steps=1)
+    p.seed, p.psi, p.grad = p.seed.to(dtype), [x.to(dtype) for x in p.psi], p.grad.to(dtype)
+    run(p)
+    begins = names.index("class scales", 1)
+    assert (begins, len(names) - begins) == (forward, backward), names
+
+
+def test_psi_of_walks_that_are_alike_are_prepared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no bit depends on who was prepared with whom."""
+    p = problem(2, 3, 17, (5, 5, 5, 9), steps=1)
+    walks, layout = plan_walks("forward", p.psi, p.seed, p.precision, Card()), Layout.of(p.seed, 32)
+    nothing = [None] * 4
+    assert prepare.alike(p.psi, nothing, walks, layout, 0) == [range(3), range(3, 4)]
+    assert prepare.alike(p.psi, nothing, walks, layout, 1) == [range(1, 3), range(3, 4)]
+    assert prepare.alike(p.psi, [p.psi[0][:, 0], None, None, None], walks, layout, 0)[0] == range(1)
+    together = run(p).tensors()
+    monkeypatch.setattr(prepare, "TOGETHER", 0)
+    assert prepare.alike(p.psi, nothing, walks, layout, 0) == [range(t, t + 1) for t in range(4)]
+    for name, alone in run(p).tensors().items():
+        assert torch.equal(alone, together[name]), name

@@ -108,7 +108,7 @@ def assert_backward(case: Diffuse) -> None:
     """From the truth's walked and lse, the latter as this backend keeps it: log2 units, without the rows' terms."""
     walk = plan_walks("backward", [case.psi], case.seed, "high", Card())[0]
     layout, counters = Layout.of(case.seed, 64), torch.zeros(1, dtype=torch.int32)
-    centre = prepare.prepare_psi(case.psi, None, walk, layout, counters).centre[0, :4].double()
+    centre = prepare.prepare_psi([case.psi], [None], walk, layout, counters)[0].centre[0, :4].double()
     row_lse = (case.lse - case.psi[0].double().T @ centre) / np.log(2)
     grads = torch.empty_like(case.seed), [torch.empty_like(case.psi)], torch.empty(1), torch.empty(1)
     triton_backend.cascade_backward(

@@ -1,8 +1,8 @@
 """The cascade forward: from tensors to launches. Its backward: `host_backward`.
 
-The state is prepared once, then per walk ψ, and the walk. Everything between two walks stays in fp32; what the walks stream
-is padded, node-major and 16-bit. All buffers come from torch's allocator on the current stream and nothing waits for the
-device, so both directions can be captured in a CUDA graph.
+The state is prepared once, ψ of all walks together where they are alike, then the walks run. Everything between two walks
+stays in fp32; what the walks stream is padded, node-major and 16-bit. All buffers come from torch's allocator on the current
+stream and nothing waits for the device, so both directions can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
 from .forward import state_store_kernel, walk_forward_kernel
 from .lse import write_lse
 from .plan import Layout, Walk, plan_walks
-from .prepare import PreparedPsi, prepare_psi
+from .prepare import PreparedPsi, each_prepared
 from .state import PreparedState, prepare_state
 
 
@@ -59,10 +59,9 @@ def cascade_forward(
             walked = seed.new_empty((1, layout.batch, layout.nodes, layout.classes), dtype=torch.float32)
             row_lse = seed.new_empty((1, layout.batch, layout.nodes), dtype=torch.float32)
         gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
-        for t, walk in enumerate(walks):
+        for t, prepared in each_prepared(psi, bias, walks, layout, counters):
+            walk, kept = walks[t], t if keep else 0
             after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
-            kept = t if keep else 0
-            prepared = prepare_psi(psi[t], bias[t], walk, layout, counters)
             walk_forward(t, kept, walk, card, layout, prepared, now, after, gates | dict(counter_ptr=counters))
             if lse:
                 write_lse(row_lse[kept], psi[t], prepared, walk, layout, lse[t])
@@ -72,8 +71,10 @@ def cascade_forward(
 
 
 def most_row_tiles(walks: Sequence[Walk], layout: Layout) -> int:
-    """Of all images and chunks, in the walk that has the most: so many counters are needed."""
-    return layout.batch * layout.chunks * max(triton.cdiv(layout.nodes, walk.launch.rows) for walk in walks)
+    """Of all images and chunks, in the walk that has the most, or one for each image of each walk: so many counters are
+    needed."""
+    tiles = layout.chunks * max(triton.cdiv(layout.nodes, walk.launch.rows) for walk in walks)
+    return layout.batch * max(tiles, len(walks))
 
 
 def walk_forward(

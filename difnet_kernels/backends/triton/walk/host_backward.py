@@ -19,7 +19,7 @@ from .gradient import gradient_begin_kernel, gradient_end_kernel, gradient_prepa
 from .host import most_row_tiles
 from .lse import find_reach
 from .plan import Layout, Walk, plan_walks
-from .prepare import PreparedPsi, prepare_psi
+from .prepare import PreparedPsi, each_prepared
 from .state import class_reach
 
 
@@ -67,9 +67,8 @@ def cascade_backward(
         partial = class_reach(state, seed, layout, zeros.all)
         streamed = Streamed.of(seed, walks[0].value_products, layout)
         gradient = begin(grad_states[-1], partial, layout, zeros)
-        for t in reversed(range(last, len(walks))):
+        for t, prepared in each_prepared(psi, bias, walks, layout, zeros.counters, first=last, backwards=True):
             walk = walks[t]
-            prepared = prepare_psi(psi[t], bias[t], walk, layout, zeros.counters)
             prepare_gradient(t, walk, len(walks), layout, prepared, streamed, gradient, given, grad_lse[t])
             added = grad_states[t - 1] if every and t > 0 else None
             wanted = Wanted(psi[t], grad_psi[t], grad_bias[t], grad_lse[t] is not None)

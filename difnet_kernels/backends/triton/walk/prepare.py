@@ -13,7 +13,8 @@ offset. 16-bit ψ is used as it is: c = 0, κ = 1, σ = log2(e). Rows past N hol
 no mask. Two passes, fixed order. A ψ of more than 256 channels has several slices of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import triton
@@ -30,8 +31,19 @@ SQRT_LOG2E = tl.constexpr(1.2011224087864498)
 GROUPS = tl.constexpr(16)
 # an image has outliers if its largest entry is so many times those of most groups
 OUTLYING = tl.constexpr(32.0)
+TOGETHER = 1 << 25  # bytes of prepared ψ: where launches cost more than the walks, all walks' are far less
 # where a row's own column has no weight, its maximum starts below every logit
 LOWEST = tl.constexpr(-3e38)
+
+
+@triton.jit
+def one_of(pointers, walk, WALKS: tl.constexpr):
+    """The pointer of one walk, of a tuple of them."""
+    chosen = pointers[0]
+    for t in tl.static_range(1, WALKS):
+        if walk == t:
+            chosen = pointers[t]
+    return chosen
 
 
 @kernel
@@ -48,6 +60,7 @@ def psi_statistics_kernel(
     blocks,
     block_nodes,
     slices,
+    batch,
     # strides
     psi_b: tl.int64,
     psi_d: tl.int64,
@@ -56,11 +69,12 @@ def psi_statistics_kernel(
     DP: tl.constexpr,
     R: tl.constexpr,
     AXIS: tl.constexpr,
+    WALKS: tl.constexpr,
 ):
     """For c and e: sum, least and largest value of every channel over one block of nodes and one slice of channels.
 
-    ψ (B, D, N) -> partial [B, blocks, 3, slices·DP]. The last program of an image turns them into centre [B, slices·DP] and
-    factor [B, 4] = (σ, 1/κ, 1 if it has outliers, else 0; κ).
+    WALKS times ψ (B, D, N), in one tuple, -> partial [WALKS·B, blocks, 3, slices·DP]. The last program of an image turns them
+    into centre [WALKS·B, slices·DP] and factor [WALKS·B, 4] = (σ, 1/κ, 1 if it has outliers, else 0; κ).
     """
     program = tl.program_id(0).to(tl.int64)
     image = program // (blocks * slices)
@@ -69,13 +83,14 @@ def psi_statistics_kernel(
     begin = block * block_nodes
     end = tl.minimum(begin + block_nodes, N)
     d = (program % slices) * DP + tl.arange(0, DP)
+    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
     total = tl.zeros([DP], tl.float32)
     low = tl.full([DP], float("inf"), tl.float32)
     high = tl.full([DP], float("-inf"), tl.float32)
     for step in range(0, block_nodes, R):
         n = begin + step + tl.arange(0, R)
         inside = (n[:, None] < end) & (d[None, :] < D)
-        x = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        x = field_tile(psi_ptr, image % batch, psi_b, d, psi_d, n, psi_n, inside, AXIS)
         total += tl.sum(x, axis=0)
         low = tl.minimum(low, tl.min(tl.where(inside, x, float("inf")), axis=0))
         high = tl.maximum(high, tl.max(tl.where(inside, x, float("-inf")), axis=0))
@@ -152,6 +167,7 @@ def psi_prepare_kernel(
     D,
     pad_units,
     slices,
+    batch,
     # strides
     psi_b: tl.int64,
     psi_d: tl.int64,
@@ -167,8 +183,10 @@ def psi_prepare_kernel(
     LOGIT_PRODUCTS: tl.constexpr,
     SHIFT: tl.constexpr,
     AXIS: tl.constexpr,
+    WALKS: tl.constexpr,
 ):
-    """ψ̃ = κ (ψ - c) of R nodes: ψ (B, D, N) -> hi, lo [B, n_pad, slices·DP], bias = σκ ψ̃·c + log2(e) b and floor [B, n_pad].
+    """ψ̃ = κ (ψ - c) of R nodes: WALKS times ψ (B, D, N), in one tuple, -> hi, lo [WALKS·B, n_pad, slices·DP],
+    bias = σκ ψ̃·c + log2(e) b and floor [WALKS·B, n_pad].
 
     floor_i is just below row i's own logit (minus the softmax shift), so a walk starts with the maximum that its diagonal
     tile would find, in whichever part of the columns it works. Without CENTRED an image's first block writes what
@@ -181,6 +199,7 @@ def psi_prepare_kernel(
     n = (program % row_blocks) * R + tl.arange(0, R)
     width = slices * DP
     to_row = image * n_pad + n
+    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
     if CENTRED:
         sigma = tl.load(factor_ptr + image * 4)
         kappa = tl.load(factor_ptr + image * 4 + 3)
@@ -192,7 +211,7 @@ def psi_prepare_kernel(
     for part in range(0, slices):
         d = part * DP + tl.arange(0, DP)
         inside = (n[:, None] < N) & (d[None, :] < D)
-        scaled = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        scaled = field_tile(psi_ptr, image % batch, psi_b, d, psi_d, n, psi_n, inside, AXIS)
         if CENTRED:
             centre = tl.load(centre_ptr + image * width + d)
             scaled = tl.where(inside, (scaled - centre[None, :]) * kappa, 0.0)
@@ -209,7 +228,8 @@ def psi_prepare_kernel(
     bias *= sigma * kappa
     own *= sigma
     if HAS_BIAS:
-        given = tl.load(given_bias_ptr + image * given_b + n * given_n, mask=n < N, other=0.0)
+        bias_of_walk = one_of(given_bias_ptr, image // batch, WALKS)
+        given = tl.load(bias_of_walk + (image % batch) * given_b + n * given_n, mask=n < N, other=0.0)
         bias += LOG2E * given.to(tl.float32)  # (W1b)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
     if HAS_BIAS:
@@ -239,39 +259,81 @@ class PreparedPsi:
     factor: Tensor
 
 
-def prepare_psi(psi: Tensor, bias: Tensor | None, walk: Walk, layout: Layout, counters: Tensor) -> PreparedPsi:
-    """bias (B, N), any strides, or None; counters: at least B zeros, and zeros again when this is done."""
-    B, D, N = psi.shape
+def alike(
+    psi: Sequence[Tensor], bias: Sequence[Tensor | None], walks: Sequence[Walk], layout: Layout, first: int
+) -> list[range]:
+    """Runs of walks, from `first` on, that one launch prepares: alike in all but their numbers, and within TOGETHER bytes."""
+
+    def kind(t: int) -> tuple[object, ...]:
+        b = bias[t]
+        return walks[t], psi[t].dtype, psi[t].shape, psi[t].stride(), None if b is None else (b.dtype, b.stride())
+
+    runs: list[range] = []
+    for t in range(first, len(psi)):
+        size = layout.batch * layout.n_pad * walks[t].width * (4 if walks[t].logit_products == 3 else 2)
+        if runs and kind(t) == kind(t - 1) and (len(runs[-1]) + 1) * size <= TOGETHER:
+            runs[-1] = range(runs[-1].start, t + 1)
+        else:
+            runs.append(range(t, t + 1))
+    return runs
+
+
+def each_prepared(
+    psi: Sequence[Tensor],
+    bias: Sequence[Tensor | None],
+    walks: Sequence[Walk],
+    layout: Layout,
+    counters: Tensor,
+    *,
+    first: int = 0,
+    backwards: bool = False,
+) -> Iterator[tuple[int, PreparedPsi]]:
+    """(t, ψ of walk t) from `first` to the last, or the other way round. counters: `prepare_psi`."""
+    step = -1 if backwards else 1
+    for run in alike(psi, bias, walks, layout, first)[::step]:
+        ready = prepare_psi(psi[run.start : run.stop], bias[run.start : run.stop], walks[run.start], layout, counters)
+        for t in run[::step]:
+            yield t, ready[t - run.start]
+
+
+def prepare_psi(
+    psi: Sequence[Tensor], bias: Sequence[Tensor | None], walk: Walk, layout: Layout, counters: Tensor
+) -> list[PreparedPsi]:
+    """Of walks that are alike; bias (B, N), any strides, or None; counters: at least one zero for every image of
+    every walk, and zeros again when this is done."""
+    T, (B, D, N), first = len(psi), psi[0].shape, psi[0]
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=psi.device)
+        return torch.empty((T, B, *shape), dtype=dtype, device=first.device)
 
-    hi = empty(B, layout.n_pad, walk.width, dtype=walk.operand)
+    hi = empty(layout.n_pad, walk.width, dtype=walk.operand)
     lo = torch.empty_like(hi) if walk.logit_products == 3 else hi
-    out = PreparedPsi(hi, lo, layout.vector(psi), layout.vector(psi), empty(B, walk.width), empty(B, 4))
+    out = PreparedPsi(hi, lo, empty(layout.n_pad), empty(layout.n_pad), empty(walk.width), empty(4))
     R = min(32, layout.PAD)
     warps = 8 if walk.DP > 64 else 4
-    common = dict(given_psi_ptr=psi, centre_ptr=out.centre, factor_ptr=out.factor, N=N, D=D, slices=walk.slices)
-    common |= strides("psi", "bdn", psi) | dict(DP=walk.DP, R=R, AXIS=contiguous_axis(psi))
+    common = dict(given_psi_ptr=tuple(psi), centre_ptr=out.centre, factor_ptr=out.factor, WALKS=T)
+    common |= dict(N=N, D=D, slices=walk.slices, batch=B, DP=walk.DP, R=R, AXIS=contiguous_axis(first))
+    common |= strides("psi", "bdn", first)
     if walk.centred:
         blocks, block_nodes = psi_blocks(N)
-        partial = empty(B, blocks, 3, walk.width)
+        partial = empty(blocks, 3, walk.width)
         launch(
             "psi statistics",
             psi_statistics_kernel,
-            B * blocks * walk.slices,
+            T * B * blocks * walk.slices,
             common | dict(partial_ptr=partial, counter_ptr=counters, blocks=blocks, block_nodes=block_nodes),
             warps=warps,
         )
+    given = tuple(p if b is None else b for p, b in zip(psi, bias, strict=True))
     launch(
         "psi preparation",
         psi_prepare_kernel,
-        B * (layout.n_pad // R),
-        common | dict(given_bias_ptr=psi if bias is None else bias, pad_units=layout.units),
+        T * B * (layout.n_pad // R),
+        common | dict(given_bias_ptr=given, pad_units=layout.units),
         dict(hi_ptr=out.hi, lo_ptr=out.lo, bias_ptr=out.bias, floor_ptr=out.floor),
-        dict(given_b=0, given_n=0) if bias is None else strides("given", "bn", bias),
-        dict(HAS_BIAS=bias is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
+        dict(given_b=0, given_n=0) if bias[0] is None else strides("given", "bn", bias[0]),
+        dict(HAS_BIAS=bias[0] is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
         dict(LOGIT_PRODUCTS=walk.logit_products),
         warps=warps,
     )
-    return out
+    return [PreparedPsi(*(getattr(out, field.name)[t] for field in fields(out))) for t in range(T)]
