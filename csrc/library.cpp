@@ -11,12 +11,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
   m.def("instruction_set() -> str");
   m.def("instruction_sets(bool runnable) -> str[]");
   m.def(
-      "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, Tensor(a!) next_state, "
-      "Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
+      "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor? bias, Tensor mu, Tensor beta, int t, "
+      "Tensor(a!) next_state, Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
   m.def(
-      "walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int t, "
-      "Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, Tensor(c!)? grad_psi, "
-      "Tensor(d!) grad_mu, Tensor(e!) grad_beta) -> ()");
+      "walk_backward(Tensor grad_next, Tensor? grad_row_lse, Tensor state, Tensor seed, Tensor psi, Tensor? bias, "
+      "Tensor mu, Tensor beta, int t, Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, "
+      "Tensor(c!)? grad_psi, Tensor(d!)? grad_bias, Tensor(e!) grad_mu, Tensor(f!) grad_beta) -> ()");
   m.def(
       "project_pool_forward(Tensor features, Tensor weight, Tensor? slope, Tensor(a!) peak, Tensor(b!) position, "
       "Tensor(c!)? mean, Tensor(d!)? variance) -> ()");

@@ -9,6 +9,7 @@ from difnet_kernels.modules import (
     PsiProjection,
     parameter_groups,
 )
+from difnet_kernels.steady_state import diffuse
 
 __version__ = "0.2.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "ImportanceMap",
     "PsiProjection",
     "cascaded_random_walk",
+    "diffuse",
     "parameter_groups",
     "psi_projection",
     "random_walk",

@@ -141,7 +141,9 @@ def cascaded_random_walk(
         seed, embeddings = cleared(seed, mask), [cleared(p, mask) for p in embeddings]
         given = hidden(biases or [None] * len(embeddings), mask, accumulate)
     gradients = _differentiated(seed, *embeddings, mu, beta, *given)
-    states, _, _, _ = torch.ops.difnet_kernels.cascade_forward(
+    # the bias also where there is none: torch keeps compiled graphs on disk under the call, and one that looked like that of
+    # an earlier version would get the backward of that version
+    states, *_ = torch.ops.difnet_kernels.cascade_forward(
         None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients, given or None
     )
     if mask is not None:

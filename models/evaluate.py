@@ -322,7 +322,7 @@ def run(options: argparse.Namespace) -> None:
         reading = {"reduce_zero_label": options.reduce_zero_label}
         weights = restored(options, dataset.classes, reading, ORDER)
         dataset.transform = build_transform(weights.preprocessing.name)
-        crf = DenseCRF() if options.crf else None
+        crf = DenseCRF(progress=sys.stderr.isatty()) if options.crf else None
         if crf is not None and group.is_first:
             picture, _ = dataset.load(0)
             seconds = crf.seconds(picture, dataset.num_classes, group.device)

@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
     device = choose_device(options.device)
     weights = restored(options)
     model = weights.model.to(device).eval()
-    crf = DenseCRF() if options.crf else None
+    crf = DenseCRF(progress=sys.stderr.isatty()) if options.crf else None
 
     def one(picture: np.ndarray, name: str) -> Prediction:
         return predict(

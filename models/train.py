@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--weight-decay", type=float)
     how.add_argument("--preprocessing", choices=sorted(transforms.RECIPES), help="how pixels become numbers")
     how.add_argument("--photometric", type=float, default=0.0, help="strength of random colours, e.g. 0.5; 0: none")
+    how.add_argument(
+        "--crf-loss",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="a dense CRF as a loss, for labels of few pixels, e.g. 0.5",
+    )
     how.add_argument("--class-weights", help="balanced, or a number per class, separated by commas")
     how.add_argument("--clip", type=float, default=0.0, help="largest norm of the gradient; 0: no clipping")
     how.add_argument("--batch-norm", default="train", choices=BATCH_NORM)
@@ -98,7 +105,7 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
 
 RECIPE_NUMBERS = ("epochs", "batch_size", "crop", "lr", "weight_decay")
 SAME = ("model", "kind", "train_split", "val_split", "reset_head", "seed", "amp", "channels_last", "compile", "clip",
-        "batch_norm", "deterministic", "val_every", "photometric", "save_every", "keep", *READING)  # fmt: skip
+        "batch_norm", "deterministic", "val_every", "photometric", "crf_loss", "save_every", "keep", *READING)  # fmt: skip
 # what may change from one part of a run to the next: places, machine, book-keeping. --epochs may only grow
 MOVABLE = ("data", "sbd", "follow_links", "save_every", "keep", "epochs")
 MACHINE = ("resume", "device", "workers", "stop_after", "check", "tensorboard")

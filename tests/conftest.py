@@ -5,8 +5,9 @@ promise of the kernels (O(N) memory, the same bits whatever the strides or threa
 One that takes `native` concerns the compiled library alone.
 
 What a backend refuses (tests/support/capability.py) is not generated for it: a test says what it needs by its parameters
-`dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`. Tensors that a test makes lie on the device of
-its backend, because that is torch's default device meanwhile.
+`dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`, which also knows `bias` and `lse`; the summary names
+who refuses those. Tensors that a test makes lie on the device of its backend, because that is torch's default device
+meanwhile.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def _taken(item: pytest.Item) -> bool:
     needs += [mark.kwargs for mark in item.iter_markers("needs")]
     for need in needs:
         dtype, device = need.get("dtype", "fp32"), need.get("device", device_of(backend))
-        if not takes(backend, device, DTYPES.get(dtype, dtype), need.get("embed", 1)):
+        more = {name: bool(need.get(name)) for name in ("bias", "lse")}
+        if not takes(backend, device, DTYPES.get(dtype, dtype), need.get("embed", 1), **more):
             return False
     return True
 
@@ -157,6 +159,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
     if "cpu" in counts.per_backend:
         terminalreporter.write_line(f"walk: the library uses the instructions of {cpu.instruction_set()} here")
+    for name in _chosen(config):
+        refused = [what for what in ("bias", "lse") if not takes(name, device_of(name), **{what: True})]
+        if refused:
+            terminalreporter.write_line(f"walk: {name} refuses {' and '.join(refused)}, so not tested with them")
     if absent:
         terminalreporter.write_line(f"walk: not usable here, so not tested: {'; '.join(absent)}")
     if len(skipped) != SKIPPED:

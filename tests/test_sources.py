@@ -11,6 +11,7 @@ import pytest
 
 from difnet_kernels import cascade
 from difnet_kernels.backends import BACKENDS
+from tests.support.capability import device_of, takes
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "difnet_kernels"
@@ -23,6 +24,8 @@ LABELS = {
     "projection_forward": ("Ψ1",),
     "projection_backward": ("Ψ2", "Ψ3", "Ψ4"),
 }
+# those of a bias and of the gradient of lse, where the backend takes them
+BIASED = {"cascade_forward": ("W1b",), "cascade_backward": ("W1b", "B4b", "B8")}
 # the gates of W3, W4 and B1 in code, whatever the language
 GATES = re.compile(r"\b1(?:\.0)?f? - \*?\(?(?:mu|beta)\b")
 
@@ -42,7 +45,7 @@ def _sources_of(name: str) -> list[Path]:
 
 def _labelled(text: str, label: str) -> bool:
     """Whether a line carries `label` in parentheses, as in (W3) or (B1, B6)."""
-    return re.search(rf"\((?:[WBΨ]\d, )*{label}\b[^()]*\)", text) is not None
+    return re.search(rf"\((?:[WBΨ]\db?, )*{label}\b[^()]*\)", text) is not None
 
 
 @pytest.mark.smoke
@@ -53,7 +56,10 @@ def test_every_label_is_found(name: str, direction: str) -> None:
     if getattr(BACKENDS[name], direction) is None:
         return
     text = "\n".join(path.read_text(encoding="utf-8") for path in _sources_of(name))
-    missing = [label for label in LABELS[direction] if not _labelled(text, label)]
+    labels = LABELS[direction]
+    if takes(name, device_of(name), bias=True, lse=True):
+        labels += BIASED.get(direction, ())
+    missing = [label for label in labels if not _labelled(text, label)]
     assert not missing, f"no line of {name}'s {direction} carries {missing}"
 
 
@@ -70,16 +76,18 @@ def test_no_gate_is_computed_without_its_label() -> None:
 
 # who may import whom: CONTRIBUTING.md draws it; a folder stands for what is in it
 ARROWS = {
-    "modules": {"modules", "functional", "backends", "checks"},
+    "modules": {"modules", "functional", "backends", "checks", "problem"},
     "functional": {"ops", "mask", "backends", "batch_norm", "checks", "composed", "problem"},
+    "steady_state": {"ops", "mask", "backends", "checks", "problem"},
     "composed": {"problem"},
     "checks": {"problem"},
-    "ops": {"ops", "backends", "checks", "problem"},
+    "ops": {"ops", "backends", "checks", "iteration", "problem"},
     "backends": {"backends", "cascade", "problem"},
     "cascade": {"backends.reference"},
+    "iteration": set(),
     "batch_norm": set(),
     "problem": set(),
-    "__init__": {"backends", "functional", "modules"},
+    "__init__": {"backends", "functional", "modules", "steady_state"},
     "__main__": {"", "backends"},
 }
 

@@ -129,9 +129,12 @@ void pack_node_panels(const Field& field, int64_t channels, int64_t tile, int no
              numbers(lanes)[in_node_panels<Factor>(factors, n, c)]);
     };
     if (field.node_stride == 1 && nodes == kTile) {  // straight copies, which the compiler turns into vectors
-      for (int first = 0; first < kTile; first += L)
-        for (int64_t c = 0; c < channels; ++c)
-          for (int lane = 0; lane < L; ++lane) read(c, first + lane, 1);
+      for (int64_t c = 0; c < channels; ++c)
+        for (int first = 0; first < kTile; first += L) {
+          const auto* row = from + c * field.channel_stride + first;
+          auto* to = numbers(lanes) + in_node_panels<Factor>(factors, first, c);
+          for (int lane = 0; lane < L; ++lane) narrow(widen<Sum<Factor>>(row[lane]), to[lane * per_factor]);
+        }
     } else {
       for_each_element(field, channels, nodes, [&](int64_t c, int n) { read(c, n, field.node_stride); });
     }

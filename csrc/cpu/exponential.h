@@ -6,8 +6,7 @@
 // integer subtraction and a comparison. A weight below the negligible bound of its row is an exact zero, never a number
 // that fades out: products with denormal numbers are slow.
 //
-// Room for a bias b_j of each column: the integer m_j of b_j = m_j ln2 + rest is one more term of the exponent,
-// n - k_i + m_j, and e^rest belongs into y_j and its column of ones.
+// An integer that both weights share, m_i + m_j of a bias (bias.h), is one more term of n: it is added to kRound.
 #pragma once
 
 #include "cpu/layouts.h"
@@ -70,12 +69,12 @@ struct Exponential {
   BitsOf<Real> bits;  // of p, with n added to its exponent (modulo what the exponent can hold)
 };
 
-// For |x| <= kInRange (walk.h).
+// exp(x + m ln2) for |x| <= kInRange (walk.h) and `round` = kRound + m, m an integer below 2^21.
 template <typename Real>
-DIFNET_INLINE Exponential<Real> exponential_parts(Vec<Real> x) {
+DIFNET_INLINE Exponential<Real> exponential_parts(Vec<Real> x, Vec<Real> round) {
   using V = Vec<Real>;
   using B = Base2<Real>;
-  const V rounded = x * B::kPerLn2 + B::kRound, n = rounded - B::kRound;
+  const V rounded = x * B::kPerLn2 + round, n = rounded - round;
   const V r = (x - n * B::kLn2High) - n * B::kLn2Low;
   return {rounded, BitsOf<Real>(polynomial(r)) + (BitsOf<Real>(rounded) << B::kShift)};
 }
@@ -92,33 +91,41 @@ template <typename V>
 DIFNET_INLINE V exponential(V x) {
   using Real = decltype(x[0] + x[0]);
   const V lowest = broadcast<V>(-kNegligible<Real> * kLn2<Real>);
-  const V power = V(exponential_parts<Real>(x > lowest ? x : lowest).bits);
+  const V power = V(exponential_parts<Real>(x > lowest ? x : lowest, broadcast<V>(Base2<Real>::kRound)).bits);
   return x > lowest ? power : x != x ? x : V{};
 }
 
-// Shifts kWidth rows from number `at` on by x, or by the nearest multiple of ln2 where x is in range.
+// The lanes of x where a shift is a multiple of ln2.
+template <typename V>
+DIFNET_INLINE auto shift_in_range(V x) {
+  using Real = decltype(x[0] + x[0]);
+  return (x <= broadcast<V>(Real(kShiftInRange))) & (x >= broadcast<V>(Real(-kShiftInRange)));
+}
+
+// Shifts kWidth rows from number `at` on by x, or by the nearest multiple k ln2 where that is in range; m is the integer
+// of their own bias, which the exponents of their weights hold, too.
 template <typename Real>
-DIFNET_INLINE void set_shifts(Shifts<Real>& rows, int at, Vec<Real> x) {
+DIFNET_INLINE void set_shifts(Shifts<Real>& rows, int at, Vec<Real> x, Vec<Real> m) {
   using V = Vec<Real>;
   using B = Base2<Real>;
   const V rounded = x * B::kPerLn2 + B::kRound;
-  store(rows.shift + at, x <= broadcast<V>(Real(kInRange)) ? (rounded - B::kRound) * kLn2<Real> : x);
-  store(rows.limit + at, rounded - kNegligible<Real>);
-  store(rows.exponent + at, V(BitsOf<Real>(rounded) << B::kShift));
+  store(rows.shift + at, shift_in_range(x) ? (rounded - B::kRound) * kLn2<Real> : x);
+  store(rows.limit + at, rounded + m - kNegligible<Real>);
+  store(rows.exponent + at, V(BitsOf<Real>(rounded + m) << B::kShift));
 }
 
 // The same for rows whose weights are exp(S - x): what is left of x leaves as the factor e^(k ln2 - x) of the row.
 template <typename Real>
-DIFNET_INLINE Vec<Real> set_shifts_and_rest(Shifts<Real>& rows, int at, Vec<Real> x) {
+DIFNET_INLINE Vec<Real> set_shifts_and_rest(Shifts<Real>& rows, int at, Vec<Real> x, Vec<Real> m) {
   using V = Vec<Real>;
   using B = Base2<Real>;
-  set_shifts(rows, at, x);
+  set_shifts(rows, at, x, m);
   const V n = (x * B::kPerLn2 + B::kRound) - B::kRound;
   const V rest = (x - n * B::kLn2High) - n * B::kLn2Low;
-  return x <= broadcast<V>(Real(kInRange)) ? polynomial(-rest) : broadcast<V>(Real(1));
+  return shift_in_range(x) ? polynomial(-rest) : broadcast<V>(Real(1));
 }
 
-// The integer k of a row in range, whose shift is k ln2, as a number.
+// The integers k + m of a row in range, whose shift is k ln2, as a number.
 template <typename Real>
 DIFNET_INLINE Real shift_exponent(const Shifts<Real>& rows, int n) {
   return rows.limit[n] - Base2<Real>::kRound + kNegligible<Real>;

@@ -11,15 +11,7 @@ from difnet_kernels.problem import Problem, Projection
 __all__ = ["instruction_set", "unusable"]
 
 
-def refuses(problem: Problem) -> str | None:
-    if problem.bias:
-        return "its walks have no bias; use backend='reference'"
-    if problem.lse and problem.gradients:
-        return "its walks take no gradient of lse; use backend='reference'"
-    return refuses_projection(problem)
-
-
-def refuses_projection(problem: Problem | Projection) -> str | None:
+def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else f"it runs on the CPU; the tensors are on {problem.device}"
 
 
@@ -35,7 +27,7 @@ def walk_forward(
     walked: Tensor,
     row_lse: Tensor,
 ) -> None:
-    torch.ops.difnet_kernels.walk_forward.default(state, seed, psi, mu, beta, t, next_state, walked, row_lse)
+    torch.ops.difnet_kernels.walk_forward.default(state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse)
 
 
 def walk_backward(
@@ -57,8 +49,9 @@ def walk_backward(
     grad_mu: Tensor,
     grad_beta: Tensor,
 ) -> None:
-    saved, grads = (walked, row_lse), (grad_state, grad_seed, grad_psi, grad_mu, grad_beta)
-    torch.ops.difnet_kernels.walk_backward.default(grad_next, state, seed, psi, mu, beta, t, *saved, *grads)
+    fields, saved = (grad_next, grad_row_lse, state, seed, psi, bias), (walked, row_lse)
+    grads = (grad_state, grad_seed, grad_psi, grad_bias, grad_mu, grad_beta)
+    torch.ops.difnet_kernels.walk_backward.default(*fields, mu, beta, t, *saved, *grads)
 
 
 def projection_forward(

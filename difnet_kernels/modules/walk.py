@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from difnet_kernels.checks import check_count, check_counts, check_field, check_
 from difnet_kernels.functional import cascaded_random_walk
 from difnet_kernels.modules.features import Features, read_features
 from difnet_kernels.modules.projection import PsiProjection
+from difnet_kernels.problem import accumulation_dtype
 
-AFFINITIES = ("dot", "cosine")
+AFFINITIES = ("dot", "gaussian", "cosine")
 
 
 class CascadedRandomWalk(nn.Module):
@@ -29,7 +31,8 @@ class CascadedRandomWalk(nn.Module):
         everything behind it, so that the walk never learns. residual=True starts at the identity and learns.
     scale: the logits are scale·ψψᵀ: a positive float, or "sqrt" for 1/√D. Normalised ψ have norms² of about D, and with 1 (the
         paper) every node looks almost only at itself at the start.
-    affinity: "dot" (the paper), or "cosine": ψ has length 1, and scale is the inverse temperature.
+    affinity: "dot" (the paper); "gaussian", P_ij ∝ exp(-scale·‖ψ_i - ψ_j‖²/2) by a bias of the columns (W1b): a node looks at
+        nodes like itself, not at those of a large norm; "cosine": ψ has length 1, and scale is the inverse temperature.
     residual: y = s + γ (walk(s) - s), γ a learned number that starts at 0: exactly the identity at step 0 (where the walk is
         finite). ψ, μ and β have gradients from the second step on; `parameter_groups` has the rates that γ, μ, β need.
     norm: the normalisation of Ψ, as in `PsiProjection`.
@@ -37,8 +40,9 @@ class CascadedRandomWalk(nn.Module):
         Where sizes fit both readings (H == C) nothing can tell that the flag is wrong.
     precision, backend: as in `cascaded_random_walk`; a named backend runs Ψ, too.
 
-    forward(seed (B, K, *S), features) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ). features: T maps
-        (B, C_t, *S_t) as a sequence or a dict in its order; for one walk also the map itself.
+    forward(seed (B, K, *S), features, mask=None) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ). features: T maps
+        (B, C_t, *S_t) as a sequence or a dict in its order; for one walk also the map itself. mask: bool (B, *S) on the grid
+        of the seed, as in `cascaded_random_walk`; the statistics and the pooling of Ψ do not see it.
     Parameters: Ψ, one raw value per walk for μ and for β, and γ (1,) if residual; `mu` and `beta` are the probabilities,
     sigmoid(-raw), in fp32 also under autocast. Gradients and errors as in `cascaded_random_walk` and `psi_projection`.
 
@@ -109,13 +113,20 @@ class CascadedRandomWalk(nn.Module):
             psi = [normalize(p, dim=1) for p in psi]
         return psi if self.scale == 1.0 else [p * self.scale**0.5 for p in psi]
 
-    def forward(self, seed: Tensor, features: Features, *, return_steps: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def bias(self, psi: Sequence[Tensor]) -> list[Tensor] | None:
+        """What the affinity adds to the columns of each walk (B, *grid), for ψ as `embeddings` returns them."""
+        if self.affinity != "gaussian":
+            return None
+        return [p.to(accumulation_dtype(p, [])).square().sum(1) * -0.5 for p in psi]
+
+    def forward(
+        self, seed: Tensor, features: Features, mask: Tensor | None = None, *, return_steps: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
         if not isinstance(seed, torch.fx.Proxy):
             check_field("seed", seed)
         psi = self.embeddings(features, seed.shape[2:])
-        walked = cascaded_random_walk(
-            seed, psi, self.mu, self.beta, precision=self.precision, backend=self.backend, return_steps=return_steps
-        )
+        options: dict[str, Any] = {"precision": self.precision, "backend": self.backend, "return_steps": return_steps}
+        walked = cascaded_random_walk(seed, psi, self.mu, self.beta, bias=self.bias(psi), mask=mask, **options)
         if self.gamma is None:
             return walked
         gamma = self.gamma.to(seed.dtype)

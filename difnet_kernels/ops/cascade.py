@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
-from difnet_kernels.checks import check_cascade, check_saved
+from difnet_kernels.ops.checks import check_cascade, check_saved
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Problem, empty_field_like, flat
 

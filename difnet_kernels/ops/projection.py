@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
-from difnet_kernels.checks import check_pooled, check_volume
+from difnet_kernels.ops.checks import check_pooled, check_volume
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Projection
 

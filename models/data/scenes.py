@@ -2,9 +2,10 @@
 
 What makes it a test of diffusion:
 * classes come in groups that share one pair of colours, so a colour decides nothing inside a group; the texture does;
-* in `paper` and `hard`, two classes of a group share the texture as well, and only a small emblem on the object
+* in `paper`, `hard` and `long`, two classes of a group share the texture as well, and only a small emblem on the object
   (a light disc for one, a dark disc for the other) says which it is: the rest of the object must learn it from there;
-* an object may have distant parts of the same class without an emblem: news has to travel across the image;
+* an object may have distant parts of the same class without an emblem: news has to travel across the image; in `long`
+  every object has one or two, and all classes are twins;
 * decoys show the mean colour of a group without its texture, and are background;
 * thin bars and holes break a coarse prediction.
 
@@ -48,6 +49,8 @@ PRESETS = {
     "easy": Preset(1, False, (2, 3), 0.45, 0.15, 0.15, 0.1, (0, 0), 0.03, 0.12, 0.015, (88, 95)),
     "paper": Preset(3, True, (2, 4), 0.40, 0.25, 0.25, 0.35, (0, 2), 0.05, 0.25, 0.03, (75, 92)),
     "hard": Preset(4, True, (3, 6), 0.30, 0.30, 0.30, 0.50, (1, 4), 0.08, 0.45, 0.06, (40, 80)),
+    # every object has parts far from its emblem: what they are can only be learned from across the image
+    "long": Preset(2, True, (1, 2), 0.40, 0.0, 0.1, 1.0, (0, 1), 0.05, 0.25, 0.03, (75, 92)),
     # the scenes of `easy`, in files as people have them: see `synthetic.FORMS`
     "mixed": Preset(1, False, (2, 3), 0.45, 0.15, 0.15, 0.1, (0, 0), 0.03, 0.12, 0.015, (88, 95)),
 }

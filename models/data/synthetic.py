@@ -1,6 +1,6 @@
 """Write a generated data set as a VOC tree, so that the ordinary loaders read it.
 
-python -m models.data.synthetic --out DIR --preset easy|paper|hard|mixed --classes 21
+python -m models.data.synthetic --out DIR --preset easy|paper|hard|long|mixed --classes 21
 
 Image i of a split depends on (seed, split, i), the preset, the class count and the size, never on how many are written:
 a larger set contains the smaller one. What the scenes hold, and why, is said in `scenes.py`. `mixed` has the scenes of `easy`

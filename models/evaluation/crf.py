@@ -9,9 +9,9 @@
 Under Potts' model the penalty of disagreeing is, up to a constant, the reward of agreeing, which is what is added here.
 The symmetric normalisation is that of the authors' program and makes the weights independent of the image's size.
 
-Exact: no permutohedral lattice, no truncated filters. The smoothness kernel separates into rows and columns; the
-appearance kernel is summed over tiles of rows: O(N²) work, O(N) memory, N = H·W. Ten iterations at 97 × 97 take about
-three seconds on one core; a VOC image has 400 times as many pairs and wants a GPU.
+Exact: no permutohedral lattice, no truncated filters. The smoothness kernel separates into rows and columns. The
+appearance kernel is a walk: with features f and the bias −|f|²/2, a row of P is k_b(i, ·)/nᵢ and its log-normaliser
+gives nᵢ. O(N²) work, O(N) memory, N = H·W.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+from difnet_kernels import random_walk
+
+SAMPLE = 8192  # pixels of which the time of a picture is told
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class DenseCRF:
     bilateral_colour: float = 3.0  # θ_β, grey levels 0…255
     smooth_weight: float = 3.0
     smooth_position: float = 3.0  # θ_γ, pixels
-    tile: int | None = None  # entries of one tile of the kernel; None fits a CPU's cache, or fills a GPU
+    progress: bool = False  # a line that counts the iterations
 
     def __call__(self, probabilities: torch.Tensor, picture: np.ndarray) -> torch.Tensor:
         """probabilities (K, H, W), summing to one over K; picture uint8 (H, W, 3). Returns Q like `probabilities`."""
@@ -44,71 +49,50 @@ class DenseCRF:
             )
         dtype = torch.promote_types(probabilities.dtype, torch.float32)
         unary = probabilities.to(dtype).clamp_min(1e-10).log()  # (K, H, W); the floor keeps a sure error correctable
-        bilateral = _Bilateral(self._features(picture, unary), self.tile)
+        bilateral = Bilateral(self._features(picture, unary))
         smooth = _Smooth(unary, self.smooth_position)
         q = unary.softmax(0)
-        for _ in range(self.iterations):
-            message = self.bilateral_weight * bilateral(q) + self.smooth_weight * smooth(q)
-            q = (unary + message).softmax(0)
+        for _ in tqdm(range(self.iterations), desc="CRF", leave=False, disable=not self.progress):
+            appearance = bilateral(q.flatten(1).unsqueeze(0)).view_as(q)
+            q = (unary + self.bilateral_weight * appearance + self.smooth_weight * smooth(q)).softmax(0)
         return q.to(probabilities.dtype)
 
     def seconds(self, picture: np.ndarray, classes: int, device: torch.device) -> float:
-        """About how long a picture will take, from a few tiles of its appearance kernel, which is nearly all of the work."""
-        values = torch.full((picture.shape[0] * picture.shape[1], classes), 1 / classes, device=device)
-        bilateral = _Bilateral(self._features(picture, values), self.tile, scaled=False)
-        bilateral.some(values, 1)  # warms up
-        taken, tiles = 0.0, 0
-        while taken < 0.2 and tiles < 64:
-            started = time.perf_counter()
-            bilateral.some(values, 4)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken, tiles = taken + time.perf_counter() - started, tiles + 4
-        return taken / tiles * len(values) / bilateral.rows * (self.iterations + 1)
+        """About how long a picture will take, from a walk over some of its pixels: a walk is nearly all of an iteration."""
+        features = self._features(picture, torch.empty(0, device=device))
+        pixels = features.shape[2]
+        some = features[:, :, torch.linspace(0, pixels - 1, min(SAMPLE, pixels), device=device).long()]
+        bilateral = Bilateral(some)
+        values = torch.full((1, classes, some.shape[2]), 1 / classes, device=device)
+        float(bilateral(values).sum())  # warms up
+        started = time.perf_counter()
+        float(bilateral(values).sum())  # waits for the device
+        return (time.perf_counter() - started) * (pixels / some.shape[2]) ** 2 * (self.iterations + 1)
 
     def _features(self, picture: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-        """(N, 5): position and colour, scaled so that k_b = exp(−|fᵢ − fⱼ|² / 2)."""
+        """(1, 5, N): position and colour, scaled so that k_b = exp(−|fᵢ − fⱼ|² / 2)."""
         height, width = picture.shape[:2]
         y, x = np.mgrid[:height, :width]
         position = np.stack([y, x], -1) / self.bilateral_position
         features = np.concatenate([position, picture / self.bilateral_colour], -1).reshape(-1, 5)
-        # centred: the squared distances below are differences of squared norms
-        return torch.as_tensor(features - features.mean(0)).to(like)
+        # centred: the squared distances are differences of squared norms
+        return torch.as_tensor(features - features.mean(0)).to(like).T.unsqueeze(0)
 
 
-class _Bilateral:
-    """Q ↦ Σ_{j≠i} k̃_b(i, j) Qⱼ by tiles of rows."""
+class Bilateral:
+    """q (B, K, N) ↦ Σ_{j≠i} k̃(i, j) qⱼ for features (B, D, N) with k = exp(−|fᵢ − fⱼ|² / 2); differentiable in q."""
 
-    def __init__(self, features: torch.Tensor, tile: int | None, scaled: bool = True):
-        half = 0.5 * features.square().sum(1, keepdim=True)
-        one = torch.ones_like(half)
-        # two more columns make the product of rows and columns the whole exponent: fᵢ·fⱼ − |fᵢ|²/2 − |fⱼ|²/2
-        self.left = torch.cat([features, -half, one], 1)  # (N, 7)
-        self.right = torch.cat([features, one, -half], 1).T.contiguous()
-        tile = tile or (2**26 if features.is_cuda else 2**18)
-        self.rows = max(1, tile // len(features))
-        if scaled:
-            self.scale = self._sum(one).rsqrt()  # (N, 1), nᵢ^(−½); nᵢ ≥ 1, as it includes i itself
+    def __init__(self, features: torch.Tensor):
+        self.features, self.bias = features, -0.5 * features.square().sum(1)
+        ones = torch.ones_like(features[:, :1])
+        _, lse = random_walk(ones, features, ones, 1.0, 1.0, bias=self.bias, return_lse=True)
+        # nᵢ = exp(lseᵢ − |fᵢ|²/2), at least 1, as it includes i itself
+        self.root = (0.5 * (lse + self.bias)).clamp_min(0).exp().unsqueeze(1)  # (B, 1, N)
 
     def __call__(self, q: torch.Tensor) -> torch.Tensor:
-        scaled = q.flatten(1).T * self.scale  # (N, K)
-        message = self.scale * (self._sum(scaled) - scaled)  # k(i, i) = 1 is what j ≠ i leaves out
-        return message.T.reshape(q.shape)
-
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        """K_b @ values without storing K_b."""
-        return self.some(values, -(-len(values) // self.rows))
-
-    def some(self, values: torch.Tensor, tiles: int) -> torch.Tensor:
-        """The rows of K_b @ values that the first tiles hold."""
-        out = torch.empty_like(values)
-        for start in range(0, min(len(values), tiles * self.rows), self.rows):
-            rows = slice(start, start + self.rows)
-            # rounding can lift a zero distance above 0; e⁻⁸⁰ is nothing beside nᵢ ≥ 1, and smaller numbers are
-            # denormal, which made the whole sum five times slower
-            kernel = (self.left[rows] @ self.right).clamp_(-80, 0).exp_()
-            torch.mm(kernel, values, out=out[rows])
-        return out
+        scaled = q / self.root
+        walked = random_walk(scaled, self.features, scaled, 1.0, 1.0, bias=self.bias)
+        return self.root * walked - scaled / self.root  # k(i, i) = 1 is what j ≠ i leaves out
 
 
 class _Smooth:

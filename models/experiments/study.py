@@ -2,6 +2,7 @@
 
 python -m models.experiments --budget cpu --out runs/experiments       minutes on two cores
 python -m models.experiments --budget gpu --out runs/experiments       minutes on one large GPU
+python -m models.experiments --budget long --out runs/long             where a walk pays, an hour or two: `long.py`
 
 Every variant is trained from scratch on the same images for the same number of updates; seed k decides its weights
 and the order and augmentation of the data. Results: results.json (every run) and results.md (the tables), in --out.
@@ -9,14 +10,11 @@ and the order and augmentation of the data. Results: results.json (every run) an
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ from models.data import build_dataset, build_transform
 from models.data.scenes import PRESETS, class_looks
 from models.data.synthetic import generate
 from models.evaluation.stages import mean_iou_by_stage
+from models.experiments import long, long_report
+from models.experiments.processes import run_all
 from models.experiments.report import report
 from models.networks.difnet import DifNet
 from models.train import train
@@ -223,14 +223,7 @@ def measure(
         for seed in seeds
         for variant in variants
     ]
-    if parallel > 1:
-        # fresh processes: a forked one would inherit torch's threads, and a CUDA context that does not survive;
-        # that may have children of their own, as the loading of data has
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(parallel, mp_context=context, initializer=end_with_parent) as pool:
-            runs = list(_counted(pool.map(run_job, jobs), len(jobs)))
-    else:
-        runs = list(_counted(map(run_job, jobs), len(jobs)))
+    runs = run_all(run_job, jobs, parallel, _told)
     return {
         "budget": budget_name,
         "settings": asdict(budget),
@@ -239,18 +232,6 @@ def measure(
         "seconds": time.perf_counter() - started,
         "runs": runs,
     }
-
-
-def end_with_parent() -> None:
-    """Ends this process as soon as its parent has ended, however: a killed run leaves nobody computing."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def budget_of(name: str) -> Budget:
@@ -263,16 +244,13 @@ def folder_name(variant: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in variant.lower())
 
 
-def _counted(runs: Any, total: int) -> Any:
-    for index, result in enumerate(runs, start=1):
-        print(f"[{index}/{total}] {result['variant']}, seed {result['seed']}: mIoU {100 * result['mean_iou']:.2f} "
-              f"({result['seconds']:.0f} s)", file=sys.stderr, flush=True)  # fmt: skip
-        yield result
+def _told(run: dict[str, Any]) -> str:
+    return f"{run['variant']}, seed {run['seed']}: mIoU {100 * run['mean_iou']:.2f} ({run['seconds']:.0f} s)"
 
 
-def build_parser(prog: str, about: str, out: str) -> argparse.ArgumentParser:
+def build_parser(prog: str, about: str, out: str, more: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=about)
-    parser.add_argument("--budget", default="cpu", help=", ".join(BUDGETS))
+    parser.add_argument("--budget", default="cpu", help=", ".join((*BUDGETS, *more)))
     parser.add_argument("--out", default=out)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--parallel", type=int, help="runs at a time; default: one a core, on a GPU four")
@@ -284,12 +262,17 @@ def parallel_of(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser("python -m models.experiments", __doc__.splitlines()[0], "runs/experiments")
+    parser = build_parser("python -m models.experiments", __doc__.splitlines()[0], "runs/experiments", more=("long",))
     parser.add_argument("--seeds", type=int, help="instead of the budget's")
     options = parser.parse_args(arguments)
-    return guarded(
-        lambda: print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
-    )
+
+    def work() -> None:
+        if options.budget == "long":
+            print(long_report.report(long.run(options.out, parallel_of(options), options.seeds or long.SEEDS)))
+        else:
+            print(report(run(options.budget, options.out, options.device, parallel_of(options), options.seeds)))
+
+    return guarded(work)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from difnet_kernels import ImportanceMap
+from models.networks.context import ImagePooling, NonLocal
 from models.networks.deeplab import Network, SeedBranch, SimDeeplab
 from models.networks.diffusion import Cascade, ClosedForm, DenseCascade
 from models.networks.difnet import WALKS, DifNet, check_walks
 from models.networks.heads import ASPP, ASPP_RATES, LargeFOV
 from models.networks.resnet import ResNetTrunk
+from models.networks.walk_deeplab import WalkDeeplab
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ NAMES = {
     "difnet_tiny": ("difnet", "tiny", "aspp"),
     **{f"sim_deeplab{depth}": ("sim_deeplab", depth, "aspp") for depth in ("18", "34", "50", "101", "152")},
     "sim_deeplab_tiny": ("sim_deeplab", "tiny", "aspp"),
+    **{f"walk_deeplab{depth}": ("walk_deeplab", depth, "aspp") for depth in ("18", "34", "50", "101", "152")},
+    "walk_deeplab_tiny": ("walk_deeplab", "tiny", "aspp"),
 }
 
 
@@ -72,7 +76,9 @@ def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
     """A network with fresh weights, by name; the name and the options are kept as `model_name`, `options`.
 
     Options of all networks: stride_in ("conv1", or "conv2" as torchvision), head ("aspp", or "large_fov", one
-    convolution), aspp_init ("normal", "authors"), blocks and width (another size than the name's). Of DifNets also:
+    convolution), aspp_init ("normal", "authors"), blocks and width (another size than the name's). Of Sim-Deeplabs also:
+    context (None; "image_pooling", "non_local": what other networks have in place of walks). Of walk_deeplabs also:
+    embed_dim. Of DifNets also:
     walks (which of 1 … 5), importance (False leaves M out), bn_init ("one", "uniform": γ of Ψ and H), embed_dim,
     diffusion ("cascade"; "dense", the same with N×N matrices; "closed_form", Eq. 2 for small images), device_map
     ({"seed": device, "similarity": device}).
@@ -80,7 +86,11 @@ def build_model(name: str, num_classes: int = 21, **options: Any) -> Network:
     """
     check_options(name, options)
     family, depth, head = NAMES[name]
-    builders: dict[str, Callable[..., Network]] = {"difnet": _build_difnet, "sim_deeplab": _build_sim_deeplab}
+    builders: dict[str, Callable[..., Network]] = {
+        "difnet": _build_difnet,
+        "sim_deeplab": _build_sim_deeplab,
+        "walk_deeplab": _build_walk_deeplab,
+    }
     if num_classes < 2:
         raise ValueError(f"num_classes must be at least 2 (background and one class); got {num_classes}.")
     model = builders[family](SIZES[depth], num_classes=num_classes, **{"head": head, **options})
@@ -111,8 +121,27 @@ def _build_seed_branch(
     return SeedBranch(trunk, ASPP(trunk.out_channels[-1], num_classes, size.rates, aspp_init))
 
 
-def _build_sim_deeplab(size: Size, head: str, num_classes: int, **options: Any) -> SimDeeplab:
-    return SimDeeplab(_build_seed_branch(size, head, num_classes, **options))
+def _build_sim_deeplab(
+    size: Size, head: str, num_classes: int, *, context: str | None = None, **options: Any
+) -> SimDeeplab:
+    branch = _build_seed_branch(size, head, num_classes, **options)
+    deepest = branch.trunk.out_channels[-1]
+    if context == "image_pooling":
+        width = options.get("width") or size.width
+        branch.head = ImagePooling(
+            branch.head, deepest, num_classes, hidden=4 * width
+        )  # 256 at width 64, as DeepLab v3
+    elif context == "non_local":
+        branch.head = NonLocal(branch.head, deepest)
+    return SimDeeplab(branch)
+
+
+def _build_walk_deeplab(
+    size: Size, head: str, num_classes: int, *, embed_dim: int | None = None, **options: Any
+) -> WalkDeeplab:
+    branch = _build_seed_branch(size, head, num_classes, **options)
+    channels = [3, *branch.trunk.out_channels]
+    return WalkDeeplab(branch, Cascade(channels, embed_dim or size.embed_dim, residual=True, scale="sqrt"))
 
 
 def _build_difnet(
@@ -144,9 +173,11 @@ def _build_difnet(
 
 
 DIFFUSIONS = {"cascade": Cascade, "closed_form": ClosedForm, "dense": DenseCascade}
+CONTEXTS = ("image_pooling", "non_local")
 BRANCH_OPTIONS = ("blocks", "width", "stride_in", "head", "aspp_init")
 OPTIONS = {
-    "sim_deeplab": BRANCH_OPTIONS,
+    "sim_deeplab": (*BRANCH_OPTIONS, "context"),
+    "walk_deeplab": (*BRANCH_OPTIONS, "embed_dim"),
     "difnet": (*BRANCH_OPTIONS, "walks", "importance", "bn_init", "embed_dim", "diffusion", "device_map"),
 }
 FRESH_ONLY = (
@@ -186,6 +217,9 @@ VALUES = {
     "stride_in": _one_of("conv1", "conv2"),
     "head": _one_of("aspp", "large_fov"),
     "aspp_init": _one_of("normal", "authors"),
+    "context": Values(
+        f"None or one of {', '.join(CONTEXTS)}", lambda v: v is None or (isinstance(v, str) and v in CONTEXTS)
+    ),
     "bn_init": _one_of("one", "uniform"),
     "diffusion": _one_of(*DIFFUSIONS),
     "importance": Values("true or false", lambda v: isinstance(v, bool)),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from difnet_kernels import CascadedRandomWalk, PsiProjection, cascaded_random_walk
+from difnet_kernels import CascadedRandomWalk, PsiProjection, cascaded_random_walk, diffuse
 from difnet_kernels.backends import reference
 
 
@@ -20,13 +20,17 @@ class Cascade(CascadedRandomWalk):
         """yᵀ (B, K, H', W') from T embeddings (B, D, H', W')."""
         state = cascaded_random_walk(seed, psi, self.mu, self.beta)
         assert isinstance(state, torch.Tensor)  # not asked for all steps
-        return state
+        return self._apart(seed, state)
 
     def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """(y¹, …, yᵀ)."""
         states = cascaded_random_walk(seed, psi, self.mu, self.beta, return_steps=True)
         assert isinstance(states, tuple)
-        return states
+        return tuple(self._apart(seed, state) for state in states)
+
+    def _apart(self, seed: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """In residual form s + γ (y - s)."""
+        return state if self.gamma is None else seed + self.gamma.to(seed.dtype) * (state - seed)
 
 
 class DenseCascade(Cascade):
@@ -54,9 +58,9 @@ def dense_steps(
 
 
 class ClosedForm(nn.Module):
-    """y = (I - μP)⁻¹ (1 - μ) s (Eq. 2, W6), with P from the deepest of the features alone, solved densely.
+    """y = (I - μP)⁻¹ (1 - μ) s (Eq. 2, W6), with P from the deepest of the features alone, by walks to a tolerance.
 
-    Stores N×N numbers and takes O(N³) time: for small images only. β is 1: there is no earlier state to keep.
+    β is 1: there is no earlier state to keep.
     """
 
     def __init__(self, in_channels: Sequence[int], embed_dim: int = 64) -> None:
@@ -76,10 +80,7 @@ class ClosedForm(nn.Module):
         return [self.psi[0](features[-1], grid)]
 
     def diffuse(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(seed.device.type, enabled=False):  # there is no 16-bit solver
-            nodes, source = (maps.flatten(2).mT.float() for maps in (psi[0], seed))  # [B, N, D], [B, N, K]
-            state = reference.closed_form(source, nodes, self.mu)
-        return state.mT.reshape(seed.shape).to(seed.dtype)
+        return diffuse(seed, psi[0], self.mu)
 
     def steps(self, seed: torch.Tensor, psi: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         return (self.diffuse(seed, psi),)

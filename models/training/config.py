@@ -17,7 +17,8 @@ class TrainConfig:
     batch_size counts images of one update over all processes. clip is the largest norm of the gradient, 0 for no
     clipping. batch_norm: "train" (each process its own statistics), "sync" (over all processes, GPUs only), "frozen"
     (stored statistics, and their scales do not learn). init_preprocessing: what the user says about weights that do not
-    say it themselves. class_weights: how much an error at a pixel of each class counts, None for all alike. save_every:
+    say it themselves. class_weights: how much an error at a pixel of each class counts, None for all alike. crf_loss:
+    how much `training.crf_loss` counts beside the cross entropy, 0 leaves it out. save_every:
     updates between checkpoints, 0 for one an epoch; keep: how many of them stay beside the last.
     """
 
@@ -47,6 +48,7 @@ class TrainConfig:
     init_preprocessing: str | None = None
     photometric: float = 0.0
     class_weights: list[float] | None = None
+    crf_loss: float = 0.0
     save_every: int = 0
     keep: int = 0
 
@@ -63,7 +65,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "crop"):
             if getattr(self.recipe, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self.recipe, name)}.")
-        for name in ("val_every", "clip", "save_every", "keep"):
+        for name in ("val_every", "clip", "save_every", "keep", "crf_loss"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
 

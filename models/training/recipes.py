@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from difnet_kernels.modules.rates import OF_GAMMA, OF_GATES
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -75,18 +77,18 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[tuple[float, float, list[nn.Parameter]]]:
     """(multiple of lr, weight decay, parameters) by recipe.groups: "flat" is lr itself and "same" ten times lr, everywhere;
-    "quick_gates" is flat but for μ and β; "deeplab" has 1× trunks, 10× new weights, 20× new biases."""
+    "quick_gates" is flat but for γ, μ and β of the walks, as `difnet_kernels.parameter_groups`; "deeplab" has 1× trunks,
+    10× new weights, 20× new biases."""
     parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if recipe.groups in ("same", "flat"):
         scale = 10.0 if recipe.groups == "same" else 1.0
         return [(scale, recipe.weight_decay, [p for _, p in parameters])]
+    gammas = [p for name, p in parameters if _is_gamma(name)]
     if recipe.groups == "quick_gates":
         # the paper's gates move for 100,000 updates; at the rate of a weight, a few hundred would leave them at 0.5
         gates = [p for name, p in parameters if name.endswith("_raw")]
-        return [
-            (1.0, recipe.weight_decay, [p for name, p in parameters if not name.endswith("_raw")]),
-            (20.0, 0.0, gates),
-        ]
+        rest = [p for name, p in parameters if not name.endswith("_raw") and not _is_gamma(name)]
+        return [(1.0, recipe.weight_decay, rest), (OF_GAMMA, 0.0, gammas), (OF_GATES, 0.0, gates)]
     trunks = [(name, p) for name, p in parameters if _in_trunk(name)]
     new = [(name, p) for name, p in parameters if not _in_trunk(name)]
     return [
@@ -94,6 +96,7 @@ def _groups(model: nn.Module, recipe: Recipe) -> list[tuple[float, float, list[n
         (10.0, recipe.weight_decay, [p for name, p in new if _is_weight(name)]),
         # DeepLab does not decay biases; a decay of the gates' raw values would pull μ and β to 0.5
         (10.0, 0.0, [p for name, p in new if name.endswith("_raw")]),
+        (10.0 * OF_GAMMA, 0.0, gammas),
         (20.0, 0.0, [p for name, p in new if name.endswith("bias")]),
     ]
 
@@ -103,4 +106,9 @@ def _in_trunk(name: str) -> bool:
 
 
 def _is_weight(name: str) -> bool:
-    return not name.endswith(("_raw", "bias"))
+    return not name.endswith(("_raw", "bias")) and not _is_gamma(name)
+
+
+def _is_gamma(name: str) -> bool:
+    """γ of a walk in residual form; the γ of a normalisation is called weight."""
+    return name.endswith(".gamma")

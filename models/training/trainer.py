@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from models import build_model, checkpoints
 from models.data import IGNORE, endure_signals, signals_wait
+from models.data.transforms import RECIPES
 from models.training.batches import Batches, TrainingData, end_workers, stacked
 from models.training.config import TrainConfig
+from models.training.crf_loss import crf_loss
 from models.training.machine import made_on
 from models.training.processes import Processes
 from models.training.recipes import build_optimizer, poly
@@ -113,6 +115,8 @@ class Trainer:
             self.model = cast(nn.Module, torch.compile(self.model))
 
         self.weights = pixel_weights(config.class_weights, len(train_set.classes), processes.device)
+        std = RECIPES[recipe.transform].std
+        self.grey_levels = torch.tensor(std, device=processes.device).view(-1, 1, 1)  # of one unit of an image
         self.environment = made_on(processes.device)
         self.data = {"images": len(train_set), "kind": config.kind, "reduce_zero_label": config.reduce_zero_label}
         self.epoch, self.step, self.loss_sum = 0, 0, 0.0  # the position: `step` updates of `epoch` are done
@@ -244,11 +248,14 @@ class Trainer:
             logits = self.model(image)
         by_class = None if self.weights is None else self.weights[: logits.shape[1]]
         errors = F.cross_entropy(logits.float(), mask, by_class, ignore_index=IGNORE, reduction="sum")
-        self.optimizer.zero_grad(set_to_none=True)
         # pixels count alike over all processes; data parallel training averages gradients, hence the factor
-        self.scaler.scale(errors * self.processes.size / valid).backward()
+        loss = errors * self.processes.size / valid
+        if config.crf_loss:
+            loss = loss + config.crf_loss * crf_loss(logits, image * self.grey_levels)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
         # the device works on the backward while this waits for the loss: one wait a step, before weights change
-        total, stop = self.processes.total(errors.detach() / valid, float(self.stop_asked)).tolist()
+        total, stop = self.processes.total(loss.detach() / self.processes.size, float(self.stop_asked)).tolist()
         if not math.isfinite(total):
             self._diverge(batch["name"], total, lr)
         if config.clip:

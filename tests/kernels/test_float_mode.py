@@ -46,8 +46,9 @@ def test_this_flag_can_rise() -> None:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16", "fp64"])
+@pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
 @pytest.mark.parametrize("regime", REGIMES)
-def test_no_result_is_denormal(native: str, threads: None, regime: str, dtype: str) -> None:
+def test_no_result_is_denormal(native: str, threads: None, regime: str, biased: bool, dtype: str) -> None:
     """Weights that a row would not notice are exact zeros before exp, forward and backward: products with numbers that fade
     out cost some processors a hundred times what others do."""
     torch.set_num_threads(1)
@@ -62,10 +63,12 @@ def test_no_result_is_denormal(native: str, threads: None, regime: str, dtype: s
     before, total, of_mu, of_beta = (torch.zeros_like(x) for x in (walked, walked, mu, beta))
     grad = inputs.grad.to(state.dtype)
     ops = torch.ops.difnet_kernels
-    fields = (state, state, psi, mu, beta, 0)
+    bias = torch.linspace(-80, 20, nodes, dtype=accumulate).repeat(batch, 1) if biased else None
+    of_lse, of_bias = (torch.ones_like(row_lse), torch.zeros_like(row_lse)) if biased else (None, None)
+    fields = (state, state, psi, bias, mu, beta, 0)
     assert not _underflows(lambda: ops.walk_forward.default(*fields, following, walked, row_lse))
-    results = (walked, row_lse, before, total, grad_psi, of_mu, of_beta)
-    assert not _underflows(lambda: ops.walk_backward.default(grad, *fields, *results))
+    results = (walked, row_lse, before, total, grad_psi, of_bias, of_mu, of_beta)
+    assert not _underflows(lambda: ops.walk_backward.default(grad, of_lse, *fields, *results))
 
 
 def _tiny(dtype: str) -> Iterator[tuple[str, object]]:

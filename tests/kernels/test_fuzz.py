@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_max_pool1d, adaptive_max_pool2d, adapti
 from difnet_kernels import cascaded_random_walk, psi_projection, random_walk, transition_rows
 from tests.support.capability import takes
 from tests.support.cases import DTYPES, placed
+from tests.support.dense import dense
 from tests.support.tolerances import (
     CANCELLATION,
     HALF_ULP,
@@ -85,20 +86,30 @@ class Draw:
             x[:, classes // 2 :] *= 1e-3
         return self.field(classes, batch, grid, x)
 
+    def bias(self, batch: int, grid: tuple[int, ...]) -> Tensor:
+        """Of a few units; a third of the time with columns that are gone."""
+        x = 2 * self.normal(batch, *grid)
+        gone = self.normal(batch, *grid) > 0.5
+        gone.flatten(1)[:, 0] = False
+        if self.choose.random() < 0.33:
+            x[gone] = -torch.inf
+        x = placed(x.to(self.dtype()))
+        return x[:1] if self.choose.random() < 0.2 else x
+
+    def mask(self, batch: int, grid: tuple[int, ...]) -> Tensor:
+        """Scattered nodes, or a corner; now and then an image has none. Column 0 is there, so that no row is without."""
+        mask = self.normal(batch, *grid) > (0.0 if self.choose.random() < 0.5 else -1.5)
+        mask.flatten(1)[:, 0] = True
+        if self.choose.random() < 0.2:
+            mask[-1] = False
+        return placed(mask)
+
     def wanted(self, leaves: list[Tensor]) -> list[Tensor]:
         """A subset of the leaves requires a gradient, at least one."""
         chosen = [x for x in leaves if self.choose.random() < 0.7] or leaves[:1]
         for x in chosen:
             x.requires_grad_()
         return chosen
-
-
-def _step(y: Tensor, psi: Tensor, s: Tensor, mu: Tensor, beta: Tensor) -> Tensor:
-    """Written out in fp64, because a truth that called the reference would share its mistakes."""
-    p = psi.flatten(2)
-    P = torch.softmax(p.mT @ p, dim=-1)
-    walked = (y.flatten(2) @ P.mT).view(y.shape)
-    return beta * (mu * walked + (1 - mu) * s) + (1 - beta) * y
 
 
 def _compare(
@@ -108,10 +119,14 @@ def _compare(
     fields: list[Tensor],
     gates: list[Tensor],
     names: list[str],
+    biases: list[Tensor],
+    lse: bool = False,
 ) -> None:
-    """The same call on the same rounded numbers in fp64, and a random subset of its gradients."""
+    """The same call on the same rounded numbers in fp64, and a random subset of its gradients. `biases` come after the fields
+    in what `run` and `true` are called with, and the gates last; with `lse` the last result is that."""
     psi = [x for name, x in zip(names, fields, strict=False) if name.startswith("psi")]
-    leaves = [x.detach() for x in (*fields, *gates)]
+    names = [*names[: len(fields)], *["bias"] * len(biases), *names[len(fields) :]]
+    leaves = [x.detach() for x in (*fields, *biases, *gates)]
     wide = [x.double() for x in leaves]
     chosen = draw.wanted(leaves)
     for a, b in zip(leaves, wide, strict=True):
@@ -120,12 +135,15 @@ def _compare(
     ours, truth = ([x] if isinstance(x, Tensor) else list(x) for x in (ours, truth))
     upstream = [placed(draw.normal(*y.shape)) for y in ours]
     largest = max((p.double().square().sum(1).max().item() for p in psi if p.numel()), default=0.0)
-    at = Setting(frozenset(x.dtype for x in fields), max(1, len(psi)), largest)
+    shift = max((b[b.isfinite()].double().abs().max().item() for b in biases), default=0.0)
+    at = Setting(frozenset(x.dtype for x in (*fields, *biases)), max(1, len(psi)), largest + shift)
     for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
         # what comes out of a class may be smaller than what went in, and has the rounding of that
         for k in range(a.shape[1]):
             inside = [x.detach()[:, k] for name, x in zip(names, wide, strict=True) if name in ("seed", "state")]
             went_in = max(x.abs().max().item() for x in inside)
+            if lse and number == len(ours) - 1:
+                went_in = 1.0  # the log of a sum: its error is that of the weights
             assert_within(f"y{number}, class {k}", a.detach()[:, k], b.detach()[:, k], at.walk, floor=at.walk * went_in)
     grads = torch.autograd.grad(ours, chosen, [u.to(y.dtype) for u, y in zip(upstream, ours, strict=True)])
     wide_chosen = [b for a, b in zip(leaves, wide, strict=True) if a.requires_grad]
@@ -134,18 +152,21 @@ def _compare(
     reached = [(y, u) for y, u in zip(truth, rounded, strict=True) if y.requires_grad]
     true_grads = torch.autograd.grad([y for y, _ in reached], wide_chosen, [u for _, u in reached])
     told = [name for name, x in zip(names, leaves, strict=True) if x.requires_grad]
+    states = rounded[: len(rounded) - lse]
     # about max Σ_k |h||y| ‖ψ‖: the terms that B4 subtracts, and the squares of those that B7 adds
     sizes = sum(u.abs().sum(1).max().item() for u in rounded) * max(x.double().abs().max().item() for x in fields)
     noise = CANCELLATION * HALF_ULP[at.product] * sizes * max(1.0, largest) ** 0.5 * max(1, len(psi))
     for name, a, b in zip(told, grads, true_grads, strict=True):
         if name.startswith("psi"):
             assert_each(name, 1, a, b, PSI_GRADIENT * at.walk, floor=noise)
+        elif name == "bias":
+            assert_each(name, 0, a, b, PSI_GRADIENT * at.walk, floor=noise)
         elif name in ("mu", "beta"):
             scale = sum(u.square().sum().sqrt().item() for u in rounded) * fields[0].double().abs().max().item()
             assert_within(name, a, b, 2 * at.gate, floor=2 * at.gate * scale)
         else:
             for k in range(a.shape[1]):  # B6 sums terms of either sign, each with the rounding of its own size
-                came_in = sum(u[:, k].abs().max().item() for u in rounded)
+                came_in = sum(u[:, k].abs().max().item() for u in states)
                 bound = SEED_GRADIENT * at.walk
                 assert_within(f"{name}, class {k}", a[:, k], b[:, k], bound, floor=bound * came_in)
 
@@ -165,26 +186,57 @@ def _cascade(draw: Draw, backend: str) -> None:
         for _ in range(2)
     ]
 
+    biases, mask = _more(draw, backend, walks, batch, grid)
+
+    def split(rest: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None], Tensor, Tensor]:
+        return list(rest[:walks]), [*rest[walks:-2], *[None] * (walks - len(biases))], rest[-2], rest[-1]
+
     def run(seed: Tensor, *rest: Tensor) -> Any:
-        return cascaded_random_walk(seed, list(rest[:walks]), *rest[walks:], backend=backend, return_steps=steps)
+        psi, bias, mu, beta = split(rest)
+        return cascaded_random_walk(seed, psi, mu, beta, bias=bias, mask=mask, backend=backend, return_steps=steps)
 
     def true(seed: Tensor, *rest: Tensor) -> Any:
-        states, (mu, beta) = [seed], rest[walks:]
-        for t in range(walks):
-            states.append(_step(states[-1], rest[t], seed, mu[t], beta[t]))
-        return states[1:] if steps else states[-1]
+        psi, bias, mu, beta = split(rest)
+        states, _ = dense(seed, psi, mu, beta, bias=bias, mask=mask)
+        return states if steps else states[-1]
 
-    _compare(draw, run, true, fields, gates, ["seed", *(f"psi{t}" for t in range(walks)), "mu", "beta"])
+    _compare(draw, run, true, fields, gates, ["seed", *(f"psi{t}" for t in range(walks)), "mu", "beta"], biases)
+
+
+def _more(
+    draw: Draw, backend: str, walks: int, batch: int, grid: tuple[int, ...]
+) -> tuple[list[Tensor], Tensor | None]:
+    """Half of the time a bias of the first walks, and a third of it a mask, on a backend that takes them."""
+    if not takes(backend, placed(torch.empty(0)).device.type, bias=True, lse=True):
+        return [], None
+    biases = [draw.bias(batch, grid) for _ in range(draw.choose.choice((0, 0, 1, walks)))]
+    return biases, draw.mask(batch, grid) if draw.choose.random() < 0.33 else None
 
 
 def _walk(draw: Draw, backend: str) -> None:
     batch, classes, grid = draw.choose.randint(1, 3), draw.choose.choice((1, 2, 5, 21)), draw.grid(200)
     fields = [draw.scores(classes, batch, grid), draw.psi(batch, grid), draw.scores(classes, batch, grid)]
     gates = [placed(torch.rand((), generator=draw.chance, device="cpu")) for _ in range(2)]
-    _compare(
-        draw, lambda y, p, s, mu, beta: random_walk(y, p, s, mu, beta, backend=backend), _step, fields, gates,
-        ["state", "psi", "seed", "mu", "beta"],
-    )  # fmt: skip
+    biases, mask = _more(draw, backend, 1, batch, grid)
+    lse = takes(backend, placed(torch.empty(0)).device.type, lse=True) and draw.choose.random() < 0.5
+
+    def run(y: Tensor, psi: Tensor, s: Tensor, *rest: Tensor) -> Any:
+        *bias, mu, beta = rest
+        given = random_walk(
+            y, psi, s, mu, beta, bias=bias[0] if bias else None, mask=mask, backend=backend, return_lse=lse
+        )
+        return (given[0], known(given[1])) if isinstance(given, tuple) else given
+
+    def true(y: Tensor, psi: Tensor, s: Tensor, *rest: Tensor) -> Any:
+        *bias, mu, beta = rest
+        (state,), (of_rows,) = dense(s, [psi], mu[None], beta[None], state=y, bias=bias, mask=mask)
+        return (state, known(of_rows)) if lse else state
+
+    def known(of_rows: Tensor) -> Tensor:
+        """lse where it is finite, as a field."""
+        return of_rows.masked_fill(of_rows.isinf(), 0).unsqueeze(1)
+
+    _compare(draw, run, true, fields, gates, ["state", "psi", "seed", "mu", "beta"], biases, lse)
 
 
 def _projection(draw: Draw, backend: str) -> None:

@@ -22,7 +22,12 @@ def voc(tmp_path):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Runs that are compared bit by bit were seen to differ on two busy threads; why has not been found out."""
+    """Runs that are compared bit by bit have the same number of threads, in this process and in those that it starts.
+
+    torch's bits depend on that number: on two threads a mean, a 1x1 convolution and the gradient of a convolution's weight
+    sum in another order than on one (`torch.ones(4, 8, 48, 48).div(3).mean()` under set_num_threads(1) and (2)). Those of
+    the walk and of Ψ do not, whoever is interrupted where (tests/kernels/test_determinism.py).
+    """
     before, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

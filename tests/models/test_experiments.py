@@ -169,7 +169,7 @@ def test_every_family_has_the_best_of_the_rates_that_were_tried():
 PARENT = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from models.experiments.study import end_with_parent
+from models.experiments.processes import end_with_parent
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")

@@ -19,7 +19,7 @@ COUNTS = {
     "difnet50": 48_816_524,
     "difnet101": 86_800_780,
 }
-TINY = ["difnet_tiny", "sim_deeplab_tiny"]
+TINY = ["difnet_tiny", "sim_deeplab_tiny", "walk_deeplab_tiny"]
 
 
 def count(parameters) -> int:

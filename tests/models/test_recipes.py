@@ -24,7 +24,7 @@ def test_recipes_hold_the_published_numbers():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("model", ["difnet_tiny", "sim_deeplab_tiny"])
+@pytest.mark.parametrize("model", ["difnet_tiny", "sim_deeplab_tiny", "walk_deeplab_tiny"])
 def test_every_parameter_is_in_one_group(recipe, model):
     network = build_model(model)
     grouped = [p for group in build_optimizer(network, get_recipe(recipe)).param_groups for p in group["params"]]

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from PIL import Image
 
 from models.data import IGNORE, DataError, build_dataset
@@ -137,6 +138,22 @@ def test_emblems_are_visible_and_twins_are_apart(preset, allowed):
     assert shown > 300 and hidden <= allowed * shown
 
 
+def test_in_long_every_object_has_parts_that_only_a_distant_emblem_explains():
+    """All classes are twins, and an object is in two or three pieces, of which one shows an emblem."""
+    assert all(look.twin for look in class_looks(PRESETS["long"], 5))
+    pieces, explained = [], []
+    for index in range(60):
+        scene = render("long", 5, SIZE, 0, index)
+        present = [c for c in range(1, 5) if (scene.labels == c).any()]
+        for c in present if len(present) == 1 else ():
+            found, count = scipy.ndimage.label(scene.labels == c)
+            sizes = np.bincount(found.ravel())[1:]
+            pieces.append((sizes >= 20).sum())
+            explained.append(sum(bool((scene.emblems & (found == i)).any()) for i in range(1, count + 1)))
+    assert len(pieces) > 15 and np.mean(np.array(pieces) > 1) > 0.7  # parts may touch, or lie half outside
+    assert np.mean(np.array(explained) == 1) > 0.5 and max(explained) <= 2
+
+
 def test_harder_presets_compress_more():
     sizes = [np.mean([len(encode(p, 21, SIZE, 0, i)[0]) for i in range(12)]) for p in ("easy", "hard")]
     assert PRESETS["hard"].noise > PRESETS["paper"].noise > PRESETS["easy"].noise
@@ -159,7 +176,7 @@ def test_a_finished_set_is_kept_and_another_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"preset": "harder"}, "easy, paper, hard"),
+        ({"preset": "harder"}, "easy, paper, hard, long, mixed"),
         ({"classes": 1}, "2…255"),
         ({"size": 20}, "48"),
         ({"counts": {"training": 3}}, "train, val, test"),

@@ -119,11 +119,15 @@ def test_a_type_checker_knows_what_comes_back(tmp_path: Path) -> None:
     use = tmp_path / "use.py"
     use.write_text(
         "import torch\n"
-        "from difnet_kernels import cascaded_random_walk\n"
+        "from difnet_kernels import cascaded_random_walk, random_walk\n"
         "s, p = torch.randn(1, 2, 5), torch.randn(1, 3, 5)\n"
         "y: torch.Tensor = cascaded_random_walk(s, [p], [0.5], [0.5])\n"
         "steps: tuple[torch.Tensor, ...] = cascaded_random_walk(s, [p], [0.5], [0.5], return_steps=True)\n"
         "y.argmax(1)\n"
+        "b = torch.zeros(1, 5)\n"
+        "y = random_walk(s, p, s, 0.5, 0.5, bias=b, mask=b == 0)\n"
+        "pair: tuple[torch.Tensor, torch.Tensor] = random_walk(s, p, s, 0.5, 0.5, return_lse=True)\n"
+        "y = cascaded_random_walk(s, [p, p], [0.5] * 2, [0.5] * 2, bias=[b, None])\n"
     )
     command = [sys.executable, "-m", "mypy", "--config-file=", "--ignore-missing-imports", str(use)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

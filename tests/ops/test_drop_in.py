@@ -55,6 +55,35 @@ def test_cosine_embeddings_have_length_one_before_the_scale() -> None:
 
 
 @pytest.mark.smoke
+def test_gaussian_rows_fall_with_the_distance() -> None:
+    """P_ij ∝ exp(-scale ‖ψ_i - ψ_j‖² / 2), against the formula in fp64."""
+    seed, features = _inputs()
+    walk = CascadedRandomWalk(CHANNELS[:1], D, affinity="gaussian", scale=0.3).eval()
+    with torch.no_grad():
+        walk.mu_raw.fill_(-20.0)
+        walk.beta_raw.fill_(-20.0)  # y = P s
+    nodes = walk.psi[0](features[0], GRID).flatten(2).mT.double()
+    p = (-0.5 * 0.3 * torch.cdist(nodes, nodes).square()).softmax(-1)
+    expected = (p @ seed.flatten(2).mT.double()).mT.unflatten(-1, GRID).float()
+    torch.testing.assert_close(walk(seed, features[:1]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_masked_node_is_not_seen_and_keeps_its_seed(residual: bool) -> None:
+    seed, features = _inputs()
+    walk = CascadedRandomWalk(CHANNELS, D, residual=residual, affinity="gaussian").eval()
+    if residual:
+        _learnt(walk, 0.5)
+    mask = torch.rand(2, *GRID) < 0.7
+    expected = walk(seed, features, mask)
+    other = torch.where(mask.unsqueeze(1), seed, seed + 3)
+    got = walk(other, features, mask=mask)
+    assert torch.equal(torch.where(mask.unsqueeze(1), got, 0), torch.where(mask.unsqueeze(1), expected, 0))
+    torch.testing.assert_close(torch.where(mask.unsqueeze(1), 0, got), torch.where(mask.unsqueeze(1), 0, other))
+
+
+@pytest.mark.smoke
 @pytest.mark.parametrize("steps", [False, True], ids=["last", "steps"])
 def test_a_residual_walk_starts_at_the_identity_and_learns(steps: bool) -> None:
     """Bit for bit; γ has a gradient at once, everything else from the second step on."""

@@ -22,6 +22,7 @@ from difnet_kernels import (
     ImportanceMap,
     PsiProjection,
     cascaded_random_walk,
+    diffuse,
     parameter_groups,
     psi_projection,
     random_walk,
@@ -110,6 +111,34 @@ def _gate() -> list[Any]:
     ]
 
 
+def _bias() -> list[Any]:
+    """What is no bias of one walk."""
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        torch.zeros(B + 1, *GRID),
+        torch.zeros(B, GRID[1], GRID[0]),
+        torch.zeros(B, *GRID).long(),
+        torch.zeros(B, *GRID) > 0,
+        torch.zeros(B, *GRID, device="meta"),
+    ]
+
+
+def _mask() -> list[Any]:
+    there = torch.ones(B, *GRID, dtype=torch.bool)
+    return [
+        *NO_TENSORS[1:],
+        *NOT_FIELDS,
+        there[:1],
+        there[0],
+        there[:, :-1],
+        there.unsqueeze(1),
+        there.int(),
+        there.float(),
+        there.to("meta"),
+    ]
+
+
 def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     psi = [torch.randn(B, D, *GRID)] * 2
     wrong = [*NOT_FIELDS[:8], torch.zeros(B, D, 4, 6), torch.zeros(B + 1, D, *GRID), *NO_TENSORS[1:]]
@@ -120,6 +149,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             "psi": psi,
             "mu": [0.5] * 2,
             "beta": torch.rand(2),
+            "bias": None,
+            "mask": None,
             "precision": "high",
             "backend": None,
         },
@@ -138,6 +169,8 @@ def _cascade() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]
             ],
             "mu": _gates(2),
             "beta": _gates(2),
+            "bias": [*_bias(), torch.zeros(3, B, *GRID), [None] * 3, *[[None, x] for x in _bias()]],
+            "mask": _mask(),
             "precision": NO_STRINGS,
             "backend": NO_BACKENDS,
         },
@@ -154,10 +187,12 @@ def _walk() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
         "seed": [*NO_TENSORS, *NOT_FIELDS, *other],
         "mu": _gate(),
         "beta": _gate(),
+        "bias": [*_bias(), torch.zeros(1, B, *GRID), [None]],
+        "mask": _mask(),
         "precision": NO_STRINGS,
         "backend": NO_BACKENDS,
     }
-    return random_walk, {**given, "precision": "high", "backend": None}, wrong
+    return random_walk, {**given, "bias": None, "mask": None, "precision": "high", "backend": None}, wrong
 
 
 def _projection() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
@@ -240,8 +275,34 @@ def _rows() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
     ]
     return (
         transition_rows,
-        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long)},
-        {"psi": [*NO_TENSORS, *psi], "nodes": nodes},
+        {"psi": torch.randn(B, D, *GRID), "nodes": torch.zeros(B, 1, dtype=torch.long), "bias": None, "mask": None},
+        {"psi": [*NO_TENSORS, *psi], "nodes": nodes, "bias": _bias(), "mask": _mask()},
+    )
+
+
+def _diffuse() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[Any]]]:
+    seed = torch.randn(B, K, *GRID)
+    psi = [
+        torch.randn(B, D, *GRID[:1]),
+        torch.randn(B + 1, D, *GRID),
+        torch.randn(B, D, 4, 8),
+        torch.randn(B, D, *GRID).long(),
+    ]
+    return (
+        diffuse,
+        {"seed": seed, "psi": torch.randn(B, D, *GRID), "mu": 0.5},
+        {
+            "seed": [*NO_TENSORS, *NOT_FIELDS],
+            "psi": [*NO_TENSORS, *psi],
+            "mu": [*_gate(), 1.0, torch.ones(()), torch.tensor(-0.1), torch.tensor(float("nan"))],
+            "bias": [3, "b", torch.zeros(B, K, *GRID), torch.zeros(B, *GRID).long(), torch.zeros(B + 1, *GRID)],
+            "mask": [3, torch.zeros(B, *GRID), torch.zeros(B, 3, 7) > 0],
+            "tol": [0.0, -1e-3, None, "1e-3", 1.0, float("nan"), True],
+            "max_walks": [0, -8, 2.5, "8"],
+            "store": [-1, 1.5, None, "1 GB"],
+            "precision": [None, "low"],
+            "backend": [3, "tpu"],
+        },
     )
 
 
@@ -328,7 +389,7 @@ def _importance() -> tuple[Callable[..., Any], dict[str, Any], dict[str, list[An
 
 
 FUNCTIONS = (_cascade, _walk, _projection, _rows, _module, _psi_module, _construction, _constructed_psi, _importance)
-FUNCTIONS += (_constructed_head, _head, _rates)
+FUNCTIONS += (_constructed_head, _head, _rates, _diffuse)
 
 
 def make(number: int) -> tuple[Callable[..., Any], dict[str, Any], str, Any]:

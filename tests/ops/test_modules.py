@@ -111,6 +111,7 @@ def test_the_public_surface() -> None:
             "ImportanceMap",
             "PsiProjection",
             "cascaded_random_walk",
+            "diffuse",
             "parameter_groups",
             "psi_projection",
             "random_walk",

@@ -84,17 +84,34 @@ def _unpooling() -> dict[str, Any]:
     }
 
 
+def _solving() -> dict[str, Any]:
+    given = {"seed": torch.randn(B, K, N), "psi": torch.randn(B, D, N), "mu": torch.full((1,), 0.5)}
+    options = {"tol": 1e-3, "max_walks": None, "store": 0, "precision": "high", "backend": ""}
+    return {**given, "bias": [torch.randn(B, N)], "mask": torch.rand(B, N) < 0.8, **options}
+
+
+def _solving_back() -> dict[str, Any]:
+    given = _solving()
+    del given["mask"]
+    return {"grad": torch.randn(B, K, N), "y": torch.randn(B, K, N), **given, "wanted": [True] * 4}
+
+
 OPERATORS: dict[str, Callable[[], dict[str, Any]]] = {
     "cascade_forward": _forward,
     "cascade_backward": _backward,
     "projection_forward": _pooling,
     "projection_backward": _unpooling,
+    "steady_state_forward": _solving,
+    "steady_state_backward": _solving_back,
 }
 # sizes that fit whatever the others are: the images and pixels of features, and the width of each embedding
 FREE = {("projection_forward", "features", axis) for axis in (0, 2, 3, 4)}
 FREE |= {(operator, "psi", 1) for operator in ("cascade_forward", "cascade_backward")}
+FREE |= {(operator, "psi", 1) for operator in ("steady_state_forward", "steady_state_backward")} | {
+    ("steady_state_forward", "seed", 1)
+}
 # a list of none of them is right: no walk has a bias, no lse was asked for
-NONE = {("cascade_forward", "bias"), ("cascade_backward", "grad_lse")}
+NONE = {("cascade_forward", "bias"), ("cascade_backward", "grad_lse"), ("steady_state_forward", "bias")}
 
 
 def _spoilt(x: Any) -> list[tuple[str, Any]]:
@@ -198,16 +215,17 @@ def _native() -> dict[str, dict[str, Any]]:
     """Arguments of the library's own operators, as backends/cpu.py passes them."""
     field, psi, gates = torch.randn(B, K, N), torch.randn(B, D, N), torch.rand(T)
     walked, row_lse = torch.zeros(B, N, K), torch.zeros(B, N)
-    walk = {"state": field, "seed": field, "psi": psi, "mu": gates, "beta": gates, "t": 0}
+    walk = {"state": field, "seed": field, "psi": psi, "bias": torch.randn(B, N), "mu": gates, "beta": gates, "t": 0}
     saved = {"walked": walked, "row_lse": row_lse}
     grads = {"grad_state": torch.zeros_like(walked), "grad_seed": torch.zeros_like(walked)}
-    grads |= {"grad_psi": torch.zeros_like(psi), "grad_mu": torch.zeros(T), "grad_beta": torch.zeros(T)}
+    grads |= {"grad_psi": torch.zeros_like(psi), "grad_bias": torch.zeros_like(row_lse)}
+    grads |= {"grad_mu": torch.zeros(T), "grad_beta": torch.zeros(T)}
     features, weight, channels = torch.randn(B, K, 1, 6, 7), torch.randn(D, K), torch.zeros(D)
     peak, position = torch.zeros(B, 1, 2, 3, D), torch.zeros(B, 1, 2, 3, D).int()
     z = torch.randn(B, 1, 6, 7, D)
     return {
         "walk_forward": {**walk, "next_state": torch.zeros_like(field), **saved},
-        "walk_backward": {"grad_next": field, **walk, **saved, **grads},
+        "walk_backward": {"grad_next": field, "grad_row_lse": torch.randn(B, N), **walk, **saved, **grads},
         "project_pool_forward": {
             "features": features,
             "weight": weight,
@@ -242,6 +260,9 @@ DENSE = (
     "row_lse",
     "grad_state",
     "grad_seed",
+    "bias",
+    "grad_row_lse",
+    "grad_bias",
     "grad_mu",
     "grad_beta",
     "weight",

@@ -15,6 +15,7 @@ OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
 NATIVE = {*native.KERNELS, "instruction_set", "instruction_sets"}
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
+CHECKED |= {"steady_state_forward", "steady_state_backward"}
 # in a library with CUDA kernels; they need a card, and tests/cuda tests what can be tested without one
 CUDA = {"cuda_cascade_forward", "why_no_cuda_device"}
 MUTABLE = ("test_schema", "test_faketensor")
@@ -94,14 +95,17 @@ def test_the_native_walks(native: str, layout: str) -> None:
     fields = [x.flatten(2) for x in (seed, psi)]
     new = seed.new_empty
     after, walked, row_lse = torch.zeros_like(fields[0]), torch.zeros(3, 35, 4), torch.zeros(3, 35)
-    forward = (fields[0], fields[0], fields[1], made.mu, made.beta, 0, after, walked, row_lse)
+    bias = torch.randn(3, 35)
+    forward = (fields[0], fields[0], fields[1], bias, made.mu, made.beta, 0, after, walked, row_lse)
     torch.library.opcheck(OPS.walk_forward.default, forward, test_utils=MUTABLE)
     OPS.walk_forward(*forward)
     backward = (
         torch.randn_like(fields[0]),
+        torch.randn(3, 35),
         fields[0],
         fields[0],
         fields[1],
+        bias,
         made.mu,
         made.beta,
         0,
@@ -110,6 +114,7 @@ def test_the_native_walks(native: str, layout: str) -> None:
         new(3, 35, 4).zero_(),
         new(3, 35, 4).zero_(),
         torch.zeros_like(fields[1]),
+        torch.zeros_like(bias),
         new(1).zero_(),
         new(1).zero_(),
     )

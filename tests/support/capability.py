@@ -14,12 +14,19 @@ DEVICES = ("cpu", "cuda")  # in order: what takes tensors of the CPU is tested t
 
 
 @cache
-def takes(backend: str, device: str, dtype: torch.dtype = torch.float32, embed: int = 1) -> bool:
+def takes(
+    backend: str,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    embed: int = 1,
+    bias: bool = False,
+    lse: bool = False,
+) -> bool:
     """Whether a cascade of one node and a Ψ of one pixel, in this dtype and width and on this device, are such that
-    `backend` would run both, or the cascade if it brings no Ψ."""
+    `backend` would run both, or the cascade if it brings no Ψ; with a bias, and with an lse that has a gradient."""
     run, place = BACKENDS[backend], torch.device(device)
     field = torch.empty((1, 1, 1), dtype=dtype, device="cpu")
-    cascade = Problem.of(field, [field.expand(1, embed, 1)], "high")
+    cascade = replace(Problem.of(field, [field.expand(1, embed, 1)], "high"), bias=bias, lse=lse)
     projection = Projection.of(field, field[0].expand(embed, 1), (1,))
     return run.refuses(replace(cascade, device=place)) is None and (
         run.projection_forward is None or run.refuses_projection(replace(projection, device=place)) is None

@@ -14,10 +14,12 @@
 namespace difnet::cpu {
 
 template <typename Real, typename Factor>
-static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_next, const Tensor& state,
-                const Tensor& seed, const Tensor& psi, const Tensor& mu, const Tensor& beta, int64_t t,
+static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_next,
+                const std::optional<Tensor>& grad_row_lse, const Tensor& state, const Tensor& seed, const Tensor& psi,
+                const std::optional<Tensor>& bias, const Tensor& mu, const Tensor& beta, int64_t t,
                 const Tensor& walked, const Tensor& row_lse, const Tensor& grad_state, const Tensor& grad_seed,
-                const std::optional<Tensor>& grad_psi, const Tensor& grad_mu, const Tensor& grad_beta) {
+                const std::optional<Tensor>& grad_psi, const std::optional<Tensor>& grad_bias, const Tensor& grad_mu,
+                const Tensor& grad_beta) {
   const WalkSizes size = walk_sizes(state, psi, kernels);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
@@ -36,6 +38,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   const int64_t psi_sums = work.reserve(images * padded * embed_stored);
   const int64_t state_sums = work.reserve(images * padded * size.state_stored);
   const int64_t off_diagonal = work.reserve(images * padded);
+  const int64_t of_bias = bias.has_value() ? 3 * padded : 0, tile_bias = work.reserve(images * of_bias);
+  const int64_t summed = grad_bias.has_value() ? padded : 0, row_sums = work.reserve(images * summed);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers();
   const int64_t psi_of_tile = kTile * embed_stored, state_of_tile = kTile * size.state_stored;
@@ -52,13 +56,16 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   GateGradients<Real> grad_gates(grad_mu, grad_beta, t, images, tiles);
   std::vector<WalkBackward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({walk_inputs<Real>(size, state, seed, psi, mu, beta, t, b),
+    walks.push_back({walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
+                                       work.template at<TileBias<Real>>(tile_bias + b * of_bias)),
                      field(grad_next, b),
                      grad_psi.has_value() ? field(*grad_psi, b) : Field{},
                      static_cast<const Real*>(walked.const_data_ptr()) + b * N * K,
                      static_cast<const Real*>(row_lse.const_data_ptr()) + b * N,
+                     of_nodes<Real>(grad_row_lse, b),
                      static_cast<Real*>(grad_state.mutable_data_ptr()) + b * N * K,
                      static_cast<Real*>(grad_seed.mutable_data_ptr()) + b * N * K,
+                     of_nodes<Real>(grad_bias, b),
                      grad_gates.of_image(b),
                      work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
                      work.template at<Factor>(psi_channel_panels + b * psi_size),
@@ -70,18 +77,20 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
                      work.at(psi_sums + b * padded * embed_stored),
                      work.at(state_sums + b * padded * size.state_stored),
                      work.at(off_diagonal + b * padded),
+                     work.at(row_sums + b * summed),
                      flags.get() + b * tiles,
                      flags.get() + (images + b) * tiles});
   tournament.play(walks.data(), kernels.backward, scratch.data());
   grad_gates.write();
 }
 
-void walk_backward(Tensor grad_next, Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t,
-                   Tensor walked, Tensor row_lse, Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi,
+void walk_backward(Tensor grad_next, std::optional<Tensor> grad_row_lse, Tensor state, Tensor seed, Tensor psi,
+                   std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t, Tensor walked, Tensor row_lse,
+                   Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi, std::optional<Tensor> grad_bias,
                    Tensor grad_mu, Tensor grad_beta) {
   with_walks(walked, seed, psi, [&](const auto& kernels) {
-    run(kernels, grad_next, state, seed, psi, mu, beta, t, walked, row_lse, grad_state, grad_seed, grad_psi, grad_mu,
-        grad_beta);
+    run(kernels, grad_next, grad_row_lse, state, seed, psi, bias, mu, beta, t, walked, row_lse, grad_state, grad_seed,
+        grad_psi, grad_bias, grad_mu, grad_beta);
   });
 }
 

@@ -5,7 +5,7 @@
 // The diagonal of T is not computed where it stands. T_ii = 2 P_ii (h_i y_i - delta_i), and delta_i -> h_i y_i when P
 // is nearly one-hot, so the difference of the two would be rounding. But the terms of a row sum to zero, because
 // delta_i is the mean of h_i y_j under P_i, so the diagonal one is minus the sum of the others, which do not cancel
-// (`off_diagonal`).
+// (`off_diagonal`). With a gradient g_i of row_lse, delta_i is lessened by it (B4b), and the terms of a row sum to g_i.
 #pragma once
 
 #include "cpu/walk/forward_tile.h"
@@ -44,41 +44,40 @@ struct BackwardWeightFactors : WeightTile<Factor> {
 };
 
 // (B3) P_ij and P_ji of panel `panel` of tile a (nodes i) against tile b (nodes j), and which micro-tiles matter.
-template <typename Real, typename Factor>
+template <bool Biased, typename Real, typename Factor>
 DIFNET_INLINE void transition(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel,
                               BackwardWeights<Real>& tile) {
   using V = Vec<Real>;
   constexpr int NR = kNR<Real>, W = kWidth<Real>;
-  const int64_t D = walk.size.embed_factors;
   const int i = panel * NR;
   const int nodes_a = tile_nodes(walk.size.nodes, a), nodes_b = tile_nodes(walk.size.nodes, b);
   const bool may_skip = walk.finite[a] && walk.finite[b], in_range = walk.in_range[a] && walk.in_range[b];
-  const Shifts<Real>&rows_a = walk.shifts[a], &rows_b = walk.shifts[b];
+  const Rows<Real> rows_i = {walk.shifts[a], walk.tile_bias + a, i};
   for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
     const int j = micro * kMR;
     tile.mask[panel][micro] = i < nodes_a && j < nodes_b;
     if (!tile.mask[panel][micro]) continue;
-    MicroTile<Real> S = {};
-    inner_products(walk.psi_node_panels + (a * kTile + i) * D,
-                   walk.psi_node_panels + (b * kTile + j - j % NR) * D + j % NR, D, S);  // (W1)
-    const V most = largest_exponent(S, rows_a.shift + i, rows_b.shift + j);
+    const Rows<Real> rows_j = {walk.shifts[b], walk.tile_bias + b, j};
+    MicroTile<Real> S;
+    set_logits<Biased>(walk, a, i, b, j, S);  // (W1, W1b)
+    const V most = largest_exponent<Biased>(S, rows_i, rows_j);
     if (may_skip && !(largest_lane(most) > -kNegligible<Real> * kLn2<Real>)) {
       tile.mask[panel][micro] = false;
       continue;
     }
     Real* P_ij = tile.P_ij + tile.micro_tile(panel, micro);
     Real* P_ji = tile.P_ji + tile.micro_tile(panel, micro);
-    for_each_weight(S, rows_a, i, rows_b, j, in_range,
-                    [&](int c, const V(&of_i)[2], const V(&of_j)[2]) __attribute__((always_inline)) {
-                      store(P_ij + c * NR, of_i[0]);
-                      store(P_ij + c * NR + W, of_i[1]);
-                      store(P_ji + c * NR, of_j[0]);
-                      store(P_ji + c * NR + W, of_j[1]);
-                    });
+    for_each_weight<Biased>(S, rows_i, rows_j, in_range,
+                            [&](int c, const V(&of_i)[2], const V(&of_j)[2]) __attribute__((always_inline)) {
+                              store(P_ij + c * NR, of_i[0]);
+                              store(P_ij + c * NR + W, of_i[1]);
+                              store(P_ji + c * NR, of_j[0]);
+                              store(P_ji + c * NR + W, of_j[1]);
+                            });
   }
 }
 
-// (B4) T = P_ij (h_i y_j - delta_i), and its sum over j into `off_diagonal` of the nodes i
+// (B4, B4b) T = P_ij (h_i y_j - delta_i), and its sum over j into `off_diagonal` of the nodes i
 template <typename Real, typename Factor>
 DIFNET_INLINE void add_row_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
                                  BackwardWeights<Real>& tile, Real* off_diagonal) {
@@ -111,7 +110,7 @@ DIFNET_INLINE void add_row_terms(const WalkBackward<Real, Factor>& walk, int64_t
   store(off_diagonal + W, sum_high);
 }
 
-// (B4) T += P_ji (h_j y_i - delta_j), and its sum over i into `off_diagonal` of the nodes j
+// (B4, B4b) T += P_ji (h_j y_i - delta_j), and its sum over i into `off_diagonal` of the nodes j
 template <typename Real, typename Factor>
 DIFNET_INLINE void add_column_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, int panel, int micro,
                                     BackwardWeights<Real>& tile, Real* off_diagonal) {
@@ -133,10 +132,35 @@ DIFNET_INLINE void add_column_terms(const WalkBackward<Real, Factor>& walk, int6
   }
 }
 
-// Whether the gradient of psi is wanted: without it no T is computed.
+// (B8) Adds the row sums of T to `of_a`, for the nodes i, and unless a and b are the same tile to `of_b`, for the nodes j.
+template <typename Real>
+DIFNET_INLINE void add_row_sums(const BackwardWeights<Real>& tile, bool same, Real* of_a, Real* of_b) {
+  using V = Vec<Real>;
+  constexpr int NR = kNR<Real>, W = kWidth<Real>;
+  for (int panel = 0; panel < tile.kPanelsI; ++panel) {
+    V low = load<V>(of_a + panel * NR), high = load<V>(of_a + panel * NR + W);
+    for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
+      if (!tile.mask[panel][micro]) continue;
+      const Real* T = tile.T + tile.micro_tile(panel, micro);
+      for (int c = 0; c < kMR; ++c, T += NR) {
+        low += load<V>(T);
+        high += load<V>(T + W);
+        if (!same) of_b[micro * kMR + c] += sum_lanes(load<V>(T) + load<V>(T + W));
+      }
+    }
+    store(of_a + panel * NR, low);
+    store(of_a + panel * NR + W, high);
+  }
+}
+
+// Whether the gradient of psi is wanted. T is computed for it and for that of the bias.
 template <typename Real, typename Factor>
 DIFNET_INLINE bool wants_psi(const WalkBackward<Real, Factor>& walk) {
   return walk.grad_psi.data != nullptr;
+}
+template <typename Real, typename Factor>
+DIFNET_INLINE bool wants_T(const WalkBackward<Real, Factor>& walk) {
+  return wants_psi(walk) || walk.grad_bias != nullptr;
 }
 
 // P and T of the nodes i of tile a against the nodes j of tile b, from one set of logits. One product at a time passes
@@ -145,8 +169,11 @@ template <typename Real, typename Factor>
 DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile,
                          WalkBackwardScratch<Real>& scratch) {
   for (int panel = 0; panel < tile.kPanelsI; ++panel) {
-    transition(walk, a, b, panel, tile);
-    if (!wants_psi(walk)) continue;
+    if (walk.bias == nullptr)
+      transition<false>(walk, a, b, panel, tile);
+    else
+      transition<true>(walk, a, b, panel, tile);
+    if (!wants_T(walk)) continue;
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
       if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile, scratch.off_diagonal[0]);
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
@@ -176,10 +203,15 @@ void walk_backward_multiply(const WalkBackward<Real, Factor>& walk, int64_t a, i
   const Factor *psi_a = walk.psi_channel_panels + a * psi, *psi_b = walk.psi_channel_panels + b * psi;
   const Factor *h_a = walk.h_channel_panels + a * h, *h_b = walk.h_channel_panels + b * h;
   for (int side = 0; side < 2; ++side)
-    for (int n = 0; n < kTile; ++n) scratch.off_diagonal[side][n] = walk.off_diagonal[(side == 0 ? a : b) * kTile + n];
+    for (int n = 0; n < kTile; ++n) {
+      const int64_t node = (side == 0 ? a : b) * kTile + n;
+      scratch.off_diagonal[side][n] = walk.off_diagonal[node];
+      if (walk.grad_bias != nullptr) scratch.row_sums[side][n] = walk.row_sums[node];
+    }
   BackwardWeights<Real> tile;
   weigh(walk, a, b, tile, scratch);
-  if (a == b && wants_psi(walk)) drop_diagonal(tile, scratch.off_diagonal[0]);
+  if (a == b && wants_T(walk)) drop_diagonal(tile, scratch.off_diagonal[0]);
+  if (walk.grad_bias != nullptr) add_row_sums(tile, a == b, scratch.row_sums[0], scratch.row_sums[1]);
   const auto sum = [&](const auto& over, const Factor* T_rows, const Factor* T_columns) __attribute__((always_inline)) {
     scratch.written[0] = over.rows();
     if (wants_psi(walk)) over.sum_rows(T_rows, psi_b, psi_columns, scratch.psi_sums[0]);  // (B5)
@@ -210,6 +242,8 @@ void walk_backward_commit(const WalkBackward<Real, Factor>& walk, int64_t a, int
     add_sums(scratch.state_sums[side], written, walk.size.state_columns,
              walk.state_sums + tile * kTile * walk.size.state_stored);
     for (int n = 0; n < kTile; ++n) walk.off_diagonal[tile * kTile + n] = scratch.off_diagonal[side][n];
+    for (int n = 0; n < kTile && walk.grad_bias != nullptr; ++n)
+      walk.row_sums[tile * kTile + n] = scratch.row_sums[side][n];
   }
 }
 
@@ -229,23 +263,33 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
   pack_node_panels(walk.state, K, tile, nodes, states);
   pack_node_panels(walk.grad_next, K, tile, nodes, grads);
   using V = Vec<Real>;
+  const bool biased = walk.bias != nullptr;
+  const BiasRange range = biased ? set_bias(walk, tile) : BiasRange{true, true};
   alignas(64) Real row_lse[kTile], rest[kTile];
   for (int n = 0; n < kTile; ++n) {
     walk.delta[first + n] = walk.off_diagonal[first + n] = 0;
-    row_lse[n] = n < nodes ? walk.row_lse[first + n] : 0;
+    if (walk.grad_bias != nullptr) walk.row_sums[first + n] = 0;
+    row_lse[n] = n < nodes ? walk.row_lse[first + n] : biased ? kInRange : 0;  // padding has no weight of any bias
   }
   V largest = {};
   for (int n = 0; n < kTile; n += kWidth<Real>) {
-    const V lse = load<V>(row_lse + n);
+    const V lse = load<V>(row_lse + n), m = biased ? load<V>(walk.tile_bias[tile].integer + n) : V{};
     largest = larger(largest, lse);
-    store(rest + n, set_shifts_and_rest(walk.shifts[tile], n, lse));
+    V factor = set_shifts_and_rest(walk.shifts[tile], n, lse, m);
+    if (biased) factor *= polynomial(-load<V>(walk.tile_bias[tile].rest + n));  // which the row's logits hold (bias.h)
+    store(rest + n, factor);
   }
   differentiate_gates(walk, tile, states, rest, grads);
+  for (int n = 0; n < nodes && walk.grad_row_lse != nullptr; ++n)
+    walk.delta[first + n] -= walk.grad_row_lse[first + n] * rest[n];  // (B4b)
   repack_as_channel_panels(grads, K, h_channel_panels, stored);
   const bool logits_finite = all_finite(psi_node_panels, kTile * walk.size.embed_factors) && all_finite(row_lse, kTile);
-  walk.finite[tile] = logits_finite && all_finite(states, kTile * K) && all_finite(grads, kTile * K) &&
+  walk.finite[tile] = logits_finite && range.finite && all_finite(states, kTile * K) && all_finite(grads, kTile * K) &&
                       all_finite(walk.delta + first, kTile);
-  walk.in_range[tile] = logits_finite && largest_lane(largest) <= kInRange;  // abs(S_ij) <= the larger of S_ii, S_jj
+  // abs(psi_i psi_j) <= the larger of the squared norms, which without a bias are no larger than row_lse
+  V squares[kTile / kWidth<Real>];
+  const Real bound = biased ? squared_norms(psi_node_panels, walk.size.embed_factors, squares) : largest_lane(largest);
+  walk.in_range[tile] = logits_finite && range.in_range && bound <= kInRange;
   for (int64_t x = 0; wants_psi(walk) && x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
   for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;
 }
@@ -260,11 +304,14 @@ void walk_backward_epilogue(const WalkBackward<Real, Factor>& walk, int64_t tile
   Real* grads = walk.psi_sums + first * embed;
   for (int64_t n = 0; n < nodes; ++n)
     for (int64_t c = 0; c < K; ++c) walk.grad_state[(first + n) * K + c] += states[in_channel_panels<Real>(n, c)];
+  for (int64_t n = 0; n < nodes && wants_T(walk); ++n) {
+    const Real g = walk.grad_row_lse == nullptr ? 0 : walk.grad_row_lse[first + n];
+    const Real diagonal = 2 * (g - walk.off_diagonal[first + n]);                                        // (B4b) T_nn
+    if (walk.grad_bias != nullptr) walk.grad_bias[first + n] = walk.row_sums[first + n] + diagonal - g;  // (B8)
+    for (int64_t c = 0; c < D && wants_psi(walk); ++c)
+      grads[in_channel_panels<Real>(n, c)] += diagonal * widen<Real>(psi[in_channel_panels<Factor>(n, c)]);
+  }
   if (!wants_psi(walk)) return;
-  for (int64_t n = 0; n < nodes; ++n)
-    for (int64_t c = 0; c < D; ++c)
-      grads[in_channel_panels<Real>(n, c)] -=
-          2 * walk.off_diagonal[first + n] * widen<Real>(psi[in_channel_panels<Factor>(n, c)]);
   unpack_channel_panels(grads, D, tile, nodes, walk.grad_psi);
 }
 

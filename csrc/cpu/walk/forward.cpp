@@ -3,6 +3,7 @@
 #include "cpu/walk/forward.h"
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/schedule.h"
@@ -14,8 +15,8 @@ namespace difnet::cpu {
 
 template <typename Real, typename Factor>
 static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, const Tensor& seed, const Tensor& psi,
-                const Tensor& mu, const Tensor& beta, int64_t t, const Tensor& next_state, const Tensor& walked,
-                const Tensor& row_lse) {
+                const std::optional<Tensor>& bias, const Tensor& mu, const Tensor& beta, int64_t t,
+                const Tensor& next_state, const Tensor& walked, const Tensor& row_lse) {
   const WalkSizes size = walk_sizes(state, psi, kernels);
   const int64_t images = state.size(0), N = size.nodes, K = size.classes;
   const int64_t tiles = (N + kTile - 1) / kTile, padded = tiles * kTile;
@@ -25,6 +26,7 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
                 state_channel_panels = work.reserve(images * states);
   const int64_t sums = work.reserve(images * padded * size.state_stored);
   const int64_t shifts = work.reserve(images * 3 * padded);
+  const int64_t of_bias = bias.has_value() ? 3 * padded : 0, tile_bias = work.reserve(images * of_bias);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
   const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);
@@ -36,8 +38,9 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
       scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({walk_inputs<Real>(size, state, seed, psi, mu, beta, t, b), field(next_state, b),
-                     static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+    walks.push_back({walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
+                                       work.template at<TileBias<Real>>(tile_bias + b * of_bias)),
+                     field(next_state, b), static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
                      static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
                      work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
                      work.template at<Factor>(state_channel_panels + b * states),
@@ -47,10 +50,11 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
   tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 
-void walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor mu, Tensor beta, int64_t t, Tensor next_state,
-                  Tensor walked, Tensor row_lse) {
-  with_walks(walked, seed, psi,
-             [&](const auto& kernels) { run(kernels, state, seed, psi, mu, beta, t, next_state, walked, row_lse); });
+void walk_forward(Tensor state, Tensor seed, Tensor psi, std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t,
+                  Tensor next_state, Tensor walked, Tensor row_lse) {
+  with_walks(walked, seed, psi, [&](const auto& kernels) {
+    run(kernels, state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse);
+  });
 }
 
 }  // namespace difnet::cpu

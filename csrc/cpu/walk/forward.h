@@ -3,14 +3,16 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 namespace difnet::cpu {
 
-// W1-W4 of walk t for (B, K, N) state and seed and (B, D, N) psi of any float dtype and strides. mu, beta (T,), walked
-// (B, N, K) and row_lse (B, N) are contiguous and of the accumulation dtype; next_state, walked and row_lse are
-// written.
+// W1-W4 of walk t for (B, K, N) state and seed and (B, D, N) psi of any float dtype and strides. bias (B, N; W1b), mu,
+// beta (T,), walked (B, N, K) and row_lse (B, N) are contiguous and of the accumulation dtype; next_state, walked and
+// row_lse are written.
 void walk_forward(torch::stable::Tensor state, torch::stable::Tensor seed, torch::stable::Tensor psi,
-                  torch::stable::Tensor mu, torch::stable::Tensor beta, int64_t t, torch::stable::Tensor next_state,
-                  torch::stable::Tensor walked, torch::stable::Tensor row_lse);
+                  std::optional<torch::stable::Tensor> bias, torch::stable::Tensor mu, torch::stable::Tensor beta,
+                  int64_t t, torch::stable::Tensor next_state, torch::stable::Tensor walked,
+                  torch::stable::Tensor row_lse);
 
 }  // namespace difnet::cpu

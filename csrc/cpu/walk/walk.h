@@ -14,8 +14,9 @@ struct WalkSizes {
   int64_t embed_factors;                 // of a node in node panels
 };
 
-// Logits of this size, and smaller ones, share one polynomial between both of their weights (exponential.h).
-inline constexpr int kInRange = 1 << 16;
+// Inner products of psi of this size, and smaller ones, share one polynomial between both of their weights if their
+// biases are not larger either (exponential.h). Then no shift is larger than the second number.
+inline constexpr int kInRange = 1 << 16, kShiftInRange = 1 << 18;
 
 // What is subtracted from the logits of a tile's rows before exp, in the forms that weights need (exponential.h).
 template <typename Real>
@@ -25,12 +26,23 @@ struct Shifts {
   Real exponent[kTile];  // bits: k, where a number has its exponent
 };
 
+// A bias of a tile's columns, b = m ln2 + rest with an integer m, in the forms that logits and weights need (bias.h).
+template <typename Real>
+struct TileBias {
+  Real whole[kTile];    // m ln2; b itself where it is out of range or -inf
+  Real integer[kTile];  // m
+  Real rest[kTile];
+};
+
 // What both directions read.
 template <typename Real>
 struct WalkInputs {
   WalkSizes size;
   Field state, seed, psi;
+  const Real* bias;  // [N], or null
+  int64_t heaviest;  // the node of the largest bias; -1 where there is none
   Real mu, beta;
+  TileBias<Real>* tile_bias;  // workspace, per tile
 };
 
 // Factor is what is multiplied: Real, or a pair of bf16 numbers. Panels are drawn in layouts.h.
@@ -58,16 +70,18 @@ struct WalkForwardScratch {
 
 template <typename Real, typename Factor = Real>
 struct WalkBackward : WalkInputs<Real> {
-  Field grad_next, grad_psi;  // grad_psi without data where it is not wanted
-  const Real *walked, *row_lse;
-  Real *grad_state, *grad_seed;  // [N][K]; grad_seed is added to
-  double* grad_gates;            // per tile: its share of dL/dmu and dL/dbeta
+  Field grad_next, grad_psi;                    // grad_psi without data where it is not wanted
+  const Real *walked, *row_lse, *grad_row_lse;  // [N][K], [N]; grad_row_lse is null where row_lse has no gradient
+  Real *grad_state, *grad_seed;                 // [N][K]; grad_seed is added to
+  Real* grad_bias;                              // [N], or null where it is not wanted
+  double* grad_gates;                           // per tile: its share of dL/dmu and dL/dbeta
   // workspace
   Factor *psi_node_panels, *psi_channel_panels, *h_channel_panels;
   Real *state_node_panels, *h_node_panels, *delta;
   Shifts<Real>* shifts;         // per tile: the row_lse, of which the part below a multiple of ln2 is in h and delta
   Real *psi_sums, *state_sums;  // B5, B6, in channel panels
   Real* off_diagonal;           // per node i: sum over j != i of P_ij (h_i y_j - delta_i)
+  Real* row_sums;               // per node i: sum over j != i of T_ij, where grad_bias is wanted
   bool *finite, *in_range;
 };
 
@@ -75,7 +89,7 @@ template <typename Real>
 struct WalkBackwardScratch {
   Real *psi_sums[2], *state_sums[2];  // of tile a and of tile b
   uint64_t written[2];
-  Real off_diagonal[2][kTile];
+  Real off_diagonal[2][kTile], row_sums[2][kTile];
 };
 
 // The steps of a walk. The prologue packs a tile; `multiply` makes what two tiles (or one tile and itself) add to each

@@ -1,0 +1,83 @@
+// A bias b_j of each column (W1b). P does not change where row i is multiplied by e^(b_i), and with that its logits,
+// psi_i psi_j + b_i + b_j, are symmetric again: one micro-tile of them serves both directions, as without a bias.
+//
+// With b = m ln2 + rest, m an integer, the rests start the sums of a micro-tile of logits (logits.h), and m_i + m_j is
+// one more term of the exponents of its weights (exponential.h): exact, however large it is, so that a row whose own
+// column has no weight (m_i = kHidden) loses nothing. A row's shift is that of psi_i psi_j + b_j.
+#pragma once
+
+#include "cpu/convert.h"
+#include "cpu/exponential.h"
+#include "cpu/products.h"
+
+namespace difnet::cpu::DIFNET_ISA {
+
+// m of -inf: below every exponent of logits in range, however large the shift of the row is.
+template <typename Real>
+inline constexpr Real kHidden = -(1 << 19);
+
+// Whether the biases of a tile are finite or -inf, which no equation passes on, and whether they are in range.
+struct BiasRange {
+  bool finite, in_range;
+};
+
+// The bias of a tile, padding hidden, in the forms of TileBias.
+template <typename Real>
+DIFNET_INLINE BiasRange set_bias(const WalkInputs<Real>& walk, int64_t tile) {
+  using V = Vec<Real>;
+  using B = Base2<Real>;
+  TileBias<Real>& to = walk.tile_bias[tile];
+  const int nodes = tile_nodes(walk.size.nodes, tile);
+  const Real infinity = Real(__builtin_inf());
+  alignas(64) Real given[kTile];
+  BiasRange range = {true, true};
+  for (int n = 0; n < kTile; ++n) {
+    const Real b = n < nodes ? walk.bias[tile * kTile + n] : -infinity;
+    const Real size = __builtin_fabs(b);
+    given[n] = b;
+    range.finite = range.finite && (size < infinity || b < 0);
+    range.in_range = range.in_range && (size <= kInRange || b == -infinity);
+  }
+  for (int n = 0; n < kTile; n += kWidth<Real>) {
+    const V b = load<V>(given + n), zero = {};
+    const auto fits = (b <= broadcast<V>(Real(kInRange))) & (b >= broadcast<V>(Real(-kInRange)));
+    const V m = (b * B::kPerLn2 + B::kRound) - B::kRound;
+    const V without = b < zero ? broadcast<V>(kHidden<Real>) : zero;
+    store(to.whole + n, fits ? m * kLn2<Real> : b);
+    store(to.integer + n, fits ? m : without);
+    store(to.rest + n, fits ? (b - m * B::kLn2High) - m * B::kLn2Low : zero);
+  }
+  return range;
+}
+
+// Where the shifts of a tile's rows start: `starts` holds psi_i psi_i, and takes the larger of psi_i psi_i + b_i and of
+// the logit of the column with the largest bias. Both are logits of the row, and one of them is nearly always close to
+// its largest. Nothing where every bias is -inf.
+template <typename Real, typename Factor>
+DIFNET_INLINE void start_with_bias(const WalkInputs<Real>& walk, int64_t tile, const Factor* lanes,
+                                   Vec<Real> (&starts)[kTile / kWidth<Real>]) {
+  constexpr int NR = kNR<Factor>, W = kWidth<Real>, per_factor = kPerFactor<Factor>;
+  using V = Vec<Real>;
+  if (walk.heaviest < 0) return;
+  const int64_t D = walk.size.embed_factors;
+  V products[kTile / W] = {};
+  with_type(walk.psi.dtype, [&](auto* type) {
+    const auto* psi = static_cast<decltype(type)>(walk.psi.data) + walk.heaviest * walk.psi.node_stride;
+    for (int64_t c = 0; c < D; ++c) {
+      Factor factor = {};
+      for (int x = 0; x < per_factor && c * per_factor + x < walk.size.embed; ++x)
+        narrow(widen<Real>(psi[(c * per_factor + x) * walk.psi.channel_stride]), numbers(&factor)[x]);
+      const Vec<Factor> heaviest = broadcast<Vec<Factor>>(factor);
+      for (int n = 0; n < kTile; n += W)
+        products[n / W] = Factors<Factor>::multiply_add(
+            products[n / W], load<Vec<Factor>>(lanes + (n / NR * D + c) * NR + n % NR), heaviest);
+    }
+  });
+  const TileBias<Real>& own = walk.tile_bias[tile];
+  for (int n = 0; n < kTile; n += W) {
+    const V own_column = starts[n / W] + load<V>(own.whole + n) + load<V>(own.rest + n);
+    starts[n / W] = larger(products[n / W] + broadcast<V>(walk.bias[walk.heaviest]), own_column);
+  }
+}
+
+}  // namespace difnet::cpu::DIFNET_ISA

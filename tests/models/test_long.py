@@ -1,0 +1,111 @@
+"""The budget `long`: runs are kept, parts are reported as parts, and the committed numbers carry the committed sentences."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from models.experiments import long, long_report, study
+from models.experiments.long import NETWORKS, SETTINGS, Job
+
+ALL = dict(SETTINGS)  # a fixture leaves fewer
+RESULTS = Path(__file__).parents[2] / "docs/results"
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Two settings of two networks, two updates each."""
+    small = {"images": 8, "updates": 2, "size": 48, "networks": ("Sim-Deeplab", "own walk")}
+    SETTINGS.clear()
+    SETTINGS["base"] = replace(ALL["base"], **small)
+    SETTINGS["fine-tuning"] = replace(ALL["fine-tuning"], **small)
+    SETTINGS["scribbles"] = replace(ALL["scribbles"], **small)
+    yield
+    SETTINGS.clear()
+    SETTINGS.update(ALL)
+
+
+@pytest.fixture(scope="module")
+def result(few, tmp_path_factory):
+    out = tmp_path_factory.mktemp("long")
+    return long.run(out, 1, seeds=2, val_images=3, test_images=4), out
+
+
+def test_every_setting_runs_with_every_seed(result):
+    result, out = result
+    assert {(run["setting"], run["network"], run["seed"]) for run in result["runs"]} == {
+        (setting, network, seed)
+        for setting in ("base", "fine-tuning", "scribbles")
+        for network in ("Sim-Deeplab", "own walk")
+        for seed in (1, 2)
+    }
+    assert {(run["setting"], run["network"], run["lr"]) for run in result["rates"]} == {
+        (setting, network, lr)
+        for setting in ("base", "fine-tuning")
+        for network in ("Sim-Deeplab", "own walk")
+        for lr in ALL[setting].rates
+    }
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(result))
+    assert (out / "results.md").read_text() == long_report.report(result)
+    assert all(("gamma" in run) == (run["network"] == "own walk") for run in result["runs"])
+
+
+def test_finished_runs_are_kept(result, monkeypatch):
+    first, out = result
+    monkeypatch.setattr(long, "fit", lambda *args, **arguments: pytest.fail("a finished run was trained again"))
+    assert long.run(out, 1, seeds=2, val_images=3, test_images=4)["runs"] == first["runs"]
+
+
+def test_fine_tuning_begins_with_the_trained_baseline(few, tmp_path, monkeypatch):
+    """Without an update, both networks score what the baseline scored: the walk begins as the identity."""
+
+    def job(setting, name, lr):
+        return Job(SETTINGS[setting], NETWORKS[name], 1, str(tmp_path), lr, 3, 4)
+
+    base = long.run_job(job("base", "Sim-Deeplab", NETWORKS["Sim-Deeplab"].lr))
+    monkeypatch.setattr(long, "fit", lambda *args, **arguments: [0.0])
+    after = [long.run_job(job("fine-tuning", name, 0.05)) for name in ("Sim-Deeplab", "own walk")]
+    assert after[0]["test"] == after[1]["test"] == base["test"]
+
+
+def some_run(network, seed, iou, setting="base", lr=0.2, val=0.5):
+    return {
+        "setting": setting, "network": network, "seed": seed, "lr": lr, "parameters": 1000, "seconds": 60.0,
+        "val": {"mean_iou": val}, "test": {"mean_iou": iou, "boundary_iou": iou / 2},
+    }  # fmt: skip
+
+
+def test_differences_are_paired_and_a_part_is_told_as_a_part():
+    """Seeds that only one of the two has do not count; one pair has no standard error; a setting without runs has no row."""
+    runs = [some_run("Sim-Deeplab", seed, iou) for seed, iou in ((1, 0.5), (2, 0.6), (3, 0.1))]
+    runs += [some_run("own walk", seed, iou) for seed, iou in ((1, 0.6), (2, 0.66))]
+    runs += [some_run("Sim-Deeplab", 1, 0.5, "scribbles"), some_run("own walk", 1, 0.45, "scribbles")]
+    settings = [asdict(ALL[name]) for name in ("base", "900 updates", "scribbles")]
+    result = {"settings": settings, "networks": [asdict(NETWORKS["own walk"])], "runs": runs}
+    rows = long_report.networks(result).splitlines()
+    assert (
+        rows[3] == "| own walk | 1,000 | 0.2 | 2 | 63.00 ± 4.24 | +8.00 ± 2.00 | 2 of 2 | 31.50 ± 2.12 | +4.00 ± 1.00 |"
+    )
+    rows = long_report.settings(result).splitlines()
+    assert rows[2].startswith("| 300 updates, 640 images, 97² | 3 | 40.00 ± 26.46 | – | – | – | +8.00 ± 2.00 | – |")
+    assert rows[3].startswith("| 300 updates, 640 images, 97², scribble labels | 1 | 50.00 | – | – | – | -5.00 | – |")
+    assert not any("900 updates" in row for row in rows)
+
+
+def test_the_best_rate_is_that_of_the_validation_images():
+    rates = [some_run("wider", 100, 0.9 - val, lr=lr, val=val) for lr, val in ((0.1, 0.5), (0.2, 0.7), (0.4, 0.6))]
+    rates += [some_run("own walk", 100, 0.1, "fine-tuning", lr=0.1)]
+    result = {"rates": rates, "settings": [asdict(ALL["base"])]}
+    assert long_report.best_rates(result) == {("base", "wider"): 0.2, ("fine-tuning", "own walk"): 0.1}
+    table = long_report.rates(result).splitlines()
+    assert table[0] == "| learning rate | wider | own walk, fine-tuning |"
+    assert table[2:4] == ["| 0.1 | 50.00 | **50.00** |", "| 0.2 | **70.00** | – |"]
+
+
+def test_the_command_knows_the_budget(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(long, "run", lambda *arguments: asked.append(arguments) or {})
+    monkeypatch.setattr(long_report, "report", lambda result: "told")
+    assert study.main(["--budget", "long", "--out", str(tmp_path), "--seeds", "2", "--parallel", "1"]) == 0
+    assert asked == [(str(tmp_path), 1, 2)] and capsys.readouterr().out == "told\n"
