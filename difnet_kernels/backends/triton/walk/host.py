@@ -50,10 +50,7 @@ def cascade_forward(
     layout = Layout.of(seed, max(walk.launch.pad for walk in walks))
     with on_device(seed):
         counters = seed.new_empty(most_row_tiles(walks, layout), dtype=torch.int32)
-        now = prepare_state(state, seed, walks[0].value_products, layout, counters)
-        # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
-        spare_hi = torch.zeros_like(now.hi)
-        spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
+        now, after = prepare_state(state, seed, walks[0].value_products, layout, counters)
         keep = walked is not None and walked.shape[0] == len(walks)  # else one walk's, overwritten by the next
         if walked is None or row_lse is None:
             walked = seed.new_empty((1, layout.batch, layout.nodes, layout.classes), dtype=torch.float32)
@@ -61,13 +58,12 @@ def cascade_forward(
         gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
         for t, prepared in each_prepared(psi, bias, walks, layout, counters):
             walk, kept = walks[t], t if keep else 0
-            after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
             walk_forward(t, kept, walk, card, layout, prepared, now, after, gates | dict(counter_ptr=counters))
             if lse:
                 write_lse(row_lse[kept], psi[t], prepared, walk, layout, lse[t])
             if len(states) == len(walks) or t == len(walks) - 1:
                 write_state(now.y, states[min(t, len(states) - 1)], layout)
-            now, spare_hi, spare_lo = after, now.hi, now.lo
+            now, after = after, now
 
 
 def most_row_tiles(walks: Sequence[Walk], layout: Layout) -> int:

@@ -99,6 +99,8 @@ def state_prepare_kernel(
     seed_ptr,
     hi_ptr,
     lo_ptr,
+    next_hi_ptr,
+    next_lo_ptr,
     scale_ptr,
     # sizes
     N,
@@ -124,7 +126,8 @@ def state_prepare_kernel(
 ):
     """y⁰ and s of R nodes: (B, K, N) -> state, seed [B, C, n_pad, KP] fp32, hi and lo of scale·y⁰.
 
-    An image's first block writes scale [B, C, KP].
+    An image's first block writes scale [B, C, KP]. Of the next state's hi and lo the padding is cleared: a walk's row tiles may
+    end before it, and 0 · (what was in the memory) can be NaN.
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
@@ -141,6 +144,10 @@ def state_prepare_kernel(
     s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
     tl.store(seed_ptr + to, s)
     store_state(hi_ptr, lo_ptr, to, y * scale[None, :], spare, VALUE_PRODUCTS)
+    nothing = tl.zeros([R, KP], tl.float16)
+    tl.store(next_hi_ptr + to, nothing, mask=(n >= N)[:, None])
+    if VALUE_PRODUCTS == 3:
+        tl.store(next_lo_ptr + to, nothing, mask=(n >= N)[:, None])
     if program % row_blocks == 0:
         tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
 
@@ -178,22 +185,27 @@ def class_reach(state: Tensor | None, seed: Tensor, layout: Layout, cleared: Ten
 
 def prepare_state(
     state: Tensor | None, seed: Tensor, value_products: int, layout: Layout, cleared: Tensor
-) -> PreparedState:
-    """cleared: as for `class_reach`."""
+) -> tuple[PreparedState, PreparedState]:
+    """This state, and where the next one's hi and lo will stand; cleared: as for `class_reach`."""
     first = seed if state is None else state  # (W5)
     partial = class_reach(state, seed, layout, cleared)
-    hi = layout.columns(seed, torch.float16)
-    lo = torch.empty_like(hi) if value_products == 3 else hi
     scale = torch.empty((layout.batch, layout.chunks, layout.KP), dtype=torch.float32, device=seed.device)
-    out = PreparedState(layout.columns(seed, torch.float32), layout.columns(seed, torch.float32), hi, lo, scale)
+    y, s = (layout.columns(seed, torch.float32) for _ in range(2))
+
+    def streamed() -> PreparedState:
+        hi = layout.columns(seed, torch.float16)
+        return PreparedState(y, s, hi, torch.empty_like(hi) if value_products == 3 else hi, scale)
+
+    out, after = streamed(), streamed()
     launch(
         "state preparation",
         state_prepare_kernel,
         layout.batch * layout.chunks * (layout.n_pad // layout.block),
         dict(given_seed_ptr=seed, given_state_ptr=first, partial_ptr=partial, blocks=partial.shape[2]),
-        dict(state_ptr=out.y, seed_ptr=out.seed, hi_ptr=out.hi, lo_ptr=out.lo, scale_ptr=out.scale),
+        dict(state_ptr=y, seed_ptr=s, hi_ptr=out.hi, lo_ptr=out.lo, scale_ptr=scale),
+        dict(next_hi_ptr=after.hi, next_lo_ptr=after.lo),
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         layout.sizes | layout.constants | dict(R=layout.block, VALUE_PRODUCTS=value_products),
     )
-    return out
+    return out, after
