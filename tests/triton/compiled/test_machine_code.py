@@ -21,9 +21,12 @@ KEPT = 16
 # bytes of stack for values that are written before a loop and read after it; within the loop there are none
 AROUND = {
     ("sm90-D64-K21-float32-high", "walk_forward_kernel"): 32,
+    ("sm90-D64-K21-float32-high-bias", "walk_forward_kernel"): 32,
     ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 96,
     ("sm90-D128-K60-float16-high", "walk_backward_kernel"): 72,
     ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 192,
+    # (around the loop over the chunks of classes)
+    ("sm90-D64-K150-float32-high", "walk_backward_kernel"): 536,
 }
 # stores and loads of the stack in one turn of the loop. At D = 128 the tile's product and the sum of psi's gradient take 128
 # registers of a thread: eight of 627 instructions go to the stack. Eight warps, which need none, take 1.5 times as many

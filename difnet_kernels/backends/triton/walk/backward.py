@@ -293,7 +293,12 @@ def walk_backward_kernel(
                     given_grad,
                     grad_psi,
                     grad_bias,
-                    (image, row_tile * I, tl.minimum((row_tile + 1) * I, N)),
+                    (
+                        image,
+                        row_tile * I,
+                        tl.minimum((row_tile + 1) * I, N),
+                        counter_ptr + image * row_tiles + row_tile,
+                    ),
                     (chunks, n_pad, N, K, KC, D, width, slices, parts, batch),
                     DP,
                     WIDE,

@@ -137,8 +137,12 @@ def add_parts(
     """Adds the parts (shapes: `walk_backward_kernel`) of one program's rows in their order, then finishes the rows, chunk by
     chunk (B6) and slice by slice (B5)."""
     part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr = parts_ptr
-    image, begin, end = at
+    image, begin, end, counter_ptr = at
     chunks, n_pad, N, K, KC, D, width, slices, parts, batch = sizes
+    # plus the zero of the counter, which the compiler does not know: so it keeps no address of what follows in registers beside
+    # the stream
+    tl.debug_barrier()  # one thread has set it back
+    image += tl.load(counter_ptr, volatile=True)
     reach_ptr = rows_ptr[7]
     column = tl.arange(0, KP)
     part_rows = batch.to(tl.int64) * n_pad
