@@ -190,7 +190,7 @@ ITEMS: dict[str, Callable[[Device], list[Item]]] = {
     "cases_fp32": asking("cascade", dtype=("bf16", "fp32"), quick=True),
     "graphs_fp32": asking("replay", dtype=("fp32",)),
     "overhead": asking("walk", "overhead"),
-    "scaling": asking("scaling"),
+    "scaling": asking("scaling", "wide"),
     "sanitizer": of_sanitizer,
     "tests": testing([]),
 }

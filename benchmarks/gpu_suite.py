@@ -64,7 +64,7 @@ LATER = (
     Stage("cases_fp32", "the cases in fp32, and other inputs", 70),
     Stage("graphs_fp32", "fp32 by graph replay", 40),
     Stage("overhead", "one walk, and a call on 16 nodes", 20),
-    Stage("scaling", "one size grows, the others stay", 80),
+    Stage("scaling", "one size grows, the others stay; wide embeddings", 90),
     Stage("sanitizer", "compute-sanitizer", 90, workers=4),
     Stage("tests", "the tests of kernels and operators", 400, workers=8),
 )

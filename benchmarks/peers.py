@@ -188,6 +188,53 @@ def _sdpa_unfit(setting: Setting) -> str | None:
     return "see the rows of its kernels" if setting.on_gpu else None
 
 
+def _flash_sinkhorn(setting: Setting) -> Cascade:
+    """P y from its streamed log-sum-exp and plan, image by image: P_ij = exp(f_i + g_j + ψ_i·ψ_j) with f = -lse, g = 0. Its
+    values are as wide as its points."""
+    from flash_sinkhorn.kernels.apply_flash import apply_plan_mat_flashstyle
+    from flash_sinkhorn.kernels.sinkhorn_flashstyle_sqeuclid import flashsinkhorn_lse
+
+    options = {"eps": 1.0, "cost_scale": 0.5, "allow_tf32": False}
+
+    def walk(psi: Tensor, state: Tensor) -> Tensor:
+        width, classes = psi.shape[-1], state.shape[-1]
+        wide = _up(max(width, classes), 8)
+        points, values = pad(psi, (0, wide - width)), pad(state, (0, wide - classes))
+        zero = psi.new_zeros(psi.shape[1], dtype=torch.float32)
+        images = []
+        for x, y in zip(points, values, strict=True):
+            shifted = flashsinkhorn_lse(x, x, zero, **options)
+            images.append(apply_plan_mat_flashstyle(x, x, shifted, zero, zero, zero, y, axis=1, **options))
+        return torch.stack(images)[..., :classes].to(state.dtype)
+
+    return cascade_of(walk)
+
+
+def _flash_sinkhorn_unfit(setting: Setting) -> str | None:
+    missing = None if find_spec("flash_sinkhorn") else "flash_sinkhorn is not installed"
+    return _on_gpu(setting) or missing or ("its plan has no gradient" if setting.direction != "forward" else None)
+
+
+def _ffpa(setting: Setting) -> Cascade:
+    from ffpa_attn import ffpa_attn_func
+
+    wide = _same_widths(setting.case.embed, setting.case.classes)[0]
+
+    def walk(psi: Tensor, state: Tensor) -> Tensor:
+        q = pad(psi, (0, wide - psi.shape[-1])).unsqueeze(1).contiguous()
+        v = pad(state, (0, wide - state.shape[-1])).unsqueeze(1).contiguous()
+        return ffpa_attn_func(q, q, v, scale=1.0)[:, 0, :, : state.shape[-1]]
+
+    return cascade_of(walk)
+
+
+def _ffpa_unfit(setting: Setting) -> str | None:
+    missing = None if find_spec("ffpa_attn") else "ffpa_attn is not installed"
+    wide = _same_widths(setting.case.embed, setting.case.classes)[0]
+    narrow = None if 256 < wide <= 1024 else "hands widths outside 257 to 1024 to SDPA"
+    return _half_on_gpu(setting) or missing or narrow
+
+
 def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
@@ -200,14 +247,22 @@ CONTENDERS = {
         ("dense", "dense, eager", _too_large, lambda _: cascade_of(dense_walk)),
         ("dense_compiled", "dense, torch.compile", lambda s: uncompilable(s.on) or _too_large(s), _compiled),
         ("sdpa", "SDPA", _sdpa_unfit, _sdpa(None, _same_widths)),
+        ("sdpa_own", "SDPA, D ≠ V", _sdpa_unfit, _sdpa(None, _own_widths)),
         ("sdpa_flash", "SDPA, flash", _half_on_gpu, _sdpa("FLASH_ATTENTION", _same_widths)),
         ("sdpa_efficient", "SDPA, memory-efficient", _on_gpu, _sdpa("EFFICIENT_ATTENTION", _own_widths)),
         ("sdpa_cudnn", "SDPA, cuDNN", _half_on_gpu, _sdpa("CUDNN_ATTENTION", _own_widths)),
         ("flex", "FlexAttention", _flex_unfit, _flex),
         ("keops", "KeOps", _keops_unfit, _keops),
+        ("flash_sinkhorn", "FlashSinkhorn", _flash_sinkhorn_unfit, _flash_sinkhorn),
+        ("ffpa", "FFPA", _ffpa_unfit, _ffpa),
     )
 }  # fmt: skip
 ON_CPU = ("ours", "dense", "dense_compiled", "sdpa", "flex", "keops")
-ON_GPU = tuple(name for name in CONTENDERS if name != "sdpa")
+ON_GPU = tuple(name for name in CONTENDERS if name not in ("sdpa", "sdpa_own"))
 # who asks for no compiler at the first call of every shape
 QUICK = {False: ("ours", "dense", "sdpa"), True: ("ours", "dense", "sdpa_flash", "sdpa_efficient", "sdpa_cudnn")}
+# on wide embeddings: on a CPU SDPA is dense where D ≠ V, so there it stands twice, with V padded to D and as it is
+WIDE = {
+    False: ("ours", "dense", "sdpa", "sdpa_own", "flash_sinkhorn", "ffpa"),
+    True: (*QUICK[True], "flash_sinkhorn", "ffpa"),
+}

@@ -6,8 +6,9 @@ from benchmarks.cascade import CascadeTask
 from benchmarks.cases import CASES, TINY, swept
 from benchmarks.memory import MemoryTask, ProjectionMemoryTask
 from benchmarks.models import PARTS, ModelsTask
-from benchmarks.peers import ON_CPU, ON_GPU, QUICK
+from benchmarks.peers import ON_CPU, ON_GPU, QUICK, WIDE
 from benchmarks.projection import ALL, GRIDS, LEVELS, ProjectionTask, named
+from benchmarks.steady_state import SOLVERS, SteadyStateTask
 from benchmarks.tasks import Task
 
 DIRECTIONS = ("forward", "forward+backward")
@@ -91,6 +92,17 @@ def walk(on_gpu: bool) -> list[Task]:
     ]
 
 
+def wide(on_gpu: bool) -> list[Task]:
+    """One walk on the features of a foundation model, of scores for 21 classes and of values as wide as the features."""
+    tasks: list[Task] = []
+    for classes in (21, 768):
+        case = CASES["eval505"].but(name=f"wide768_{classes}", embed=768, classes=classes, walks=1)
+        for direction in DIRECTIONS:
+            about = ("wide", case, direction, "smooth", headline_dtype(on_gpu), WIDE[on_gpu])
+            tasks.append(CascadeTask(*about, 1.0))
+    return tasks
+
+
 def overhead(on_gpu: bool) -> list[Task]:
     """A call on 16 nodes: what is left is the way to the kernel."""
     return [
@@ -159,9 +171,19 @@ def models(on_gpu: bool) -> list[Task]:
     ]
 
 
-QUESTIONS = {
-    of.__name__: of for of in (overhead, walk, cascade, replay, memory, scaling, projection, projection_memory, models)
-}
+def steady_state(on_gpu: bool) -> list[Task]:
+    """Eq. 2 to a tolerance, on one ψ, on a CPU: the minutes of a card go to the kernels."""
+    return [
+        SteadyStateTask("steady_state", CASES[name].but(walks=1), direction, kind, "fp32", tuple(SOLVERS), 3.0, turn)
+        for name, turn in (("train321_one", ONCE), ("eval505", RECORD))
+        for kind in ("smooth", "network")
+        for direction in DIRECTIONS
+        if not on_gpu
+    ]
+
+
+EVERY = (overhead, walk, wide, cascade, replay, memory, scaling, projection, projection_memory, models, steady_state)
+QUESTIONS = {of.__name__: of for of in EVERY}
 
 
 def all_tasks(on_gpu: bool = False, only: tuple[str, ...] = ()) -> list[Task]:

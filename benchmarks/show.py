@@ -9,11 +9,12 @@ from benchmarks.cost import Machine, dense_flop, floor_seconds
 from benchmarks.models import PARTS
 from benchmarks.peers import CONTENDERS
 from benchmarks.projection import TITLES
+from benchmarks.steady_state import TITLES as SOLVERS
 from benchmarks.tasks import IMPRECISE, MEASURED, TIMED, Row
 
 ARROWS = {"forward": "forward", "forward+backward": "forward + backward", "": ""}
 # questions whose rows are cascades, which the cost model knows
-CASCADES = ("cascade", "replay", "walk", "scaling", "smoke")
+CASCADES = ("cascade", "replay", "walk", "wide", "scaling", "smoke")
 
 
 def seconds(value: float | None) -> str:
@@ -40,7 +41,9 @@ def _three(value: float) -> str:
 def title_of(contender: str) -> str:
     """A contender's name for people: a peer, a part of Table 4, or who runs Ψ (in which layout)."""
     stem, _, layout = contender.partition("/")
-    title = CONTENDERS[stem].title if stem in CONTENDERS else PARTS.get(stem) or TITLES.get(stem, stem)
+    title = (
+        CONTENDERS[stem].title if stem in CONTENDERS else PARTS.get(stem) or TITLES.get(stem) or SOLVERS.get(stem, stem)
+    )
     return f"{title}, {layout}" if layout else title
 
 
@@ -63,7 +66,7 @@ def _amount(row: Row) -> float:
 def best_peer(rows: Sequence[Row]) -> Row | None:
     """The fastest of the others."""
     # the parts of a network stand beside ours in Table 4, but do something else
-    away = {"ours", *PARTS}
+    away = {"ours", "stored", *PARTS}
     found = fastest(rows)
     others = [row for name, row in found.items() if name not in away and row.status == MEASURED and row.median]
     return min(others, key=lambda row: row.median or 0.0, default=None)
