@@ -216,11 +216,11 @@ def test_16_bit_embeddings_are_used_as_they_are() -> None:
 
 @pytest.mark.parametrize("build", [build for build in BUILDS if build.bias], ids=str)
 def test_a_bias_costs_the_stream_nothing(build: Build) -> None:
-    """Forward it is the same binary, for the bias enters where ψ is prepared; backward the turn of the loop is the same, but
-    for what the scheduler makes of it."""
+    """Forward it is the same binary, for the bias enters where ψ is prepared; backward the turn of the loop has no more
+    instructions, but for what the scheduler makes of it."""
     with_bias, without = (
         {binary.kernel: binary for binary in walks(dataclasses.replace(build, bias=bias))} for bias in (True, False)
     )
     assert with_bias["walk_forward_kernel"].cubin == without["walk_forward_kernel"].cubin
     turns = [sum(found["walk_backward_kernel"].loop.values()) for found in (with_bias, without)]
-    assert abs(turns[0] - turns[1]) <= 0.01 * turns[1], turns
+    assert turns[0] <= 1.01 * turns[1], turns

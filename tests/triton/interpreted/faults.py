@@ -69,10 +69,6 @@ def without_their_own_column() -> Problem:
     return p
 
 
-def two_walks() -> Problem:
-    return problem(1, 3, 35, (16, 8))
-
-
 def wide() -> Problem:
     return problem(1, 3, 35, (300,))
 
@@ -156,13 +152,6 @@ FAULTS = (
         assert_as_plain_fp32,
     ),
     Fault("the first program adds the parts", "arithmetic", "== programs - 1", "== 0"),
-    Fault(
-        "a counter that is not set back",
-        "arithmetic",
-        "tl.store(counter_ptr, 0)",
-        "tl.store(counter_ptr, 1)",
-        two_walks,
-    ),
     Fault("the last channels of a wide psi", "arithmetic", "range(0, depths)", "range(0, depths - 1)", wide),
     Fault("a slice of a wide psi for another", "walk.backward", "d += own_chunk * DP", "d += 0", wide),
     Fault("a bias in other units", "walk.prepare", "LOG2E * given.to(tl.float32)", "given.to(tl.float32)", with_bias),
