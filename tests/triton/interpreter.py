@@ -32,6 +32,8 @@ def _through_fp32(run: Callable[..., Any]) -> Callable[..., Any]:
         copies: dict[int, tuple[Tensor, Tensor]] = {}
 
         def fp32(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return tuple(fp32(one) for one in x)
             if not isinstance(x, Tensor) or x.dtype != torch.bfloat16:
                 return x
             whole = _memory(x)

@@ -11,7 +11,8 @@ import torch
 
 from difnet_kernels.problem import Problem, Projection
 
-MAX_EMBED = 256
+MAX_EMBED = 1280
+TILE = 256  # channels that fit one tile
 MIN_ARCH = 80
 LAST_OFFSET = 2**31 - 2**16  # a tile may reach past the end
 
@@ -59,10 +60,11 @@ def refuses(problem: Problem) -> str | None:
         return "float64 has no fast matrix units; use float32, or another backend"
     widest = max(problem.embeds)
     if widest > MAX_EMBED:
-        return f"D = {widest} is above {MAX_EMBED}, the widest tile that fits shared memory"
-    if problem.nodes * max(MAX_EMBED, problem.classes) >= 2**31:
+        return f"D = {widest} is above {MAX_EMBED}, the widest that its walks take; use backend='cpu' or 'reference'"
+    padded = max(TILE, -(-widest // TILE) * TILE)
+    if problem.nodes * max(padded, problem.classes) >= 2**31:
         return (
-            f"N = {problem.nodes} with K = {problem.classes} passes 2^31 / max({MAX_EMBED}, K), where the 32-bit "
+            f"N = {problem.nodes} with D = {widest}, K = {problem.classes} passes 2^31 / max({padded}, K), where the 32-bit "
             "offsets inside an image end"
         )
     return None
@@ -75,11 +77,11 @@ def refuses_projection(problem: Projection) -> str | None:
         return elsewhere
     if torch.float64 in problem.dtypes:
         return "float64 has no fast matrix units; use float32, or another backend"
-    if problem.embed > MAX_EMBED:
-        return f"D = {problem.embed} is above {MAX_EMBED}, the widest tile that fits shared memory"
-    if max(problem.pixels, problem.nodes, MAX_EMBED * problem.channels) > LAST_OFFSET:
+    if problem.embed > TILE:
+        return f"D = {problem.embed} is above {TILE}, the widest tile that fits shared memory"
+    if max(problem.pixels, problem.nodes, TILE * problem.channels) > LAST_OFFSET:
         return (
-            f"{problem.pixels} pixels, {problem.nodes} nodes or {MAX_EMBED} times {problem.channels} channels pass "
+            f"{problem.pixels} pixels, {problem.nodes} nodes or {TILE} times {problem.channels} channels pass "
             f"{LAST_OFFSET}, where the 32-bit offsets inside an image end"
         )
     return None
@@ -92,7 +94,7 @@ def cascade_forward(*args: Any, **kwargs: Any) -> None:
 
 
 def cascade_backward(*args: Any, **kwargs: Any) -> None:
-    from .walk.host import cascade_backward as run
+    from .walk.host_backward import cascade_backward as run
 
     run(*args, **kwargs)
 

@@ -53,6 +53,17 @@ def raise_to(ptr, x, mask=None):
 
 
 @triton.jit
+def last_to_arrive(counter_ptr, programs):
+    """Whether this program is the last of so many to come here: then it sees all that the others wrote before. The counter is
+    zero before and after."""
+    tl.debug_barrier()  # every thread has written
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
+
+
+@triton.jit
 def tile_product(a_hi, a_lo, b_hi, b_lo, PRODUCTS: tl.constexpr):
     """a @ b of one tile from hi and lo, summed from zero, the small products first.
 
@@ -73,6 +84,20 @@ def add_tile(total, made):
     """total + made, rounded to nearest. A plain sum would be taken for the accumulator of the product and go into the
     matrix unit."""
     return tl.fma(made, 1.0, total)
+
+
+@triton.jit
+def wide_product(hi_ptr, lo_ptr, rows, columns, width, depths, DEPTH: tl.constexpr, PRODUCTS: tl.constexpr):
+    """Rows @ columnsᵀ of one field [.., width] that is too wide for the registers, DEPTH channels at a time."""
+    d = tl.arange(0, DEPTH)
+    total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    for depth in range(0, depths):
+        at_rows = rows[:, None] * width + (depth * DEPTH + d)[None, :]
+        at_columns = columns[:, None] * width + (depth * DEPTH + d)[None, :]
+        a_hi, a_lo = load_hi_lo(hi_ptr, lo_ptr, at_rows, PRODUCTS)
+        b_hi, b_lo = load_hi_lo(hi_ptr, lo_ptr, at_columns, PRODUCTS)
+        total = add_tile(total, tile_product(a_hi, a_lo, tl.trans(b_hi), tl.trans(b_lo), PRODUCTS))
+    return total
 
 
 @triton.jit

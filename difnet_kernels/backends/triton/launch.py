@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import CHANNELS, NODES
+from .failures import advice
 
 LOG = logging.getLogger(__name__)
 _told: set[str] = set()  # the binaries whose first launch was logged
@@ -54,7 +55,8 @@ def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], wa
 
     groups: the arguments by name: pointers, sizes, strides, constants. Contraction of a·b - c is off: a fused product
     would not be rounded like the maximum that is subtracted from it. Raises RuntimeError with the launch row and the
-    case for whatever stops a kernel: its compiler, the C compiler of its launcher, the cache, the driver.
+    case for whatever stops a kernel: its compiler, the C compiler of its launcher, the cache, the driver; and with what to
+    do about it, where that is known (`failures`).
     """
     arguments = {name: value for group in groups for name, value in group.items()}
     began = time.perf_counter()
@@ -64,7 +66,7 @@ def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], wa
         constants, case = _told_of(kernel, arguments)
         raise RuntimeError(
             f"the Triton kernel of {what} did not run: {error}\nLaunch row: {warps} warps, {stages} stages, {constants}. "
-            f"Case: {programs} programs, {case}. "
+            f"Case: {programs} programs, {case}. {advice(error)}"
             "Use backend='cpu' or 'reference', or report the case with these lines."
         ) from error
     if LOG.isEnabledFor(logging.DEBUG) and made is not None and made.hash not in _told:
@@ -79,11 +81,12 @@ def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], wa
 def _told_of(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """(constants, the rest as text: sizes and strides by name, the type of each tensor)."""
     names = constants_of(kernel.fn)
-    case = ", ".join(
-        f"{name}: {x.dtype}" if isinstance(x, Tensor) else f"{name}={x}"
-        for name, x in arguments.items()
-        if name not in names
-    )
+
+    def told(name: str, x: Any) -> str:
+        first = x[0] if isinstance(x, tuple) else x
+        return f"{name}: {first.dtype}" if isinstance(first, Tensor) else f"{name}={x}"
+
+    case = ", ".join(told(name, x) for name, x in arguments.items() if name not in names)
     return {name: x for name, x in arguments.items() if name in names}, case
 
 

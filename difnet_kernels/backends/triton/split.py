@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# in units of one column tile: entering and leaving a program, refilling the copy pipeline at the next part, the combining
-# launch, and its traffic per part and wave of rows
+# in units of one column tile: entering and leaving a program, refilling the copy pipeline at the next part, adding the
+# parts at the end, and their traffic per part and wave of rows
 START, REFILL, COMBINE, PART = 3.0, 0.5, 6.0, 0.25
 MAX_PARTS = 16
 LEAST_TILES = 8  # of a part: what a full card loses to the parts stays a sixteenth where one program has them all

@@ -146,7 +146,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run."""
     from difnet_kernels.backends.triton import launch
     from difnet_kernels.backends.triton.projection import host as projection
-    from difnet_kernels.backends.triton.walk import host as walk
+    from difnet_kernels.backends.triton.walk import host, host_backward
 
     binaries: dict[str, Binary] = {}
 
@@ -176,7 +176,8 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     try:
         with (
             mock.patch.object(triton.JITFunction, "run", compile_instead),
-            mock.patch.object(walk, "card_of", lambda device: card),
+            mock.patch.object(host, "card_of", lambda device: card),
+            mock.patch.object(host_backward, "card_of", lambda device: card),
             mock.patch.object(projection, "card_of", lambda device: card),
         ):
             yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from difnet_kernels.backends import triton as triton_backend
-from difnet_kernels.backends.triton import launch
+from difnet_kernels.backends.triton import failures, launch
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
 
@@ -50,6 +51,11 @@ def refused_kernel(x_ptr, N, WIDTH: tl.constexpr):
     tl.static_assert(WIDTH < 0, "too wide")
 
 
+@triton.jit
+def written_kernel(x_ptr, WIDTH: tl.constexpr):
+    tl.store(x_ptr + tl.arange(0, WIDTH), 1.0)
+
+
 def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
     with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"(?s)refused did not run.*too wide") as raised:
         launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2), warps=8, stages=3)
@@ -58,19 +64,23 @@ def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "advised"),
     (
-        OutOfResources(240_000, 232_448, "shared memory"),
-        PTXASError("`ptxas` failed with error code 1"),
-        RuntimeError("Triton Error [CUDA]: invalid argument"),
-        subprocess.CalledProcessError(1, ["gcc", "main.c", "-o", "cuda_utils.so"]),
-        FileNotFoundError(2, "No such file or directory", "ptxas"),
-        ImportError("cuda_utils.so: undefined symbol"),
+        (OutOfResources(240_000, 232_448, "shared memory"), ""),
+        (PTXASError("`ptxas` failed with error code 1"), ""),
+        (RuntimeError("Triton Error [CUDA]: invalid argument"), ""),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "CUDA_LAUNCH_BLOCKING=1"),
+        (subprocess.CalledProcessError(1, ["gcc", "main.c", "-o", "cuda_utils.so"]), "install gcc or clang"),
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), "variable CC"),
+        (FileNotFoundError(2, "No such file or directory", "ptxas"), ""),
+        (PermissionError(13, "Permission denied", "/nobody/.triton/cache"), "TRITON_CACHE_DIR"),
+        (OSError(28, "No space left on device"), "TRITON_CACHE_DIR"),
+        (ImportError("cuda_utils.so: undefined symbol"), ""),
     ),
-    ids=("shared_memory", "assembler", "driver", "c_compiler", "no_assembler", "launcher"),
+    ids=str,
 )
 def test_a_launch_that_the_card_refuses_names_launch_row_and_case(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
+    monkeypatch: pytest.MonkeyPatch, error: Exception, advised: str
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise error
@@ -78,7 +88,24 @@ def test_a_launch_that_the_card_refuses_names_launch_row_and_case(
     monkeypatch.setattr(triton.JITFunction, "run", refuse)
     with pytest.raises(RuntimeError, match=r"(?s)Launch row: 4 warps.*N=3") as raised:
         launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2))
-    assert str(error) in str(raised.value) and raised.value.__cause__ is error
+    said = str(raised.value)
+    assert str(error) in said and raised.value.__cause__ is error
+    assert advised in said and (advised or ". Use backend" in said), said
+
+
+def test_missing_headers_of_python_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(failures.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    said = failures.advice(subprocess.CalledProcessError(1, ["gcc"]))
+    assert str(tmp_path) in said and "python3-dev" in said
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By Triton's own cache: a file stands where its folder should be."""
+    (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"set TRITON_CACHE_DIR") as raised:
+        launch.launch("uncached", written_kernel, 1, dict(x_ptr=torch.empty(3), WIDTH=2))
+    assert str(tmp_path / "cache") in str(raised.value)
 
 
 def test_gates_from_within_a_tensor_and_other_sizes_do_not_compile_again(

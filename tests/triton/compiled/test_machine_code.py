@@ -21,14 +21,21 @@ KEPT = 16
 # bytes of stack for values that are written before a loop and read after it; within the loop there are none
 AROUND = {
     ("sm90-D64-K21-float32-high", "walk_forward_kernel"): 32,
+    ("sm90-D64-K21-float32-high-bias", "walk_forward_kernel"): 32,
     ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 96,
     ("sm90-D128-K60-float16-high", "walk_backward_kernel"): 72,
+    ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 192,
+    # (around the loop over the chunks of classes)
+    ("sm90-D64-K150-float32-high", "walk_backward_kernel"): 536,
 }
 # stores and loads of the stack in one turn of the loop. At D = 128 the tile's product and the sum of psi's gradient take 128
 # registers of a thread: eight of 627 instructions go to the stack. Eight warps, which need none, take 1.5 times as many
 # instructions for the same pairs.
 WITHIN = {
     ("sm90-D128-K60-float32-high", "walk_backward_kernel"): 10,
+    # a slice of 256 channels beside the logits' three products: 44 of 1187 instructions; 32 rows need none, and 2.3 times as
+    # many instructions for the same pairs
+    ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 44,
 }
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -36,7 +43,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 @dataclass(frozen=True)
 class Build:
-    """One cascade to compile. processors > 0 lets the plan split the columns, which compiles the combining kernels; bias: it
+    """One cascade to compile. processors > 0 lets the plan split the columns: parts, which the last program adds; bias: it
     has one, and bias and lse have gradients."""
 
     arch: int
@@ -55,23 +62,26 @@ class Build:
 # the paper's walk on every architecture in every arithmetic; wider problems where their row differs
 BUILDS = (
     *(Build(arch, 64, 21) for arch in (80, 90, 100, 120)),
-    *(Build(arch, 64, 21, precision="medium") for arch in (90, 100)),
+    Build(90, 64, 21, precision="medium"),
     *(Build(arch, 64, 21, dtype) for arch, dtype in ((80, FP16), (90, BF16), (120, BF16))),
     *(Build(arch, 128, 60) for arch in (80, 90)),
     Build(90, 3, 21, processors=132),
+    Build(90, 64, 21, processors=132),
+    Build(90, 64, 21, BF16, processors=132),
     Build(90, 128, 60, FP16),
     Build(90, 256, 63),
     Build(120, 128, 127),
-    Build(100, 64, 150),
+    Build(90, 64, 150),
+    Build(90, 768, 21),
+    Build(90, 768, 21, BF16),
     *(Build(arch, 64, 21, bias=True) for arch in (80, 90)),
     Build(90, 64, 21, BF16, bias=True),
-    Build(90, 64, 21, processors=132, bias=True),
 )
 
 
 @lru_cache(maxsize=len(BUILDS))
 def built(build: Build) -> list[Binary]:
-    N = 200
+    N = 2000 if build.processors else 200
     seed = torch.zeros((1, build.classes, N), dtype=build.dtype)
     psi = [torch.zeros((1, build.embed, N), dtype=build.dtype)]
     gates, walked, row_lse = torch.zeros(1), torch.empty((1, 1, N, build.classes)), torch.empty((1, 1, N))
@@ -161,7 +171,9 @@ def test_the_stream_is_copied_asynchronously(build: Build) -> None:
             continue
         assert binary.loop_count("LDGSTS", "UTMALDG") > 0, str(binary)
         # nothing of the stream is left to a plain load, which would wait for memory inside the loop
-        assert untuned(build) or binary.loop_count("LDG.") == 0, f"{binary}: {dict(binary.loop)}"
+        # (but the row vectors of a wide ψ, whose loop holds the one over its channels)
+        plain = 0 if untuned(build) or binary.constants["WIDE"] else binary.loop_count("LDG.")
+        assert plain == 0, f"{binary}: {dict(binary.loop)}"
 
 
 @each_build
@@ -202,13 +214,13 @@ def test_16_bit_embeddings_are_used_as_they_are() -> None:
     assert high.loop_count("HGMMA") == 3 * bf16.loop_count("HGMMA")
 
 
-@pytest.mark.parametrize("build", [build for build in BUILDS if build.bias and not build.processors], ids=str)
+@pytest.mark.parametrize("build", [build for build in BUILDS if build.bias], ids=str)
 def test_a_bias_costs_the_stream_nothing(build: Build) -> None:
-    """Forward it is the same binary, for the bias enters where ψ is prepared; backward the turn of the loop is the same, but
-    for what the scheduler makes of it."""
+    """Forward it is the same binary, for the bias enters where ψ is prepared; backward the turn of the loop has no more
+    instructions, but for what the scheduler makes of it."""
     with_bias, without = (
         {binary.kernel: binary for binary in walks(dataclasses.replace(build, bias=bias))} for bias in (True, False)
     )
     assert with_bias["walk_forward_kernel"].cubin == without["walk_forward_kernel"].cubin
     turns = [sum(found["walk_backward_kernel"].loop.values()) for found in (with_bias, without)]
-    assert abs(turns[0] - turns[1]) <= 0.01 * turns[1], turns
+    assert turns[0] <= 1.01 * turns[1], turns

@@ -110,9 +110,9 @@ def rare_classes(p: Problem, level: float) -> Problem:
     return p
 
 
-def outlier(norm: float) -> Problem:
+def outlier(norm: float, embed: int = 16) -> Problem:
     """One node of this norm beside others of 0.5: half of them look at it alone."""
-    p = problem(1, 3, 40, (16,), size=0.5, offset=0.0)
+    p = problem(1, 3, 40, (embed,), size=0.5, offset=0.0)
     p.psi[0][:, :, 7] *= norm / p.psi[0][:, :, 7].norm()
     return p
 

@@ -19,7 +19,7 @@ from tests.triton.interpreted.cascade import Problem, biased, nearly_one_hot, ou
 
 PACKAGE = difnet_kernels.backends.triton.__name__
 # the modules that launch kernels or call their functions
-NAMES = ("prepare", "state", "lse", "forward", "gradient", "backward", "backward_rows", "host")
+NAMES = ("prepare", "state", "lse", "forward", "gradient", "backward", "backward_rows", "host", "host_backward")
 USERS = tuple(f"walk.{name}" for name in NAMES)
 
 
@@ -67,6 +67,10 @@ def without_their_own_column() -> Problem:
     p = with_bias()
     p.bias[0][:, :17] = -torch.inf
     return p
+
+
+def wide() -> Problem:
+    return problem(1, 3, 35, (300,))
 
 
 def tiny_embeddings() -> Problem:
@@ -147,6 +151,9 @@ FAULTS = (
         far_outlier,
         assert_as_plain_fp32,
     ),
+    Fault("the first program adds the parts", "arithmetic", "== programs - 1", "== 0"),
+    Fault("the last channels of a wide psi", "arithmetic", "range(0, depths)", "range(0, depths - 1)", wide),
+    Fault("a slice of a wide psi for another", "walk.backward", "d += own_chunk * DP", "d += 0", wide),
     Fault("a bias in other units", "walk.prepare", "LOG2E * given.to(tl.float32)", "given.to(tl.float32)", with_bias),
     Fault(
         "a row starts at a logit that it lacks",

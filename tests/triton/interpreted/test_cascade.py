@@ -35,7 +35,7 @@ def test_every_number_of_classes(classes: int) -> None:
     assert_right(problem(1, classes, 21, (16,)))
 
 
-@pytest.mark.parametrize(("classes", "embed"), [(127, 16), (128, 16), (150, 3), (64, 200), (191, 130)])
+@pytest.mark.parametrize(("classes", "embed"), [(127, 16), (128, 16), (255, 3)])
 def test_more_classes_than_one_chunk_holds(classes: int, embed: int) -> None:
     assert_right(problem(2, classes, 35, (embed,), state=True))
 
@@ -121,7 +121,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
         assert torch.equal(one.grad_psi[0], whole.grad_psi[0][b : b + 1])
 
 
-@pytest.mark.parametrize("classes", (5, 70))
+@pytest.mark.parametrize("classes", (5, 130))
 def test_walks_in_one_call_are_single_walks(classes: int) -> None:
     """fp32, where a state between two calls is not rounded: every step, and the gradients of psi, mu, beta and y⁰, because
     the backward makes the states between its walks again with the forward's own bits."""
@@ -146,12 +146,12 @@ def test_walks_in_one_call_are_single_walks(classes: int) -> None:
         assert torch.equal(answer.grad_beta, together.grad_beta[t : t + 1]), t
 
 
-@pytest.mark.parametrize("classes", (5, 70), ids=["one_chunk", "chunks"])
+@pytest.mark.parametrize("classes", (5, 130), ids=["one_chunk", "chunks"])
 @pytest.mark.parametrize("wanted", ("seed", "psi", "gates"))
 def test_what_is_not_wanted_changes_nothing_else(wanted: str, classes: int) -> None:
     """Gradients of the seed alone (no T), of the last psi alone (one walk backwards), of the gates alone; and a forward that
     keeps nothing."""
-    p = problem(1, classes, 21, (200, 8), steps=1)
+    p = problem(1, classes, 21, (20, 8), steps=1)
     full = run(p)
     kept = torch.full_like(full.states, float("nan"))
     triton_backend.cascade_forward(

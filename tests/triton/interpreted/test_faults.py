@@ -13,7 +13,7 @@ from tests.triton.interpreted.plans import in_parts
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows in three parts, so that the combining kernels take part."""
+    """Rows in three parts, so that the last of them adds."""
     monkeypatch.setattr(split, "split_columns", in_parts(3))
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from difnet_kernels.backends.triton import split
-from difnet_kernels.backends.triton.launch import launch
+from difnet_kernels.backends.triton.launch import Card, launch
 from difnet_kernels.backends.triton.rows import KNOWN, Case, Launch
 from difnet_kernels.backends.triton.split import Split
-from difnet_kernels.backends.triton.walk import host, prepare, rows, state
+from difnet_kernels.backends.triton.walk import host, host_backward, prepare, rows, state
+from difnet_kernels.backends.triton.walk.plan import Layout, plan_walks
 from difnet_kernels.backends.triton.walk.rows import ROWS, select
 from tests.triton.interpreted.bounds import assert_right
 from tests.triton.interpreted.cascade import problem, run
@@ -50,7 +51,7 @@ def test_every_number_of_parts(monkeypatch: pytest.MonkeyPatch, parts: int, clas
 def test_who_adds_the_parts_does_not_matter(
     monkeypatch: pytest.MonkeyPatch, parts: int, classes: int, nodes: int
 ) -> None:
-    """A program that has all parts of its rows leaves the bits that a program each and the combining kernel leave: so an
+    """A program that has all parts of its rows leaves the bits that a program each leave: so an
     image is the same alone, where rows are shared, and in a batch that fills the card."""
     monkeypatch.setattr(rows, "select", lambda case: Launch(32, 16, 4, 2))
     batch = problem(2, classes, nodes, (16, 3), size=6.0, state=True)
@@ -103,7 +104,7 @@ ARCHS = (0, 80, 86, 89, 90, 100, 103, 120, 121)
 WIDTHS = [(DP, KP) for DP in (16, 32, 64, 128, 256) for KP in (16, 32, 64, 128) if DP < 256 or KP < 128]
 ALL_CASES = [
     Case(kernel, arch, dict(DP=DP, KP=KP, products=products, nodes=nodes))
-    for kernel in ("forward", "backward")
+    for kernel in ("forward", "backward", "wide_forward", "wide_backward")
     for arch in ARCHS
     for DP, KP in WIDTHS
     for products in (1, 3)
@@ -117,7 +118,7 @@ def test_every_case_has_a_row_and_every_row_a_case() -> None:
 
 
 def test_the_last_row_of_a_kernel_serves_every_case() -> None:
-    for kernel in ("forward", "backward"):
+    for kernel in ("forward", "backward", "wide_forward", "wide_backward"):
         last = [row for row in ROWS if row.kernel == kernel][-1]
         assert all(last.serves(case) for case in ALL_CASES if case.kernel == kernel)
 
@@ -141,20 +142,54 @@ def test_tiles_divide_their_padding() -> None:
         assert tiles.pad % tiles.rows == 0 and tiles.pad % tiles.cols == 0 and tiles.cols >= 16
 
 
-def test_the_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of five walks in fp32 where a program has all columns of its rows. Forward: two for the state, two for each psi, the
-    walk, one for the result. Backward: those of state and psi again, the first gradient, two for each walk, one for the
-    gates of all, one for the result."""
+@pytest.mark.parametrize("parts", (1, 2), ids=["alone", "parts"])
+@pytest.mark.parametrize(
+    ("dtype", "embeds", "forward", "backward"),
+    [
+        (torch.bfloat16, (3,) * 5, 9, 14),
+        (torch.float32, (3,) * 5, 10, 15),
+        (torch.float32, (3, 3, 9, 3, 3), 14, 19),
+    ],
+    ids=["bf16", "fp32", "of_two_widths"],
+)
+def test_the_number_of_launches(
+    monkeypatch: pytest.MonkeyPatch,
+    parts: int,
+    dtype: torch.dtype,
+    embeds: tuple[int, ...],
+    forward: int,
+    backward: int,
+) -> None:
+    """Of five walks. Forward: two for the state, one for the ψ of all walks that are alike (fp32: two), the walks, one for the
+    result. Backward: the classes' scales, the first gradient, those of ψ, two for each walk, one for the results, those of
+    the gates included. Whoever adds the parts of a row, it is no launch."""
     names: list[str] = []
 
     def counted(what: str, *args: object, **options: object) -> None:
         names.append(what)
         launch(what, *args, **options)  # type: ignore[arg-type]
 
-    for module in (prepare, state, host):
+    for module in (prepare, state, host, host_backward):
         monkeypatch.setattr(module, "launch", counted)
-    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 32, 4, 2))
-    run(problem(1, 3, 17, (3,) * 5, steps=1))
-    forward = 2 + 5 * (2 + 1) + 1
-    backward = 2 + 1 + 5 * (2 + 2) + 1 + 1
-    assert len(names) == forward + backward, names
+    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 16, 4, 2))
+    monkeypatch.setattr(split, "split_columns", in_parts(parts))
+    p = problem(1, 3, 17, embeds, steps=1)
+    p.seed, p.psi, p.grad = p.seed.to(dtype), [x.to(dtype) for x in p.psi], p.grad.to(dtype)
+    run(p)
+    begins = names.index("class scales", 1)
+    assert (begins, len(names) - begins) == (forward, backward), names
+
+
+def test_psi_of_walks_that_are_alike_are_prepared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no bit depends on who was prepared with whom."""
+    p = problem(2, 3, 17, (5, 5, 5, 9), steps=1)
+    walks, layout = plan_walks("forward", p.psi, p.seed, p.precision, Card()), Layout.of(p.seed, 32)
+    nothing = [None] * 4
+    assert prepare.alike(p.psi, nothing, walks, layout, 0) == [range(3), range(3, 4)]
+    assert prepare.alike(p.psi, nothing, walks, layout, 1) == [range(1, 3), range(3, 4)]
+    assert prepare.alike(p.psi, [p.psi[0][:, 0], None, None, None], walks, layout, 0)[0] == range(1)
+    together = run(p).tensors()
+    monkeypatch.setattr(prepare, "TOGETHER", 0)
+    assert prepare.alike(p.psi, nothing, walks, layout, 0) == [range(t, t + 1) for t in range(4)]
+    for name, alone in run(p).tensors().items():
+        assert torch.equal(alone, together[name]), name

@@ -20,7 +20,7 @@ from triton.runtime import interpreter
 from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton.launch import Card, launch
 from difnet_kernels.backends.triton.rows import Launch
-from difnet_kernels.backends.triton.walk import host, prepare, rows
+from difnet_kernels.backends.triton.walk import host, host_backward, prepare, rows
 from difnet_kernels.backends.triton.walk.plan import Layout, plan_walks
 from tests.support.tolerances import PSI_GRADIENT, SEED_GRADIENT, Setting
 from tests.triton.interpreted.bounds import assert_each
@@ -84,7 +84,8 @@ def one_row_tile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
     monkeypatch.setattr(rows, "select", lambda case: Launch(ROWS, 64, 4, 2))
-    monkeypatch.setattr(host, "launch", first)
+    for module in (host, host_backward):
+        monkeypatch.setattr(module, "launch", first)
     yield
 
 
@@ -106,7 +107,8 @@ def assert_forward(case: Diffuse) -> None:
 def assert_backward(case: Diffuse) -> None:
     """From the truth's walked and lse, the latter as this backend keeps it: log2 units, without the rows' terms."""
     walk = plan_walks("backward", [case.psi], case.seed, "high", Card())[0]
-    centre = prepare.prepare_psi(case.psi, None, walk, Layout.of(case.seed, [case.psi], 64)).centre[0, :4].double()
+    layout, counters = Layout.of(case.seed, 64), torch.zeros(1, dtype=torch.int32)
+    centre = prepare.prepare_psi([case.psi], [None], walk, layout, counters)[0].centre[0, :4].double()
     row_lse = (case.lse - case.psi[0].double().T @ centre) / np.log(2)
     grads = torch.empty_like(case.seed), [torch.empty_like(case.psi)], torch.empty(1), torch.empty(1)
     triton_backend.cascade_backward(

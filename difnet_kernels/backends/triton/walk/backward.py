@@ -11,17 +11,26 @@ turned into units of the image once. The node itself is kept out of the sums: wh
 difference of equal numbers. `backward_rows` adds it at the end, from the others (against_i = Σ_(j≠i) P_ij (...)) or
 directly (own_i = P_ii).
 
-Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk. A wide K splits the work: one launch with WANT_PSI
-loops over the chunks of h·y inside, another with WANT_MOVED has one program per chunk. Without WANT_PSI, for a ψ that needs
-no gradient, there is no T.
+Modes: WANT_PSI / WANT_MOVED are both on while K fits one chunk and ψ the registers. Otherwise the work is split: one launch
+with WANT_PSI loops over the chunks of h·y inside and has one program per slice of ψ, another with WANT_MOVED has one
+program per chunk. Without WANT_PSI, for a ψ that needs no gradient, there is no T.
 """
 
 import triton
 import triton.language as tl
 
-from ..arithmetic import TRANSPOSED_SHIFT, add_tile, load_hi_lo, raise_to, split_hi_lo, tile_product
+from ..arithmetic import (
+    TRANSPOSED_SHIFT,
+    add_tile,
+    last_to_arrive,
+    load_hi_lo,
+    raise_to,
+    split_hi_lo,
+    tile_product,
+    wide_product,
+)
 from ..launch import kernel
-from .backward_rows import finish_gradient, finish_moved
+from .backward_rows import add_parts, finish_gradient, finish_moved
 from .gradient import SPREAD
 
 # up to this level its own rounding may enter an exponent
@@ -68,6 +77,7 @@ def walk_backward_kernel(
     part_moved_ptr,
     part_against_ptr,
     part_own_ptr,
+    counter_ptr,
     # sizes
     N,
     D,
@@ -80,6 +90,8 @@ def walk_backward_kernel(
     part_tiles,
     batch,
     add_grad,
+    slices,
+    depths,
     # strides
     grad_b: tl.int64,
     grad_k: tl.int64,
@@ -91,6 +103,8 @@ def walk_backward_kernel(
     bias_n: tl.int64,
     # constants
     DP: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
     KP: tl.constexpr,
     PAD: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
@@ -101,31 +115,36 @@ def walk_backward_kernel(
     WANT_MOVED: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
     ONE_PART: tl.constexpr,
+    OF_PSI: tl.constexpr,
     OF_LSE: tl.constexpr,
     OF_BIAS: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
 ):
-    """Σ_j≠i T_ij ψ̃_j, Σ_j≠i P_ji (h_j | -δ_j), against_i and own_i for I rows of one image and one part of the columns.
+    """Σ_j≠i T_ij ψ̃_j, Σ_j≠i P_ji (h_j | λ_j - δ_j), against_i and own_i for I rows and one part of the columns of an image.
 
-    ψ̃ hi, lo [B, n_pad, DP]; y and h hi, lo [B, C, n_pad, KP]; lse, level, drop [B, n_pad]; spread [B, n_pad/J, 2].
+    ψ̃ hi, lo [B, n_pad, DP] (WIDE: slices·DP); y and h hi, lo [B, C, n_pad, KP]; lse, level, drop [B, n_pad];
+    spread [B, n_pad/J, 2].
     ONE_PART: the program has all of the columns and classes, and finishes its rows (`finish_moved`, `finish_gradient`);
     else the sums are left in part_psi [parts, B, n_pad, DP], part_moved [parts, B, C, n_pad, KP], part_against and
-    part_own [parts, B, n_pad].
+    part_own [parts, B, n_pad], and the last program of the row tile with WANT_MOVED adds and finishes them.
     """
     n_pad = pad_units * PAD
+    width = DP
+    if WIDE:
+        width = DP * slices
     row_tiles = tl.cdiv(N, I)
     program = tl.program_id(0).to(tl.int64)
     part = (program % parts).to(tl.int32)
-    own_chunk = (program // parts) % program_chunks
+    own_chunk = (program // parts) % program_chunks  # of the classes; a slice of ψ where a wide one is wanted
     row_tile = ((program // (parts * program_chunks)) % row_tiles).to(tl.int32)
     image = program // (parts * program_chunks * row_tiles)
     i = row_tile * I + tl.arange(0, I)
     j = tl.arange(0, J)
     d = tl.arange(0, DP)
     column = tl.arange(0, KP)
-    hi_ptr = psi_hi_ptr + image * n_pad * DP
-    lo_ptr = psi_lo_ptr + image * n_pad * DP
+    hi_ptr = psi_hi_ptr + image * n_pad * width
+    lo_ptr = psi_lo_ptr + image * n_pad * width
     bias_ptr += image * n_pad
     lse_ptr += image * n_pad
     level_ptr += image * n_pad
@@ -133,10 +152,13 @@ def walk_backward_kernel(
     spread_ptr += image * (n_pad // J) * 2
     chunk_size = n_pad.to(tl.int64) * KP
     fields = (image * chunks + own_chunk) * chunk_size
-    sigma = tl.load(factor_ptr + image * 3)
+    sigma = tl.load(factor_ptr + image * 4)
 
-    at_rows = i[:, None] * DP + d[None, :]
-    row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
+    if WIDE:
+        d += own_chunk * DP
+    else:
+        at_rows = i[:, None] * DP + d[None, :]
+        row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
     at_row_fields = i[:, None] * KP + column[None, :]
     if WANT_PSI and ONE_CHUNK:
         row_y_hi, row_y_lo = load_hi_lo(y_hi_ptr + fields, y_lo_ptr + fields, at_row_fields, VALUE_PRODUCTS)  # [I, KP]
@@ -158,10 +180,13 @@ def walk_backward_kernel(
     last = tl.minimum(first + part_tiles, tl.cdiv(N, J))
     tl.assume(first < last)  # no part is empty; with an empty loop ptxas would serialise the matrix instructions
     for tile in range(first, last):
-        at_psi = (tile * J + j)[:, None] * DP + d[None, :]
-        col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
         # (W1) bit for bit as in walk_forward
-        logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
+        if WIDE:
+            logit = wide_product(hi_ptr, lo_ptr, i, tile * J + j, width, depths, DEPTH, LOGIT_PRODUCTS)
+        else:
+            at_psi = (tile * J + j)[:, None] * DP + d[None, :]
+            col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
+            logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
         col_lse = tl.load(lse_ptr + tile * J + j)
         col_bias = tl.load(bias_ptr + tile * J + j)
         look = tl.exp2(tl.fma(logit, sigma, col_bias[None, :]) - row_lse[:, None])  # (B3) P_ij
@@ -213,6 +238,9 @@ def walk_backward_kernel(
             half = look * ahead
             against += tl.sum(half, axis=1)
             T = tl.fma(back, behind, half)  # (B4, B4b), 2¹³ T
+            if WIDE:
+                at_psi = (tile * J + j)[:, None] * width + d[None, :]
+                col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP] of the program's slice
             T_hi, T_lo = split_hi_lo(T, col_hi.dtype, LOGIT_PRODUCTS)
             sum_psi = add_tile(sum_psi, tile_product(T_hi, T_lo, col_hi, col_lo, LOGIT_PRODUCTS))  # (B5)
         if WANT_MOVED:
@@ -222,25 +250,23 @@ def walk_backward_kernel(
             back_hi, back_lo = split_hi_lo(back, tl.float16, VALUE_PRODUCTS)
             moved = add_tile(moved, tile_product(back_hi, back_lo, h_hi, h_lo, VALUE_PRODUCTS))  # (B6)
 
+    rows_ptr = (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr)
+    nodes_ptr = (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr, lse_grad_ptr)
+    given_grad = (given_grad_ptr, grad_b, grad_k, grad_n, add_grad)
+    grad_psi = (given_grad_psi_ptr, psi_b, psi_d, psi_n)
+    grad_bias = (given_grad_bias_ptr, bias_b, bias_n)
     if ONE_PART:
         sum_t, itself, row_sum = finish_moved(
-            (moved, own),
-            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr),
-            (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
-            (image, 0, i),
-            (chunks, n_pad, N, K, KC),
-            KP,
-            VALUE_PRODUCTS,
-            GRAD_AXIS,
+            (moved, own), rows_ptr, given_grad, (image, 0, i), (chunks, n_pad, N, K, KC), KP, VALUE_PRODUCTS, GRAD_AXIS
         )
         if WANT_PSI:
             finish_gradient(
                 (sum_psi, sum_t, against, itself, own),
-                (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr, lse_grad_ptr),
-                (given_grad_psi_ptr, psi_b, psi_d, psi_n),
-                (given_grad_bias_ptr, bias_b, bias_n),
-                (image, i),
-                (n_pad, N, D),
+                nodes_ptr,
+                grad_psi,
+                grad_bias,
+                (image, i, 0),
+                (n_pad, N, D, width),
                 DP,
                 LOGIT_PRODUCTS,
                 PSI_AXIS,
@@ -251,10 +277,37 @@ def walk_backward_kernel(
     else:
         to = (part.to(tl.int64) * batch + image) * n_pad + i
         if WANT_PSI:
-            tl.store(part_psi_ptr + to[:, None] * DP + d[None, :], sum_psi)
-            tl.store(part_against_ptr + to, against)
+            tl.store(part_psi_ptr + to[:, None] * width + d[None, :], sum_psi)
+            if own_chunk == 0:
+                tl.store(part_against_ptr + to, against)
         if WANT_MOVED:
             if own_chunk == 0:
                 tl.store(part_own_ptr + to, own)
             to = ((part.to(tl.int64) * batch + image) * chunks + own_chunk) * n_pad + i
             tl.store(part_moved_ptr + to[:, None] * KP + column[None, :], moved)
+            if last_to_arrive(counter_ptr + image * row_tiles + row_tile, parts * program_chunks):
+                add_parts(
+                    (part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr),
+                    rows_ptr,
+                    nodes_ptr,
+                    given_grad,
+                    grad_psi,
+                    grad_bias,
+                    (
+                        image,
+                        row_tile * I,
+                        tl.minimum((row_tile + 1) * I, N),
+                        counter_ptr + image * row_tiles + row_tile,
+                    ),
+                    (chunks, n_pad, N, K, KC, D, width, slices, parts, batch),
+                    DP,
+                    WIDE,
+                    KP,
+                    LOGIT_PRODUCTS,
+                    VALUE_PRODUCTS,
+                    OF_PSI,
+                    PSI_AXIS,
+                    GRAD_AXIS,
+                    OF_LSE,
+                    OF_BIAS,
+                )

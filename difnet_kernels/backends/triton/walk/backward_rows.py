@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from ..arithmetic import TRANSPOSED_SHIFT, class_columns, field_at, field_tile, raise_to, split_hi_lo
-from ..launch import kernel
+
+ADDED = tl.constexpr(16)  # rows whose parts are added at a time
 
 
 @triton.jit
@@ -68,7 +69,8 @@ def finish_gradient(
     OF_LSE: tl.constexpr,
     OF_BIAS: tl.constexpr,
 ):
-    """grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss; OF_BIAS: grad_bias [R].
+    """One slice of grad_psi [R, DP] = (Σ_(j≠i) T_ij ψ̃_j + T_ii ψ̃_i) / κ + (Σ_j T_ij) c in the units of the loss, and
+    OF_BIAS grad_bias [R].
 
     itself = T_ii / 2 = P_ii (h_i·y_i - δ_i + λ_i), against = Σ_(j≠i) P_ij (h_i·y_j - δ_i + λ_i); their sum is λ_i but for
     rounding, and λ = 0 unless OF_LSE.
@@ -77,18 +79,18 @@ def finish_gradient(
     psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr, lse_grad_ptr = pointers
     grad_psi_ptr, psi_b, psi_d, psi_n = given_psi
     grad_bias_ptr, bias_b, bias_n = given_bias
-    image, n = at
-    n_pad, N, D = sizes
-    d = tl.arange(0, DP)
+    image, n, part = at
+    n_pad, N, D, width = sizes
+    d = part * DP + tl.arange(0, DP)
     if OF_LSE:  # what the others do not bring
         against -= TRANSPOSED_SHIFT * tl.load(lse_grad_ptr + image * n_pad + n)
-    at_tile = (image * n_pad + n)[:, None] * DP + d[None, :]
+    at_tile = (image * n_pad + n)[:, None] * width + d[None, :]
     own_psi = tl.load(psi_hi_ptr + at_tile).to(tl.float32)
     if LOGIT_PRODUCTS == 3:
         own_psi += tl.load(psi_lo_ptr + at_tile).to(tl.float32)
-    if tl.load(factor_ptr + image * 3 + 2) != 0.0:
+    if tl.load(factor_ptr + image * 4 + 2) != 0.0:
         alone = tl.load(alone_ptr + image * n_pad + n)
-        at_alone = (image * n_pad + tl.maximum(alone, 0))[:, None] * DP + d[None, :]
+        at_alone = (image * n_pad + tl.maximum(alone, 0))[:, None] * width + d[None, :]
         their_psi = tl.load(psi_hi_ptr + at_alone).to(tl.float32)
         if LOGIT_PRODUCTS == 3:
             their_psi += tl.load(psi_lo_ptr + at_alone).to(tl.float32)
@@ -98,128 +100,100 @@ def finish_gradient(
         sum_psi -= wrong[:, None] * their_psi
     itself = tl.where(own > 0.5, -against, itself)
     unit = 1.0 / (TRANSPOSED_SHIFT * tl.load(h_scale_ptr + image))
-    centre = tl.load(centre_ptr + image * DP + d)
+    centre = tl.load(centre_ptr + image * width + d)
     looked_at = sum_t + itself
     if OF_BIAS:
         to = grad_bias_ptr + image * bias_b + n * bias_n
         tl.store(to, (looked_at * unit).to(grad_bias_ptr.dtype.element_ty), mask=n < N)  # (B8)
     if OF_LSE:
         looked_at += TRANSPOSED_SHIFT * tl.load(lse_grad_ptr + image * n_pad + n)  # and looks: Σ_j T_ij (B4b)
-    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 3 + 1)  # (B5)
+    grad = (sum_psi + 2.0 * itself[:, None] * own_psi) * tl.load(factor_ptr + image * 4 + 1)  # (B5)
     grad = (grad + looked_at[:, None] * centre[None, :]) * unit
     to = field_at(grad_psi_ptr, image, psi_b, d, psi_d, n, psi_n, PSI_AXIS)
     tl.store(to, grad.to(grad_psi_ptr.dtype.element_ty), mask=(n < N)[:, None] & (d < D)[None, :])
 
 
-@kernel
-def walk_backward_combine_kernel(
-    # pointers
-    psi_hi_ptr,
-    psi_lo_ptr,
-    factor_ptr,
-    y_hi_ptr,
-    y_lo_ptr,
-    h_hi_ptr,
-    h_lo_ptr,
-    centre_ptr,
-    scale_ptr,
-    alone_ptr,
-    h_scale_ptr,
-    unit_ptr,
-    g_ptr,
-    reach_ptr,
-    given_grad_ptr,
-    given_grad_psi_ptr,
-    lse_grad_ptr,
-    given_grad_bias_ptr,
-    part_psi_ptr,
-    part_moved_ptr,
-    part_against_ptr,
-    part_own_ptr,
-    # sizes
-    N,
-    D,
-    K,
-    KC,
-    pad_units,
-    chunks,
-    parts,
-    batch,
-    add_grad,
-    # strides
-    grad_b: tl.int64,
-    grad_k: tl.int64,
-    grad_n: tl.int64,
-    psi_b: tl.int64,
-    psi_d: tl.int64,
-    psi_n: tl.int64,
-    bias_b: tl.int64,
-    bias_n: tl.int64,
-    # constants
+@triton.jit
+def add_parts(
+    parts_ptr,
+    rows_ptr,
+    nodes_ptr,
+    given_grad,
+    grad_psi,
+    grad_bias,
+    at,
+    sizes,
     DP: tl.constexpr,
+    WIDE: tl.constexpr,
     KP: tl.constexpr,
-    PAD: tl.constexpr,
-    R: tl.constexpr,
     LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
-    WANT_PSI: tl.constexpr,
+    OF_PSI: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
     OF_LSE: tl.constexpr,
     OF_BIAS: tl.constexpr,
 ):
-    """Adds the parts of R rows (shapes: `walk_backward_kernel`) in their order, then finishes the rows, chunk by chunk
-    (B5, B6)."""
-    n_pad = pad_units * PAD
-    row_blocks = tl.cdiv(N, R)
-    program = tl.program_id(0).to(tl.int64)
-    image = program // row_blocks
-    n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
-    d = tl.arange(0, DP)
+    """Adds the parts (shapes: `walk_backward_kernel`) of one program's rows in their order, then finishes the rows, chunk by
+    chunk (B6) and slice by slice (B5)."""
+    part_psi_ptr, part_moved_ptr, part_against_ptr, part_own_ptr = parts_ptr
+    image, begin, end, counter_ptr = at
+    chunks, n_pad, N, K, KC, D, width, slices, parts, batch = sizes
+    # plus the zero of the counter, which the compiler does not know: so it keeps no address of what follows in registers beside
+    # the stream
+    tl.debug_barrier()  # one thread has set it back
+    image += tl.load(counter_ptr, volatile=True)
+    reach_ptr = rows_ptr[7]
     column = tl.arange(0, KP)
-    sum_psi = tl.zeros([R, DP], tl.float32)
-    against = tl.zeros([R], tl.float32)
-    own = tl.zeros([R], tl.float32)
     part_rows = batch.to(tl.int64) * n_pad
-    for part in range(0, parts):
-        row = part * part_rows + image * n_pad + n
-        if WANT_PSI:
-            sum_psi += tl.load(part_psi_ptr + row[:, None] * DP + d[None, :])
-            against += tl.load(part_against_ptr + row)
-        own += tl.load(part_own_ptr + row)
-    sum_t = tl.zeros([R], tl.float32)
-    itself = tl.zeros([R], tl.float32)
-    row_sum = tl.zeros([R], tl.float32)
-    for chunk in range(0, chunks):
-        moved = tl.zeros([R, KP], tl.float32)
+    for first in range(begin, end, ADDED):
+        n = first + tl.arange(0, ADDED)
+        against = tl.zeros([ADDED], tl.float32)
+        own = tl.zeros([ADDED], tl.float32)
         for part in range(0, parts):
-            row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
-            moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
-        more_t, more_itself, more_sum = finish_moved(
-            (moved, own),
-            (y_hi_ptr, y_lo_ptr, h_hi_ptr, h_lo_ptr, scale_ptr, unit_ptr, g_ptr, reach_ptr),
-            (given_grad_ptr, grad_b, grad_k, grad_n, add_grad),
-            (image, chunk, n),
-            (chunks, n_pad, N, K, KC),
-            KP,
-            VALUE_PRODUCTS,
-            GRAD_AXIS,
-        )
-        sum_t += more_t
-        itself += more_itself
-        row_sum += more_sum
-    if WANT_PSI:
-        finish_gradient(
-            (sum_psi, sum_t, against, itself, own),
-            (psi_hi_ptr, psi_lo_ptr, alone_ptr, factor_ptr, centre_ptr, h_scale_ptr, lse_grad_ptr),
-            (given_grad_psi_ptr, psi_b, psi_d, psi_n),
-            (given_grad_bias_ptr, bias_b, bias_n),
-            (image, n),
-            (n_pad, N, D),
-            DP,
-            LOGIT_PRODUCTS,
-            PSI_AXIS,
-            OF_LSE,
-            OF_BIAS,
-        )
-    raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
+            row = part * part_rows + image * n_pad + n
+            if OF_PSI:
+                against += tl.load(part_against_ptr + row)
+            own += tl.load(part_own_ptr + row)
+        sum_t = tl.zeros([ADDED], tl.float32)
+        itself = tl.zeros([ADDED], tl.float32)
+        row_sum = tl.zeros([ADDED], tl.float32)
+        for chunk in range(0, chunks):
+            moved = tl.zeros([ADDED, KP], tl.float32)
+            for part in range(0, parts):
+                row = part * part_rows * chunks + (image * chunks + chunk) * n_pad + n
+                moved += tl.load(part_moved_ptr + row[:, None] * KP + column[None, :])
+            more_t, more_itself, more_sum = finish_moved(
+                (moved, own),
+                rows_ptr,
+                given_grad,
+                (image, chunk, n),
+                (chunks, n_pad, N, K, KC),
+                KP,
+                VALUE_PRODUCTS,
+                GRAD_AXIS,
+            )
+            sum_t += more_t
+            itself += more_itself
+            row_sum += more_sum
+        if OF_PSI:
+            for piece in range(0, slices if WIDE else 1):
+                d = piece * DP + tl.arange(0, DP)
+                sum_psi = tl.zeros([ADDED, DP], tl.float32)
+                for part in range(0, parts):
+                    row = part * part_rows + image * n_pad + n
+                    sum_psi += tl.load(part_psi_ptr + row[:, None] * width + d[None, :])
+                finish_gradient(
+                    (sum_psi, sum_t, against, itself, own),
+                    nodes_ptr,
+                    grad_psi,
+                    grad_bias,
+                    (image, n, piece),
+                    (n_pad, N, D, width),
+                    DP,
+                    LOGIT_PRODUCTS,
+                    PSI_AXIS,
+                    OF_LSE,
+                    OF_BIAS,
+                )
+        raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))

@@ -3,8 +3,8 @@ of J.
 
 Every operand of the stream is padded to whole tiles (`prepare`, `state`), so the loop has no mask: columns past N carry a
 bias of -∞. The columns are summed in parts (`split`), each from zero, and the parts are added in their order: by the
-program itself if it has them all, else by `walk_forward_combine_kernel`. So the bits do not depend on who adds. A wide K
-runs one program per chunk of classes.
+program itself if it has them all, else by the last of the row tile's programs to end. So the bits do not depend on who
+adds. A wide K runs one program per chunk of classes; a wide ψ is read in pieces (`wide_product`).
 
 The running maximum starts just below the row's own logit S_ii, nearly always the row's maximum, so it is right from the
 first tile wherever that tile lies. The rescale of acc is not guarded by a branch: acc is 32 columns, the block-wide
@@ -14,9 +14,21 @@ vote that a branch needs costs more than the multiplications it would save.
 import triton
 import triton.language as tl
 
-from ..arithmetic import blend, class_columns, field_at, load_hi_lo, mix, split_hi_lo, tile_product
+from ..arithmetic import (
+    blend,
+    class_columns,
+    field_at,
+    last_to_arrive,
+    load_hi_lo,
+    mix,
+    split_hi_lo,
+    tile_product,
+    wide_product,
+)
 from ..launch import kernel
 from .state import store_state
+
+ADDED = tl.constexpr(16)  # rows whose parts are added at a time
 
 
 @triton.jit
@@ -49,6 +61,7 @@ def walk_forward_kernel(
     # pointers: sums of a part
     part_ptr,
     part_peak_ptr,
+    counter_ptr,
     # sizes
     N,
     K,
@@ -60,8 +73,12 @@ def walk_forward_kernel(
     batch,
     step,
     kept,
+    slices,
+    depths,
     # constants
     DP: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
     KP: tl.constexpr,
     PAD: tl.constexpr,
     I: tl.constexpr,  # noqa: E741
@@ -73,11 +90,14 @@ def walk_forward_kernel(
 ):
     """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] for I rows of one image and one chunk of classes.
 
-    x = log2(e)·S (W1) from ψ̃ hi, lo [B, n_pad, DP]; y hi, lo [B, C, n_pad, KP]. ALL_PARTS: the program has all parts in
-    turn, adds and finishes them (`finish_walk`); else it has one, and leaves acc in part [parts, B, C, n_pad, KP] and
-    peak in part_peak [parts, B, C, n_pad].
+    x = log2(e)·S (W1) from ψ̃ hi, lo [B, n_pad, DP] (WIDE: slices·DP); y hi, lo [B, C, n_pad, KP]. ALL_PARTS: the program has
+    all parts in turn, adds and finishes them (`finish_walk`); else it has one, and leaves acc in part
+    [parts, B, C, n_pad, KP] and peak in part_peak [parts, B, C, n_pad] for the last of the parts' programs.
     """
     n_pad = pad_units * PAD
+    width = DP
+    if WIDE:
+        width = DP * slices
     row_tiles = tl.cdiv(N, I)
     program = tl.program_id(0).to(tl.int64)
     if ALL_PARTS:
@@ -93,15 +113,16 @@ def walk_forward_kernel(
     j = tl.arange(0, J)
     d = tl.arange(0, DP)
     column = tl.arange(0, KP)
-    psi_hi_ptr += image * n_pad * DP
-    psi_lo_ptr += image * n_pad * DP
+    psi_hi_ptr += image * n_pad * width
+    psi_lo_ptr += image * n_pad * width
     bias_ptr += image * n_pad
     y_hi_ptr += (image * chunks + chunk) * n_pad * KP
     y_lo_ptr += (image * chunks + chunk) * n_pad * KP
-    sigma = tl.load(factor_ptr + image * 3)
+    sigma = tl.load(factor_ptr + image * 4)
 
-    at_rows = i[:, None] * DP + d[None, :]
-    row_hi, row_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
+    if not WIDE:
+        at_rows = i[:, None] * DP + d[None, :]
+        row_hi, row_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_rows, LOGIT_PRODUCTS)  # [I, DP]
     floor = tl.load(floor_ptr + image * n_pad + i)  # [I]
     total = tl.zeros([I, KP], tl.float32)
     top = floor
@@ -113,11 +134,14 @@ def walk_forward_kernel(
         last = tl.minimum(first + part_tiles, columns)
         tl.assume(first < last)  # no part is empty; with an empty loop ptxas would serialise the matrix instructions
         for tile in range(first, last):
-            at_psi = (tile * J + j)[:, None] * DP + d[None, :]  # 32-bit inside an image: `refuses` caps N·DP
             at_y = (tile * J + j)[:, None] * KP + column[None, :]
-            col_hi, col_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
-            # (W1) walk_backward repeats this line with the same operands in the same order
-            logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
+            # (W1) walk_backward repeats these lines with the same operands in the same order
+            if WIDE:
+                logit = wide_product(psi_hi_ptr, psi_lo_ptr, i, tile * J + j, width, depths, DEPTH, LOGIT_PRODUCTS)
+            else:
+                at_psi = (tile * J + j)[:, None] * DP + d[None, :]  # 32-bit inside an image: `refuses` caps N·DP
+                col_hi, col_lo = load_hi_lo(psi_hi_ptr, psi_lo_ptr, at_psi, LOGIT_PRODUCTS)  # [J, DP]
+                logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)
             bias = tl.load(bias_ptr + tile * J + j)
             x = tl.fma(logit, sigma, bias[None, :])  # [I, J] log2 units
             higher = tl.maximum(peak, tl.max(x, axis=1) - SHIFT)
@@ -146,6 +170,41 @@ def walk_forward_kernel(
             SHIFT,
             VALUE_PRODUCTS,
         )
+    elif last_to_arrive(counter_ptr + (image * row_tiles + row_tile) * chunks + chunk, parts):
+        add_parts(
+            (part_ptr, part_peak_ptr),
+            (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
+            (given_mu_ptr, given_beta_ptr, step, kept),
+            (image, chunk, row_tile * I, tl.minimum((row_tile + 1) * I, N)),
+            (batch, chunks, n_pad, N, K, KC),
+            parts,
+            KP,
+            SHIFT,
+            VALUE_PRODUCTS,
+        )
+
+
+@triton.jit
+def add_parts(
+    parts_ptr, pointers, gates, at, sizes, parts, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr
+):
+    """Adds the parts [parts, B, C, n_pad, KP] of one program's rows in their order, as a program that has them all does, then
+    finishes the rows."""
+    part_ptr, peak_ptr = parts_ptr
+    image, chunk, begin, end = at
+    batch, chunks, n_pad, _, _, _ = sizes
+    stride = batch.to(tl.int64) * chunks * n_pad
+    column = tl.arange(0, KP)
+    for first in range(begin, end, ADDED):
+        n = first + tl.arange(0, ADDED)
+        row = (image * chunks + chunk) * n_pad + n
+        top = tl.load(peak_ptr + row)
+        total = tl.zeros([ADDED, KP], tl.float32)
+        for part in range(0, parts):
+            peak = tl.load(peak_ptr + part * stride + row)
+            acc = tl.load(part_ptr + (part * stride + row)[:, None] * KP + column[None, :])
+            total, top = add_part(total, top, acc, peak)
+        finish_walk((total, top), pointers, gates, (image, chunk, n), sizes, KP, SHIFT, VALUE_PRODUCTS)
 
 
 @triton.jit
@@ -181,67 +240,6 @@ def finish_walk(sums, pointers, gates, at, sizes, KP: tl.constexpr, SHIFT: tl.co
     y = tl.where(inside, y, 0.0)
     tl.store(state_ptr + field + at_tile, y)
     store_state(hi_ptr + field, lo_ptr + field, at_tile, y * scale[None, :], spare, VALUE_PRODUCTS)
-
-
-@kernel
-def walk_forward_combine_kernel(
-    # pointers
-    scale_ptr,
-    state_ptr,
-    next_hi_ptr,
-    next_lo_ptr,
-    seed_ptr,
-    given_mu_ptr,
-    given_beta_ptr,
-    walked_ptr,
-    lse_ptr,
-    part_ptr,
-    part_peak_ptr,
-    # sizes
-    N,
-    K,
-    KC,
-    pad_units,
-    chunks,
-    parts,
-    batch,
-    step,
-    kept,
-    # constants
-    KP: tl.constexpr,
-    PAD: tl.constexpr,
-    R: tl.constexpr,
-    VALUE_PRODUCTS: tl.constexpr,
-    SHIFT: tl.constexpr,
-):
-    """Adds the parts [parts, B, C, n_pad, KP] of R rows in their order, as a program that has them all does, then
-    finishes the rows (W2-W4)."""
-    n_pad = pad_units * PAD
-    row_blocks = tl.cdiv(N, R)
-    program = tl.program_id(0).to(tl.int64)
-    row_block = program % row_blocks
-    chunk = (program // row_blocks) % chunks
-    image = program // (row_blocks * chunks)
-    n = (row_block * R).to(tl.int32) + tl.arange(0, R)
-    column = tl.arange(0, KP)
-    row = (image * chunks + chunk) * n_pad + n
-    stride = batch.to(tl.int64) * chunks * n_pad
-    top = tl.load(part_peak_ptr + row)
-    total = tl.zeros([R, KP], tl.float32)
-    for part in range(0, parts):
-        peak = tl.load(part_peak_ptr + part * stride + row)
-        acc = tl.load(part_ptr + (part * stride + row)[:, None] * KP + column[None, :])
-        total, top = add_part(total, top, acc, peak)
-    finish_walk(
-        (total, top),
-        (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
-        (given_mu_ptr, given_beta_ptr, step, kept),
-        (image, chunk, n),
-        (batch, chunks, n_pad, N, K, KC),
-        KP,
-        SHIFT,
-        VALUE_PRODUCTS,
-    )
 
 
 @kernel

@@ -25,9 +25,10 @@ from ..arithmetic import (
     power_of_two_below,
     raise_to,
     tile_product,
+    wide_product,
 )
 from ..launch import kernel
-from .state import store_state
+from .state import scale_of, store_state
 
 # P_ji = P_ij·2^(level_i - level_j) is used while the levels of a tile pair lie within SPREAD: what underflowed in
 # P_ij is then below 2⁻⁴⁶ in P_ji
@@ -38,6 +39,7 @@ SPREAD = tl.constexpr(80.0)
 def gradient_begin_kernel(
     # pointers
     given_grad_ptr,
+    partial_ptr,
     g_ptr,
     scale_ptr,
     reach_ptr,
@@ -47,6 +49,7 @@ def gradient_begin_kernel(
     KC,
     pad_units,
     chunks,
+    blocks,
     # strides
     grad_b: tl.int64,
     grad_k: tl.int64,
@@ -57,7 +60,8 @@ def gradient_begin_kernel(
     R: tl.constexpr,
     AXIS: tl.constexpr,
 ):
-    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and its reach [B, C, KP]."""
+    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and its reach [B, C, KP]. An image's first block writes the scale of
+    its classes [B, C, KP], which the forward had."""
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -68,7 +72,9 @@ def gradient_begin_kernel(
         column, label, is_class, _ = class_columns(chunk, K, KC, KP)
         inside = (n < N)[:, None] & is_class[None, :]
         g = field_tile(given_grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
-        scale = tl.load(scale_ptr + (image * chunks + chunk) * KP + column)
+        scale = scale_of(partial_ptr, image * chunks + chunk, blocks, column, KP)
+        if program % row_blocks == 0:
+            tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
         row_sum += tl.sum(tl.abs(g) / scale[None, :], axis=1)
         raise_to(reach_ptr + (image * chunks + chunk) * KP + column, tl.max(tl.abs(g), axis=0), is_class)
         tl.store(g_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :], g)
@@ -76,18 +82,25 @@ def gradient_begin_kernel(
 
 
 @triton.jit
-def alone_with(psi, sigma, lse, n, N, DP: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr):
+def alone_with(
+    psi, sigma, lse, n, sizes, DP: tl.constexpr, WIDE: tl.constexpr, DEPTH: tl.constexpr, LOGIT_PRODUCTS: tl.constexpr
+):
     """The other node j that row n [R] gives more than half of its weight, P_nj > 1/2, or -1; psi: (hi, lo, bias) of the
     image, in tiles of 16 columns."""
     hi_ptr, lo_ptr, bias_ptr = psi
+    N, width, depths = sizes
     d = tl.arange(0, DP)
     j = tl.arange(0, 16)
-    row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, n[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+    if not WIDE:
+        row_hi, row_lo = load_hi_lo(hi_ptr, lo_ptr, n[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
     most = tl.zeros_like(n).to(tl.float32) + float("-inf")
     looked_at = tl.zeros_like(n)
     for tile in range(0, tl.cdiv(N, 16)):
-        col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, (tile * 16 + j)[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
-        logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)  # (W1)
+        if WIDE:
+            logit = wide_product(hi_ptr, lo_ptr, n, tile * 16 + j, width, depths, DEPTH, LOGIT_PRODUCTS)  # (W1)
+        else:
+            col_hi, col_lo = load_hi_lo(hi_ptr, lo_ptr, (tile * 16 + j)[:, None] * DP + d[None, :], LOGIT_PRODUCTS)
+            logit = tile_product(row_hi, row_lo, tl.trans(col_hi), tl.trans(col_lo), LOGIT_PRODUCTS)  # (W1)
         x = tl.fma(logit, sigma, tl.load(bias_ptr + tile * 16 + j)[None, :])
         best, where = tl.max(tl.where(x == x, x, float("-inf")), axis=1, return_indices=True)
         looked_at = tl.where(best > most, tile * 16 + where, looked_at)
@@ -137,6 +150,8 @@ def gradient_prepare_kernel(
     batch,
     step,
     walks,
+    slices,
+    depths,
     # strides
     seed_b: tl.int64,
     seed_k: tl.int64,
@@ -148,6 +163,8 @@ def gradient_prepare_kernel(
     lse_n: tl.int64,
     # constants
     DP: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEPTH: tl.constexpr,
     KP: tl.constexpr,
     PAD: tl.constexpr,
     R: tl.constexpr,
@@ -258,9 +275,13 @@ def gradient_prepare_kernel(
     tl.store(drop_ptr + image * n_pad + n, drop)
     if program % row_blocks == 0:
         tl.store(h_scale_ptr + image, h_scale)
-    if tl.load(factor_ptr + image * 3 + 2) != 0.0:  # the image has outliers
-        psi = (psi_hi_ptr + image * n_pad * DP, psi_lo_ptr + image * n_pad * DP, bias_ptr + image * n_pad)
-        alone = alone_with(psi, tl.load(factor_ptr + image * 3), tl.load(lse_at + near), n, N, DP, LOGIT_PRODUCTS)
+    if tl.load(factor_ptr + image * 4 + 2) != 0.0:  # the image has outliers
+        width = DP
+        if WIDE:
+            width = DP * slices
+        psi = (psi_hi_ptr + image * n_pad * width, psi_lo_ptr + image * n_pad * width, bias_ptr + image * n_pad)
+        sigma, lse = tl.load(factor_ptr + image * 4), tl.load(lse_at + near)
+        alone = alone_with(psi, sigma, lse, n, (N, width, depths), DP, WIDE, DEPTH, LOGIT_PRODUCTS)
         tl.store(alone_ptr + image * n_pad + n, tl.where(rows, alone, -1))
 
 
@@ -271,12 +292,17 @@ def gradient_end_kernel(
     seed_sum_ptr,
     given_seed_ptr,
     given_state_ptr,
+    gate_ptr,
+    given_grad_mu_ptr,
+    given_grad_beta_ptr,
     # sizes
     N,
     K,
     KC,
     pad_units,
     chunks,
+    gates,
+    parts,
     # strides
     seed_b: tl.int64,
     seed_k: tl.int64,
@@ -293,37 +319,39 @@ def gradient_end_kernel(
     STATE_AXIS: tl.constexpr,
 ):
     """∂L/∂y⁰ and ∂L/∂s: g and seed_sum [B, C, n_pad, KP] -> (B, K, N), any strides; without a state the first is added
-    to the second (W5)."""
-    n_pad = pad_units * PAD
-    row_blocks = n_pad // R
-    program = tl.program_id(0).to(tl.int64)
-    chunk = (program // row_blocks) % chunks
-    image = program // (row_blocks * chunks)
-    n = (program % row_blocks) * R + tl.arange(0, R)
-    column, label, is_class, _ = class_columns(chunk, K, KC, KP)
-    inside = (n < N)[:, None] & is_class[None, :]
-    at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
-    g = tl.load(g_ptr + at)
-    total = tl.load(seed_sum_ptr + at)
-    if HAS_STATE:
-        to = field_at(given_state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
-        tl.store(to, g.to(given_state_ptr.dtype.element_ty), mask=inside)
+    to the second (W5). Before them `gates` programs add the parts of ∂μ and ∂β of a walk each."""
+    if tl.program_id(0) < gates:
+        add_gates(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, tl.program_id(0), parts)
     else:
-        total += g  # (W5)
-    to = field_at(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
-    tl.store(to, total.to(given_seed_ptr.dtype.element_ty), mask=inside)
+        n_pad = pad_units * PAD
+        row_blocks = n_pad // R
+        program = (tl.program_id(0) - gates).to(tl.int64)
+        chunk = (program // row_blocks) % chunks
+        image = program // (row_blocks * chunks)
+        n = (program % row_blocks) * R + tl.arange(0, R)
+        column, label, is_class, _ = class_columns(chunk, K, KC, KP)
+        inside = (n < N)[:, None] & is_class[None, :]
+        at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
+        g = tl.load(g_ptr + at)
+        total = tl.load(seed_sum_ptr + at)
+        if HAS_STATE:
+            to = field_at(given_state_ptr, image, state_b, label, state_k, n, state_n, STATE_AXIS)
+            tl.store(to, g.to(given_state_ptr.dtype.element_ty), mask=inside)
+        else:
+            total += g  # (W5)
+        to = field_at(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, SEED_AXIS)
+        tl.store(to, total.to(given_seed_ptr.dtype.element_ty), mask=inside)
 
 
-@kernel
-def gate_reduce_kernel(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, programs, R: tl.constexpr):
-    """(B7) ∂μ, ∂β (T,): the blocks' parts [T, programs, 2], added in a fixed order by one program for each walk."""
-    walk = tl.program_id(0)
-    gate_ptr += walk.to(tl.int64) * programs * 2
-    mu = tl.zeros([R], tl.float32)
-    beta = tl.zeros([R], tl.float32)
-    for begin in range(0, programs, R):
-        at = begin + tl.arange(0, R)
-        mu += tl.load(gate_ptr + at * 2, mask=at < programs, other=0.0)
-        beta += tl.load(gate_ptr + at * 2 + 1, mask=at < programs, other=0.0)
-    tl.store(given_grad_mu_ptr + walk, tl.sum(mu, axis=0).to(given_grad_mu_ptr.dtype.element_ty))  # (B7)
-    tl.store(given_grad_beta_ptr + walk, tl.sum(beta, axis=0).to(given_grad_beta_ptr.dtype.element_ty))
+@triton.jit
+def add_gates(gate_ptr, grad_mu_ptr, grad_beta_ptr, walk, parts):
+    """(B7) ∂μ, ∂β (T,) of one walk: the blocks' parts [T, parts, 2], added in a fixed order."""
+    gate_ptr += walk.to(tl.int64) * parts * 2
+    mu = tl.zeros([256], tl.float32)
+    beta = tl.zeros([256], tl.float32)
+    for begin in range(0, parts, 256):
+        at = begin + tl.arange(0, 256)
+        mu += tl.load(gate_ptr + at * 2, mask=at < parts, other=0.0)
+        beta += tl.load(gate_ptr + at * 2 + 1, mask=at < parts, other=0.0)
+    tl.store(grad_mu_ptr + walk, tl.sum(mu, axis=0).to(grad_mu_ptr.dtype.element_ty))  # (B7)
+    tl.store(grad_beta_ptr + walk, tl.sum(beta, axis=0).to(grad_beta_ptr.dtype.element_ty))

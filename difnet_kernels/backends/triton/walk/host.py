@@ -1,16 +1,13 @@
-"""The cascade, forward and backward (last walk first): from tensors to launches.
+"""The cascade forward: from tensors to launches. Its backward: `host_backward`.
 
-Forward: prepare the state once, then per walk prepare ψ, walk, and combine where a row has several programs. Everything
-between two walks stays in fp32; what the walks stream is padded, node-major and 16-bit. Backward: the states are
-recomputed from seed and walked, and ψ is prepared again. All buffers come from torch's allocator on the current stream
-and nothing waits for the device, so both directions can be captured in a CUDA graph.
+The state is prepared once, ψ of all walks together where they are alike, then the walks run. Everything between two walks
+stays in fp32; what the walks stream is padded, node-major and 16-bit. All buffers come from torch's allocator on the current
+stream and nothing waits for the device, so both directions can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -19,13 +16,10 @@ from torch import Tensor
 from .. import split
 from ..arithmetic import WEIGHT_SHIFT
 from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
-from .backward import walk_backward_kernel
-from .backward_rows import walk_backward_combine_kernel
-from .forward import state_store_kernel, walk_forward_combine_kernel, walk_forward_kernel
-from .gradient import gate_reduce_kernel, gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
-from .lse import find_reach, write_lse
+from .forward import state_store_kernel, walk_forward_kernel
+from .lse import write_lse
 from .plan import Layout, Walk, plan_walks
-from .prepare import PreparedPsi, prepare_psi
+from .prepare import PreparedPsi, each_prepared
 from .state import PreparedState, prepare_state
 
 
@@ -53,27 +47,30 @@ def cascade_forward(
     bias = bias or [None] * len(psi)
     card = card_of(seed.device)
     walks = plan_walks("forward", psi, seed, precision, card)
-    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
+    layout = Layout.of(seed, max(walk.launch.pad for walk in walks))
     with on_device(seed):
-        now = prepare_state(state, seed, walks[0].value_products, layout)
-        # zeros: the row tiles of a walk may end before the padding does, and 0 · (what was in the memory) can be NaN
-        spare_hi = torch.zeros_like(now.hi)
-        spare_lo = torch.zeros_like(now.lo) if now.lo is not now.hi else spare_hi
+        counters = seed.new_empty(most_row_tiles(walks, layout), dtype=torch.int32)
+        now, after = prepare_state(state, seed, walks[0].value_products, layout, counters)
         keep = walked is not None and walked.shape[0] == len(walks)  # else one walk's, overwritten by the next
         if walked is None or row_lse is None:
             walked = seed.new_empty((1, layout.batch, layout.nodes, layout.classes), dtype=torch.float32)
             row_lse = seed.new_empty((1, layout.batch, layout.nodes), dtype=torch.float32)
         gates = dict(given_mu_ptr=mu, given_beta_ptr=beta, walked_ptr=walked, lse_ptr=row_lse)
-        for t, walk in enumerate(walks):
-            after = PreparedState(now.y, now.seed, spare_hi, spare_lo, now.scale)
-            kept = t if keep else 0
-            prepared = prepare_psi(psi[t], bias[t], walk, layout)
-            walk_forward(t, kept, walk, card, layout, prepared, now, after, gates)
+        for t, prepared in each_prepared(psi, bias, walks, layout, counters):
+            walk, kept = walks[t], t if keep else 0
+            walk_forward(t, kept, walk, card, layout, prepared, now, after, gates | dict(counter_ptr=counters))
             if lse:
                 write_lse(row_lse[kept], psi[t], prepared, walk, layout, lse[t])
             if len(states) == len(walks) or t == len(walks) - 1:
                 write_state(now.y, states[min(t, len(states) - 1)], layout)
-            now, spare_hi, spare_lo = after, now.hi, now.lo
+            now, after = after, now
+
+
+def most_row_tiles(walks: Sequence[Walk], layout: Layout) -> int:
+    """Of all images and chunks, in the walk that has the most, or one for each image of each walk: so many counters are
+    needed."""
+    tiles = layout.chunks * max(triton.cdiv(layout.nodes, walk.launch.rows) for walk in walks)
+    return layout.batch * max(tiles, len(walks))
 
 
 def walk_forward(
@@ -85,10 +82,10 @@ def walk_forward(
     psi: PreparedPsi,
     now: PreparedState,
     after: PreparedState,
-    gates: dict[str, Tensor],
+    more: dict[str, Tensor],
 ) -> None:
     """Step t: reads hi and lo of `now`, writes those of `after` (other buffers), the fp32 state in place, and walk `kept`
-    of walked and row_lse."""
+    of walked and row_lse. more: the gates, those two, and the counters, by name."""
     B, N, tiles = layout.batch, layout.nodes, walk.launch
     columns = triton.cdiv(N, tiles.cols)
     row_tiles = layout.chunks * triton.cdiv(N, tiles.rows)
@@ -98,9 +95,7 @@ def walk_forward(
         part = torch.empty((plan.parts, *now.y.shape), dtype=torch.float32, device=now.y.device)
         part_peak = torch.empty(part.shape[:-1], dtype=torch.float32, device=now.y.device)
     pointers = dict(scale_ptr=now.scale, state_ptr=now.y, next_hi_ptr=after.hi, next_lo_ptr=after.lo, seed_ptr=now.seed)
-    pointers |= gates | dict(part_ptr=part, part_peak_ptr=part_peak)
-    sizes = layout.sizes | dict(parts=plan.parts, batch=B, step=t, kept=kept)
-    constants: dict[str, Any] = layout.constants | dict(VALUE_PRODUCTS=walk.value_products, SHIFT=WEIGHT_SHIFT.value)
+    pointers |= more | dict(part_ptr=part, part_peak_ptr=part_peak)
     launch(
         "walk_forward",
         walk_forward_kernel,
@@ -108,16 +103,14 @@ def walk_forward(
         dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, floor_ptr=psi.floor, factor_ptr=psi.factor),
         dict(y_hi_ptr=now.hi, y_lo_ptr=now.lo),
         pointers,
-        sizes | dict(part_tiles=plan.part_tiles),
-        constants | dict(DP=walk.DP, I=tiles.rows, J=tiles.cols, LOGIT_PRODUCTS=walk.logit_products),
+        layout.sizes | walk.sizes,
+        dict(parts=plan.parts, part_tiles=plan.part_tiles, batch=B, step=t, kept=kept),
+        layout.constants | walk.constants,
+        dict(I=tiles.rows, J=tiles.cols, VALUE_PRODUCTS=walk.value_products, SHIFT=WEIGHT_SHIFT.value),
         dict(ALL_PARTS=plan.all_parts),
         warps=tiles.warps,
         stages=tiles.stages,
     )
-    if not plan.all_parts:
-        R = min(16 if layout.KP > 64 else 32, layout.PAD)
-        programs = B * layout.chunks * triton.cdiv(N, R)
-        launch("walk_forward_combine", walk_forward_combine_kernel, programs, pointers, sizes, constants | dict(R=R))
 
 
 def write_state(y: Tensor, out: Tensor, layout: Layout) -> None:
@@ -130,319 +123,4 @@ def write_state(y: Tensor, out: Tensor, layout: Layout) -> None:
         layout.sizes,
         strides("out", "bkn", out),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(out)),
-    )
-
-
-def cascade_backward(
-    grad_states: Sequence[Tensor],
-    state: Tensor | None,
-    seed: Tensor,
-    psi: Sequence[Tensor],
-    mu: Tensor,
-    beta: Tensor,
-    walked: Tensor,
-    row_lse: Tensor,
-    precision: str,
-    *,
-    grad_state: Tensor | None,
-    grad_seed: Tensor | None,
-    grad_psi: Sequence[Tensor | None],
-    grad_mu: Tensor | None,
-    grad_beta: Tensor | None,
-    bias: Sequence[Tensor | None] = (),
-    grad_lse: Sequence[Tensor | None] = (),
-    grad_bias: Sequence[Tensor | None] = (),
-) -> None:
-    """B1-B8 into preallocated gradients (None: not wanted), from what this backend's cascade_forward wrote to walked and
-    row_lse.
-
-    grad_states, S tensors (B, K, N), hold every step's gradient when S = T, else the last; any strides, 0 included.
-    Without a state the gradient of y⁰ is added to grad_seed (W5). Where ψ or bias alone is learnt, walks before the first
-    that learns are not run backwards. grad_lse, grad_bias: T tensors (B, N), of which some may be None, or nothing.
-    """
-    bias, grad_lse, grad_bias = (x or [None] * len(psi) for x in (bias, grad_lse, grad_bias))
-    card = card_of(seed.device)
-    walks = plan_walks("backward", psi, seed, precision, card)
-    layout = Layout.of(seed, psi, max(walk.launch.pad for walk in walks))
-    every = len(grad_states) == len(walks)
-    of_gates = grad_mu is not None or grad_beta is not None
-    whole = grad_state is not None or grad_seed is not None or of_gates
-    learnt = zip(grad_psi, grad_bias, strict=True)
-    last = 0 if whole else next(t for t, grads in enumerate(learnt) if any(grad is not None for grad in grads))
-    first = seed if state is None else state
-    given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, given_state_ptr=first)
-    given |= dict(walked_ptr=walked, lse_ptr=row_lse)
-    with on_device(seed):
-        start = prepare_state(state, seed, walks[0].value_products, layout)
-        streamed = Streamed.of(start, walks[0].value_products, layout)
-        gradient = begin(grad_states[-1], start, layout, walks)
-        for t in reversed(range(last, len(walks))):
-            walk = walks[t]
-            prepared = prepare_psi(psi[t], bias[t], walk, layout)
-            prepare_gradient(t, walk, len(walks), layout, prepared, start, streamed, gradient, given, grad_lse[t])
-            added = grad_states[t - 1] if every and t > 0 else None
-            wanted = Wanted(psi[t], grad_psi[t], grad_bias[t], grad_lse[t] is not None)
-            walk_backward(t, walk, card, layout, prepared, start, streamed, gradient, added, wanted)
-        if of_gates:
-            reduce_gates(gradient.gates, grad_mu, grad_beta)
-        if grad_state is not None or grad_seed is not None:
-            end(gradient, layout, seed, grad_seed, grad_state, state is not None)
-
-
-def reduce_gates(gates: Tensor, grad_mu: Tensor | None, grad_beta: Tensor | None) -> None:
-    """∂μ and ∂β, of which one may not be wanted."""
-    spare = torch.empty_like(grad_mu if grad_mu is not None else grad_beta)  # type: ignore[arg-type]
-    grad_mu, grad_beta = (spare if grad is None else grad for grad in (grad_mu, grad_beta))
-    launch(
-        "gate_reduce",
-        gate_reduce_kernel,
-        gates.shape[0],
-        dict(gate_ptr=gates),
-        dict(given_grad_mu_ptr=grad_mu, given_grad_beta_ptr=grad_beta),
-        dict(programs=gates.shape[1]),
-        dict(R=256),
-    )
-
-
-@dataclass
-class Gradient:
-    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP]; reach [T + 1, B, C, KP]: step t
-    reads its g's in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β; lse_reach
-    [T, B]: the largest |∂L/∂lse|."""
-
-    g: Tensor
-    seed_sum: Tensor
-    reach: Tensor
-    gates: Tensor
-    lse_reach: Tensor
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Of one step: ψ (B, D, N), the gradients of ψ and bias (B, N) if they are wanted, and whether lse has one."""
-
-    psi: Tensor
-    grad_psi: Tensor | None
-    grad_bias: Tensor | None
-    of_lse: bool
-
-    @property
-    def of_psi(self) -> bool:
-        """That of bias needs T, too: it is the sum of T's rows (B8)."""
-        return self.grad_psi is not None or self.grad_bias is not None
-
-    @property
-    def flags(self) -> dict[str, bool]:
-        return dict(OF_LSE=self.of_lse, OF_BIAS=self.grad_bias is not None)
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """What gradient_prepare leaves for walk_backward: hi and lo of y and h, the row vectors, the spread of every column
-    tile."""
-
-    y_hi: Tensor
-    y_lo: Tensor
-    h_hi: Tensor
-    h_lo: Tensor
-    h_scale: Tensor
-    unit: Tensor
-    lse: Tensor
-    level: Tensor
-    drop: Tensor
-    spread: Tensor
-    alone: Tensor
-    lse_grad: Tensor
-
-    @staticmethod
-    def of(start: PreparedState, products: int, layout: Layout) -> Streamed:
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=start.hi.device)
-
-        h_hi = torch.empty_like(start.hi)
-        h_lo = torch.empty_like(h_hi) if products == 3 else h_hi
-        lse, level, drop, lse_grad = (layout.vector(h_hi) for _ in range(4))
-        spread = empty(layout.batch, layout.n_pad // 16, 2)
-        unit = empty(layout.batch, layout.chunks, 2, layout.KP)
-        alone = torch.empty((layout.batch, layout.n_pad), dtype=torch.int32, device=start.hi.device)
-        rows = (lse, level, drop, spread, alone, lse_grad)
-        return Streamed(start.hi, start.lo, h_hi, h_lo, empty(layout.batch), unit, *rows)
-
-    @property
-    def fields(self) -> dict[str, Tensor]:
-        return dict(y_hi_ptr=self.y_hi, y_lo_ptr=self.y_lo, h_hi_ptr=self.h_hi, h_lo_ptr=self.h_lo)
-
-    @property
-    def vectors(self) -> dict[str, Tensor]:
-        return dict(level_ptr=self.level, drop_ptr=self.drop, spread_ptr=self.spread)
-
-    @property
-    def units(self) -> dict[str, Tensor]:
-        return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
-
-
-def begin(grad: Tensor, start: PreparedState, layout: Layout, walks: list[Walk]) -> Gradient:
-    """∂L/∂yᵀ. y⁰ and the seed in fp32 are not needed in the backward: their buffers become the gradients'."""
-    T, B, C, KP = len(walks), layout.batch, layout.chunks, layout.KP
-    # walks of another column tile have fewer blocks: zeros in their place; of every eighth, so that each walk's are aligned
-    blocks = 8 * triton.cdiv(B * layout.n_pad // min(walk.launch.cols for walk in walks), 8)
-    sizes = (T + 1) * B * C * KP, T * blocks * 2, T * B
-    reach, gates, lse_reach = torch.zeros(sum(sizes), dtype=torch.int32, device=grad.device).split(sizes)
-    reach, gates = reach.view(T + 1, B, C, KP), gates.view(torch.float32).view(T, blocks, 2)
-    launch(
-        "gradient_begin",
-        gradient_begin_kernel,
-        layout.batch * (layout.n_pad // layout.block),
-        dict(given_grad_ptr=grad, g_ptr=start.y, scale_ptr=start.scale, reach_ptr=reach[T]),
-        layout.sizes,
-        strides("grad", "bkn", grad),
-        layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
-    )
-    return Gradient(start.y, start.seed, reach, gates, lse_reach.view(T, B))
-
-
-def prepare_gradient(
-    t: int,
-    walk: Walk,
-    walks: int,
-    layout: Layout,
-    psi: PreparedPsi,
-    start: PreparedState,
-    streamed: Streamed,
-    gradient: Gradient,
-    given: dict[str, Tensor],
-    grad_lse: Tensor | None,
-) -> None:
-    """Fills `streamed` for step t, and its parts of ∂μ and ∂β."""
-    if grad_lse is not None:
-        find_reach(grad_lse, gradient.lse_reach[t])
-    given_grad_lse = gradient.g if grad_lse is None else grad_lse  # not touched without one
-    R = walk.launch.cols
-    programs = layout.batch * (layout.n_pad // R)
-    seed, first = given["given_seed_ptr"], given["given_state_ptr"]
-    launch(
-        "gradient_prepare",
-        gradient_prepare_kernel,
-        programs,
-        given
-        | dict(g_ptr=gradient.g, reach_ptr=gradient.reach[t + 1], scale_ptr=start.scale, alone_ptr=streamed.alone),
-        dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
-        streamed.fields | streamed.vectors | streamed.units,
-        dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gradient.gates[t]),
-        dict(given_grad_lse_ptr=given_grad_lse, lse_reach_ptr=gradient.lse_reach[t], lse_grad_ptr=streamed.lse_grad),
-        layout.sizes | dict(batch=layout.batch, step=t, walks=walks),
-        strides("seed", "bkn", seed) | strides("state", "bkn", first),
-        dict(lse_b=0, lse_n=0) if grad_lse is None else strides("lse", "bn", grad_lse),
-        dict(OF_LSE=grad_lse is not None),
-        layout.constants
-        | dict(R=R, DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products, VALUE_PRODUCTS=walk.value_products),
-        dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
-        warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
-    )
-
-
-def walk_backward(
-    t: int,
-    walk: Walk,
-    card: Card,
-    layout: Layout,
-    psi: PreparedPsi,
-    start: PreparedState,
-    streamed: Streamed,
-    gradient: Gradient,
-    added: Tensor | None,
-    wanted: Wanted,
-) -> None:
-    """Step t of B3-B6 and B8: writes the gradients of ψ and bias, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its
-    reach."""
-    B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
-    columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
-    # no program adds parts here: two more accumulators beside its own would not fit the registers
-    plan = split.split_columns(B, row_tiles * chunks, columns, card.processors, in_registers=False)
-    one_part = plan.parts == 1 and chunks == 1 and tiles.in_registers
-
-    def part(*shape: int, wanted: bool = True) -> Tensor:
-        """The sums of every part; not touched when there is one."""
-        if one_part or not wanted:
-            return gradient.g
-        return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=gradient.g.device)
-
-    n_pad = layout.n_pad
-    want_psi = wanted.of_psi
-    to_psi = torch.empty_like(wanted.psi) if want_psi and wanted.grad_psi is None else wanted.grad_psi
-    given, grad_psi, grad_bias = (
-        gradient.g if x is None else x for x in (added, to_psi, wanted.grad_bias)
-    )  # not touched
-    pointers = dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, factor_ptr=psi.factor, centre_ptr=psi.centre)
-    pointers |= dict(alone_ptr=streamed.alone)
-    pointers |= streamed.fields | streamed.units | dict(scale_ptr=start.scale, g_ptr=gradient.g)
-    pointers |= dict(reach_ptr=gradient.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
-    pointers |= dict(lse_grad_ptr=streamed.lse_grad, given_grad_bias_ptr=grad_bias)
-    pointers |= dict(part_psi_ptr=part(n_pad, walk.DP, wanted=want_psi), part_against_ptr=part(n_pad, wanted=want_psi))
-    pointers |= dict(part_moved_ptr=part(chunks, n_pad, layout.KP), part_own_ptr=part(n_pad))
-    sizes = layout.sizes | dict(D=wanted.psi.shape[1], parts=plan.parts, batch=B, add_grad=int(added is not None))
-    given_strides = dict(grad_b=0, grad_k=0, grad_n=0) if added is None else strides("grad", "bkn", added)
-    psi_strides = dict(psi_b=0, psi_d=0, psi_n=0) if to_psi is None else strides("psi", "bdn", to_psi)
-    no_bias = wanted.grad_bias is None
-    bias_strides = dict(bias_b=0, bias_n=0) if no_bias else strides("bias", "bn", grad_bias)
-    all_strides = given_strides | psi_strides | bias_strides
-    constants = layout.constants | dict(DP=walk.DP, LOGIT_PRODUCTS=walk.logit_products)
-    constants |= dict(VALUE_PRODUCTS=walk.value_products, PSI_AXIS=0 if to_psi is None else contiguous_axis(to_psi))
-    constants |= wanted.flags | dict(GRAD_AXIS=0 if added is None else contiguous_axis(added))
-
-    def run(want_psi: bool, want_moved: bool, program_chunks: int) -> None:
-        launch(
-            "walk_backward",
-            walk_backward_kernel,
-            B * row_tiles * program_chunks * plan.parts,
-            pointers | streamed.vectors | dict(bias_ptr=psi.bias, lse_ptr=streamed.lse),
-            sizes | dict(program_chunks=program_chunks, part_tiles=plan.part_tiles),
-            all_strides,
-            constants | dict(I=tiles.rows, J=tiles.cols, WANT_PSI=want_psi, WANT_MOVED=want_moved),
-            dict(ONE_CHUNK=chunks == 1, ONE_PART=one_part),
-            warps=tiles.warps,
-            stages=tiles.stages,
-        )
-
-    if chunks == 1:
-        run(want_psi, True, 1)
-    else:
-        if want_psi:
-            run(True, False, 1)
-        run(False, True, chunks)
-    if not one_part:
-        R = min(16, layout.PAD)
-        launch(
-            "walk_backward_combine",
-            walk_backward_combine_kernel,
-            B * triton.cdiv(N, R),
-            pointers,
-            sizes,
-            all_strides,
-            constants | dict(R=R, WANT_PSI=want_psi),
-            warps=8 if walk.DP + layout.KP > 192 else 4,
-        )
-
-
-def end(
-    gradient: Gradient,
-    layout: Layout,
-    seed: Tensor,
-    grad_seed: Tensor | None,
-    grad_state: Tensor | None,
-    has_state: bool,
-) -> None:
-    """∂L/∂s and ∂L/∂y⁰ in the caller's layout (W5); without a state the second is added to the first."""
-    grad_seed = torch.empty_like(seed) if grad_seed is None else grad_seed
-    result = torch.empty_like(seed) if grad_state is None and has_state else grad_state
-    result = grad_seed if result is None else result
-    launch(
-        "gradient_end",
-        gradient_end_kernel,
-        layout.batch * layout.chunks * (layout.n_pad // layout.block),
-        dict(g_ptr=gradient.g, seed_sum_ptr=gradient.seed_sum, given_seed_ptr=grad_seed, given_state_ptr=result),
-        layout.sizes,
-        strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
-        layout.constants | dict(R=layout.block, HAS_STATE=has_state),
-        dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),
     )

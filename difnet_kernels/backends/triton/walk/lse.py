@@ -26,6 +26,7 @@ def lse_store_kernel(
     # sizes
     N,
     D,
+    slices,
     # strides
     psi_b: tl.int64,
     psi_d: tl.int64,
@@ -42,11 +43,13 @@ def lse_store_kernel(
     program = tl.program_id(0).to(tl.int64)
     image = program // row_blocks
     n = ((program % row_blocks) * R).to(tl.int32) + tl.arange(0, R)
-    d = tl.arange(0, DP)
-    inside = (n < N)[:, None] & (d < D)[None, :]
-    psi = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
-    centre = tl.load(centre_ptr + image * DP + d)
-    left_out = tl.sum(psi * centre[None, :], axis=1)
+    left_out = tl.zeros([R], tl.float32)
+    for part in range(0, slices):
+        d = part * DP + tl.arange(0, DP)
+        inside = (n < N)[:, None] & (d < D)[None, :]
+        psi = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        centre = tl.load(centre_ptr + image * slices * DP + d)
+        left_out += tl.sum(psi * centre[None, :], axis=1)
     lse = LN2 * tl.load(row_lse_ptr + image * N + n, mask=n < N, other=0.0) + left_out
     to = given_lse_ptr + image * lse_b + n * lse_n
     tl.store(to, lse.to(given_lse_ptr.dtype.element_ty), mask=n < N)
@@ -60,7 +63,7 @@ def write_lse(row_lse: Tensor, psi: Tensor, prepared: PreparedPsi, walk: Walk, l
         lse_store_kernel,
         layout.batch * -(-layout.nodes // R),
         dict(row_lse_ptr=row_lse, given_psi_ptr=psi, centre_ptr=prepared.centre, given_lse_ptr=lse),
-        dict(N=layout.nodes, D=psi.shape[1]),
+        dict(N=layout.nodes, D=psi.shape[1], slices=walk.slices),
         strides("psi", "bdn", psi) | strides("lse", "bn", lse),
         dict(DP=walk.DP, R=R, AXIS=contiguous_axis(psi)),
         warps=8 if walk.DP > 64 else 4,

@@ -45,9 +45,9 @@ class Layout:
         return dict(KP=self.KP, PAD=self.PAD)
 
     @staticmethod
-    def of(seed: Tensor, psi: Sequence[Tensor], pad: int) -> Layout:
+    def of(seed: Tensor, pad: int) -> Layout:
         batch, classes, nodes = seed.shape
-        chunks, KC, KP = class_chunks(classes, max(p.shape[1] for p in psi))
+        chunks, KC, KP = class_chunks(classes)
         return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
 
     def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -57,10 +57,15 @@ class Layout:
         return torch.empty((self.batch, self.n_pad), dtype=torch.float32, device=like.device)
 
 
-def class_chunks(classes: int, embed: int) -> tuple[int, int, int]:
-    """(chunks, classes per chunk, columns per chunk with the spare one): one chunk of up to 128 columns if K and D
-    allow it, else chunks of 64."""
-    chunks = triton.cdiv(classes, 127 if embed <= 128 and classes <= 127 else 63)
+SLICE = 256  # channels of ψ in one tile, at most: a wider ψ has several
+DEPTH = 64  # channels of one product of a wide ψ
+FULL = 128  # columns of a chunk of classes, at most
+
+
+def class_chunks(classes: int) -> tuple[int, int, int]:
+    """(chunks, classes per chunk, columns per chunk with the spare one): chunks of up to 128 columns. Every chunk computes
+    the logits again, so few large ones."""
+    chunks = triton.cdiv(classes, FULL - 1)
     per_chunk = triton.cdiv(classes, chunks)
     return chunks, per_chunk, power_of_two(per_chunk + 1)
 
@@ -74,18 +79,37 @@ def reduction_blocks(nodes: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Walk:
-    """How one walk runs: operand type, products, padded width and tiles."""
+    """How one walk runs: operand type, products, tiles, and ψ's padded width: `slices` of DP channels. A wide walk reads its
+    rows of ψ again for every tile, DEPTH channels at a time, because they do not fit its registers."""
 
     operand: torch.dtype
     centred: bool
+    embed: int
     DP: int
+    wide: bool
     logit_products: int
     value_products: int
     launch: Launch
 
+    @property
+    def slices(self) -> int:
+        return triton.cdiv(self.embed, self.DP)
+
+    @property
+    def width(self) -> int:
+        return self.slices * self.DP
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(slices=self.slices, depths=triton.cdiv(self.embed, DEPTH))
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return dict(DP=self.DP, WIDE=self.wide, DEPTH=DEPTH, LOGIT_PRODUCTS=self.logit_products)
+
 
 def plan_walks(direction: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
-    KP = class_chunks(seed.shape[1], max(p.shape[1] for p in psi))[2]
+    KP = class_chunks(seed.shape[1])[2]
     return [plan_walk(direction, p, seed, KP, precision, card) for p in psi]
 
 
@@ -95,8 +119,10 @@ def plan_walk(direction: str, psi: Tensor, seed: Tensor, KP: int, precision: str
     high = precision == "high"
     logit_products = 3 if high and not sixteen_bit else 1
     value_products = 3 if high and seed.dtype == torch.float32 else 1
-    DP = power_of_two(psi.shape[1])
+    embed = psi.shape[1]
+    DP = min(SLICE, power_of_two(embed))
+    wide = embed > SLICE or (DP == SLICE and KP == FULL)
     sizes = dict(DP=DP, KP=KP, products=max(logit_products, value_products), nodes=seed.shape[2])
-    launch = rows.select(Case(direction, card.arch, sizes))
+    launch = rows.select(Case(f"wide_{direction}" if wide else direction, card.arch, sizes))
     operand = psi.dtype if sixteen_bit else torch.float16
-    return Walk(operand, not sixteen_bit, DP, logit_products, value_products, launch)
+    return Walk(operand, not sixteen_bit, embed, DP, wide, logit_products, value_products, launch)

@@ -10,17 +10,18 @@ Any c and e are right; they decide the rounding. e brings the largest centred en
 tiny. c is, channel by channel, the median of the means of up to 16 groups of nodes: near the middle of the nodes, and no
 single node can move it. The mean could be moved by one, and then every other node would carry the rounding of that
 offset. 16-bit ψ is used as it is: c = 0, κ = 1, σ = log2(e). Rows past N hold zeros and a bias of -∞, so the walks need
-no mask. Two passes, fixed order.
+no mask. Two passes, fixed order. A ψ of more than 256 channels has several slices of them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import WEIGHT_SHIFT, field_tile, low_of
+from ..arithmetic import WEIGHT_SHIFT, field_tile, last_to_arrive, low_of
 from ..launch import contiguous_axis, kernel, launch, strides
 from .plan import Layout, Walk, reduction_blocks
 
@@ -30,8 +31,19 @@ SQRT_LOG2E = tl.constexpr(1.2011224087864498)
 GROUPS = tl.constexpr(16)
 # an image has outliers if its largest entry is so many times those of most groups
 OUTLYING = tl.constexpr(32.0)
+TOGETHER = 1 << 25  # bytes of prepared ψ: where launches cost more than the walks, all walks' are far less
 # where a row's own column has no weight, its maximum starts below every logit
 LOWEST = tl.constexpr(-3e38)
+
+
+@triton.jit
+def one_of(pointers, walk, WALKS: tl.constexpr):
+    """The pointer of one walk, of a tuple of them."""
+    chosen = pointers[0]
+    for t in tl.static_range(1, WALKS):
+        if walk == t:
+            chosen = pointers[t]
+    return chosen
 
 
 @kernel
@@ -39,11 +51,16 @@ def psi_statistics_kernel(
     # pointers
     given_psi_ptr,
     partial_ptr,
+    centre_ptr,
+    factor_ptr,
+    counter_ptr,
     # sizes
     N,
     D,
     blocks,
     block_nodes,
+    slices,
+    batch,
     # strides
     psi_b: tl.int64,
     psi_d: tl.int64,
@@ -52,49 +69,74 @@ def psi_statistics_kernel(
     DP: tl.constexpr,
     R: tl.constexpr,
     AXIS: tl.constexpr,
+    WALKS: tl.constexpr,
 ):
-    """For c and e: sum, least and largest value of every channel over one block of nodes.
+    """For c and e: sum, least and largest value of every channel over one block of nodes and one slice of channels.
 
-    ψ (B, D, N) -> partial [B, blocks, 3, DP].
+    WALKS times ψ (B, D, N), in one tuple, -> partial [WALKS·B, blocks, 3, slices·DP]. The last program of an image turns them
+    into centre [WALKS·B, slices·DP] and factor [WALKS·B, 4] = (σ, 1/κ, 1 if it has outliers, else 0; κ).
     """
     program = tl.program_id(0).to(tl.int64)
-    image = program // blocks
-    begin = (program % blocks) * block_nodes
+    image = program // (blocks * slices)
+    block = (program // slices) % blocks
+    width = slices * DP
+    begin = block * block_nodes
     end = tl.minimum(begin + block_nodes, N)
-    d = tl.arange(0, DP)
+    d = (program % slices) * DP + tl.arange(0, DP)
+    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
     total = tl.zeros([DP], tl.float32)
     low = tl.full([DP], float("inf"), tl.float32)
     high = tl.full([DP], float("-inf"), tl.float32)
     for step in range(0, block_nodes, R):
         n = begin + step + tl.arange(0, R)
         inside = (n[:, None] < end) & (d[None, :] < D)
-        x = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        x = field_tile(psi_ptr, image % batch, psi_b, d, psi_d, n, psi_n, inside, AXIS)
         total += tl.sum(x, axis=0)
         low = tl.minimum(low, tl.min(tl.where(inside, x, float("inf")), axis=0))
         high = tl.maximum(high, tl.max(tl.where(inside, x, float("-inf")), axis=0))
-    out = partial_ptr + program * 3 * DP + d
+    of_image = partial_ptr + image * blocks * 3 * width
+    out = of_image + block * 3 * width + d
     tl.store(out, total)
-    tl.store(out + DP, low)
-    tl.store(out + 2 * DP, high)
+    tl.store(out + width, low)
+    tl.store(out + 2 * width, high)
+    if last_to_arrive(counter_ptr + image, blocks * slices):
+        apart = tl.full([GROUPS], float("-inf"), tl.float32)
+        for part in range(0, slices):
+            channel = part * DP + tl.arange(0, DP)
+            centre, its_apart = centre_of(of_image, N, blocks, block_nodes, width, channel, DP)
+            tl.store(centre_ptr + image * width + channel, centre)
+            apart = tl.maximum(apart, its_apart)
+        reach = tl.maximum(tl.max(apart, axis=0), 0.0)
+        ordinary = tl.sum((apart * OUTLYING >= reach).to(tl.int32), axis=0)
+        used = tl.minimum(blocks, GROUPS)
+        exponent = (((reach * SQRT_LOG2E).to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
+        shrink = tl.minimum(tl.maximum(exponent - 13, -113), 114)
+        kappa = SQRT_LOG2E * ((127 - shrink) << 23).to(tl.float32, bitcast=True)
+        # 2⁹⁰ at most: beyond it (logits above 10³⁵) the softmax is one-hot anyway, and an infinite logit would be a NaN;
+        # 2⁻¹²⁶ at least, a normal number: logits are below 10⁻²⁹ there
+        sigma = ((127 + tl.minimum(tl.maximum(2 * shrink, -126), 90)) << 23).to(tl.float32, bitcast=True)
+        tl.store(factor_ptr + image * 4, sigma)
+        tl.store(factor_ptr + image * 4 + 1, 1.0 / kappa)
+        tl.store(factor_ptr + image * 4 + 2, tl.where(2 * ordinary < used, 1.0, 0.0))
+        tl.store(factor_ptr + image * 4 + 3, kappa)
 
 
 @triton.jit
-def centre_and_reach(partial_ptr, N, blocks, block_nodes, DP: tl.constexpr):
-    """(c [DP], max |ψ - c|, whether one group's is far above the others') of one image, from the blocks' partial
-    [blocks, 3, DP]; block b is in group b mod 16."""
+def centre_of(partial_ptr, N, blocks, block_nodes, width, d, DP: tl.constexpr):
+    """(c [DP] of the channels d, max |ψ - c| [GROUPS] of every group, -∞ without a node) of one image, from the blocks'
+    partial [blocks, 3, width]; block b is in group b mod 16."""
     group = tl.arange(0, GROUPS)
-    d = tl.arange(0, DP)
     total = tl.zeros([GROUPS, DP], tl.float32)
     count = tl.zeros([GROUPS], tl.float32)
     low = tl.full([GROUPS, DP], float("inf"), tl.float32)
     high = tl.full([GROUPS, DP], float("-inf"), tl.float32)
     for first in range(0, blocks, GROUPS):
         block = first + group
-        at = partial_ptr + block[:, None] * (3 * DP) + d[None, :]
+        at = partial_ptr + block[:, None] * (3 * width) + d[None, :]
         inside = (block < blocks)[:, None]
         total += tl.load(at, mask=inside, other=0.0)
-        low = tl.minimum(low, tl.load(at + DP, mask=inside, other=float("inf")))
-        high = tl.maximum(high, tl.load(at + 2 * DP, mask=inside, other=float("-inf")))
+        low = tl.minimum(low, tl.load(at + width, mask=inside, other=float("inf")))
+        high = tl.maximum(high, tl.load(at + 2 * width, mask=inside, other=float("-inf")))
         count += tl.minimum(tl.maximum(N - block * block_nodes, 0), block_nodes).to(tl.float32)
     mean = total / tl.maximum(count, 1.0)[:, None]
     used = (count > 0.0)[:, None]
@@ -105,10 +147,8 @@ def centre_and_reach(partial_ptr, N, blocks, block_nodes, DP: tl.constexpr):
         below += (before & (other * block_nodes < N)).to(tl.int32)
     middle = (tl.sum((count > 0.0).to(tl.int32), axis=0) - 1) // 2
     centre = tl.sum(tl.where(used & (below == middle), mean, 0.0), axis=0)
-    apart = tl.max(tl.maximum(high - centre[None, :], centre[None, :] - low), axis=1)  # [GROUPS], -∞ without a node
-    reach = tl.maximum(tl.max(apart, axis=0), 0.0)
-    ordinary = tl.sum((apart * OUTLYING >= reach).to(tl.int32), axis=0)
-    return centre, reach, 2 * ordinary < tl.sum((count > 0.0).to(tl.int32), axis=0)
+    apart = tl.max(tl.maximum(high - centre[None, :], centre[None, :] - low), axis=1)
+    return centre, apart
 
 
 @kernel
@@ -116,19 +156,18 @@ def psi_prepare_kernel(
     # pointers
     given_psi_ptr,
     given_bias_ptr,
-    partial_ptr,
+    centre_ptr,
+    factor_ptr,
     hi_ptr,
     lo_ptr,
     bias_ptr,
     floor_ptr,
-    centre_ptr,
-    factor_ptr,
     # sizes
     N,
     D,
-    blocks,
-    block_nodes,
     pad_units,
+    slices,
+    batch,
     # strides
     psi_b: tl.int64,
     psi_d: tl.int64,
@@ -144,60 +183,63 @@ def psi_prepare_kernel(
     LOGIT_PRODUCTS: tl.constexpr,
     SHIFT: tl.constexpr,
     AXIS: tl.constexpr,
+    WALKS: tl.constexpr,
 ):
-    """ψ̃ = κ (ψ - c) of R nodes: ψ (B, D, N) -> hi, lo [B, n_pad, DP], bias = σκ ψ̃·c + log2(e) b and floor [B, n_pad].
+    """ψ̃ = κ (ψ - c) of R nodes: WALKS times ψ (B, D, N), in one tuple, -> hi, lo [WALKS·B, n_pad, slices·DP],
+    bias = σκ ψ̃·c + log2(e) b and floor [WALKS·B, n_pad].
 
-    An image's first block writes centre [B, DP] and factor [B, 3] = (σ, 1/κ, 1 if it has outliers, else 0). floor_i is
-    just below row i's own logit (minus the softmax shift), so a walk starts with the maximum that its diagonal tile would
-    find, in whichever part of the columns it works.
+    floor_i is just below row i's own logit (minus the softmax shift), so a walk starts with the maximum that its diagonal
+    tile would find, in whichever part of the columns it works. Without CENTRED an image's first block writes what
+    `psi_statistics_kernel` would, for c = 0.
     """
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
     image = program // row_blocks
     n = (program % row_blocks) * R + tl.arange(0, R)
-    d = tl.arange(0, DP)
-    inside = (n[:, None] < N) & (d[None, :] < D)
-    psi = field_tile(given_psi_ptr, image, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+    width = slices * DP
+    to_row = image * n_pad + n
+    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
     if CENTRED:
-        at_image = partial_ptr + image * blocks * 3 * DP
-        centre, reach, outlying = centre_and_reach(at_image, N, blocks, block_nodes, DP)
-        exponent = (((reach * SQRT_LOG2E).to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
-        shrink = tl.minimum(tl.maximum(exponent - 13, -113), 114)
-        kappa = SQRT_LOG2E * ((127 - shrink) << 23).to(tl.float32, bitcast=True)
-        # 2⁹⁰ at most: beyond it (logits above 10³⁵) the softmax is one-hot anyway, and an infinite logit would be a NaN;
-        # 2⁻¹²⁶ at least, a normal number: logits are below 10⁻²⁹ there
-        sigma = ((127 + tl.minimum(tl.maximum(2 * shrink, -126), 90)) << 23).to(tl.float32, bitcast=True)
-        scaled = tl.where(inside, (psi - centre[None, :]) * kappa, 0.0)
-        bias = sigma * kappa * tl.sum(scaled * centre[None, :], axis=1)
+        sigma = tl.load(factor_ptr + image * 4)
+        kappa = tl.load(factor_ptr + image * 4 + 3)
     else:
-        centre = tl.zeros([DP], tl.float32)
-        outlying = False
-        kappa = 1.0
         sigma = LOG2E
-        scaled = psi
-        bias = tl.zeros([R], tl.float32)
-    hi = scaled.to(hi_ptr.dtype.element_ty)
-    # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
-    used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
-    own = sigma * tl.sum(used * used, axis=1)
+        kappa = 1.0
+    bias = tl.zeros([R], tl.float32)
+    own = tl.zeros([R], tl.float32)
+    for part in range(0, slices):
+        d = part * DP + tl.arange(0, DP)
+        inside = (n[:, None] < N) & (d[None, :] < D)
+        scaled = field_tile(psi_ptr, image % batch, psi_b, d, psi_d, n, psi_n, inside, AXIS)
+        if CENTRED:
+            centre = tl.load(centre_ptr + image * width + d)
+            scaled = tl.where(inside, (scaled - centre[None, :]) * kappa, 0.0)
+            bias += tl.sum(scaled * centre[None, :], axis=1)
+        elif program % row_blocks == 0:
+            tl.store(centre_ptr + image * width + d, tl.zeros([DP], tl.float32))
+        hi = scaled.to(hi_ptr.dtype.element_ty)
+        # the logit of what is multiplied: a floor above the row's maximum would leave no weight that fp16 can hold
+        used = scaled if LOGIT_PRODUCTS == 3 else hi.to(tl.float32)
+        own += tl.sum(used * used, axis=1)
+        tl.store(hi_ptr + to_row[:, None] * width + d[None, :], hi)
+        if LOGIT_PRODUCTS == 3:
+            tl.store(lo_ptr + to_row[:, None] * width + d[None, :], low_of(scaled, hi))
+    bias *= sigma * kappa
+    own *= sigma
     if HAS_BIAS:
-        given = tl.load(given_bias_ptr + image * given_b + n * given_n, mask=n < N, other=0.0)
+        bias_of_walk = one_of(given_bias_ptr, image // batch, WALKS)
+        given = tl.load(bias_of_walk + (image % batch) * given_b + n * given_n, mask=n < N, other=0.0)
         bias += LOG2E * given.to(tl.float32)  # (W1b)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
     if HAS_BIAS:
         floor = tl.where(bias == float("-inf"), LOWEST, floor)
-    to_row = image * n_pad + n
-    tl.store(hi_ptr + to_row[:, None] * DP + d[None, :], hi)
-    if LOGIT_PRODUCTS == 3:
-        tl.store(lo_ptr + to_row[:, None] * DP + d[None, :], low_of(scaled, hi))
     tl.store(bias_ptr + to_row, tl.where(n < N, bias, float("-inf")))
     tl.store(floor_ptr + to_row, tl.where(n < N, floor, 0.0))
-    if program % row_blocks == 0:
-        tl.store(centre_ptr + image * DP + d, centre)
-        tl.store(factor_ptr + image * 3, sigma)
-        tl.store(factor_ptr + image * 3 + 1, 1.0 / kappa)
-        tl.store(factor_ptr + image * 3 + 2, tl.where(outlying, 1.0, 0.0))
+    if not CENTRED and program % row_blocks == 0:
+        tl.store(factor_ptr + image * 4, sigma)
+        tl.store(factor_ptr + image * 4 + 1, 1.0)
+        tl.store(factor_ptr + image * 4 + 2, 0.0)
 
 
 def psi_blocks(nodes: int) -> tuple[int, int]:
@@ -207,7 +249,7 @@ def psi_blocks(nodes: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PreparedPsi:
-    """hi, lo [B, n_pad, DP] (lo is hi with one product), bias and floor [B, n_pad], centre [B, DP], factor [B, 3]."""
+    """hi, lo [B, n_pad, width] (lo is hi with one product), bias and floor [B, n_pad], centre [B, width], factor [B, 4]."""
 
     hi: Tensor
     lo: Tensor
@@ -217,46 +259,81 @@ class PreparedPsi:
     factor: Tensor
 
 
-def prepare_psi(psi: Tensor, bias: Tensor | None, walk: Walk, layout: Layout) -> PreparedPsi:
-    """bias (B, N), any strides, or None."""
-    B, D, N = psi.shape
-    DP = walk.DP
+def alike(
+    psi: Sequence[Tensor], bias: Sequence[Tensor | None], walks: Sequence[Walk], layout: Layout, first: int
+) -> list[range]:
+    """Runs of walks, from `first` on, that one launch prepares: alike in all but their numbers, and within TOGETHER bytes."""
+
+    def kind(t: int) -> tuple[object, ...]:
+        b = bias[t]
+        return walks[t], psi[t].dtype, psi[t].shape, psi[t].stride(), None if b is None else (b.dtype, b.stride())
+
+    runs: list[range] = []
+    for t in range(first, len(psi)):
+        size = layout.batch * layout.n_pad * walks[t].width * (4 if walks[t].logit_products == 3 else 2)
+        if runs and kind(t) == kind(t - 1) and (len(runs[-1]) + 1) * size <= TOGETHER:
+            runs[-1] = range(runs[-1].start, t + 1)
+        else:
+            runs.append(range(t, t + 1))
+    return runs
+
+
+def each_prepared(
+    psi: Sequence[Tensor],
+    bias: Sequence[Tensor | None],
+    walks: Sequence[Walk],
+    layout: Layout,
+    counters: Tensor,
+    *,
+    first: int = 0,
+    backwards: bool = False,
+) -> Iterator[tuple[int, PreparedPsi]]:
+    """(t, ψ of walk t) from `first` to the last, or the other way round. counters: `prepare_psi`."""
+    step = -1 if backwards else 1
+    for run in alike(psi, bias, walks, layout, first)[::step]:
+        ready = prepare_psi(psi[run.start : run.stop], bias[run.start : run.stop], walks[run.start], layout, counters)
+        for t in run[::step]:
+            yield t, ready[t - run.start]
+
+
+def prepare_psi(
+    psi: Sequence[Tensor], bias: Sequence[Tensor | None], walk: Walk, layout: Layout, counters: Tensor
+) -> list[PreparedPsi]:
+    """Of walks that are alike; bias (B, N), any strides, or None; counters: at least one zero for every image of
+    every walk, and zeros again when this is done."""
+    T, (B, D, N), first = len(psi), psi[0].shape, psi[0]
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=psi.device)
+        return torch.empty((T, B, *shape), dtype=dtype, device=first.device)
 
-    hi = empty(B, layout.n_pad, DP, dtype=walk.operand)
+    hi = empty(layout.n_pad, walk.width, dtype=walk.operand)
     lo = torch.empty_like(hi) if walk.logit_products == 3 else hi
-    out = PreparedPsi(hi, lo, layout.vector(psi), layout.vector(psi), empty(B, DP), empty(B, 3))
-    blocks, block_nodes = psi_blocks(N)
+    out = PreparedPsi(hi, lo, empty(layout.n_pad), empty(layout.n_pad), empty(walk.width), empty(4))
     R = min(32, layout.PAD)
-    warps = 8 if DP > 64 else 4
-    shape = dict(DP=DP, R=R, AXIS=contiguous_axis(psi))
-    partial = empty(B, blocks, 3, DP) if walk.centred else out.factor
+    warps = 8 if walk.DP > 64 else 4
+    common = dict(given_psi_ptr=tuple(psi), centre_ptr=out.centre, factor_ptr=out.factor, WALKS=T)
+    common |= dict(N=N, D=D, slices=walk.slices, batch=B, DP=walk.DP, R=R, AXIS=contiguous_axis(first))
+    common |= strides("psi", "bdn", first)
     if walk.centred:
+        blocks, block_nodes = psi_blocks(N)
+        partial = empty(blocks, 3, walk.width)
         launch(
             "psi statistics",
             psi_statistics_kernel,
-            B * blocks,
-            dict(given_psi_ptr=psi, partial_ptr=partial),
-            dict(N=N, D=D, blocks=blocks, block_nodes=block_nodes),
-            strides("psi", "bdn", psi),
-            shape,
+            T * B * blocks * walk.slices,
+            common | dict(partial_ptr=partial, counter_ptr=counters, blocks=blocks, block_nodes=block_nodes),
             warps=warps,
         )
+    given = tuple(p if b is None else b for p, b in zip(psi, bias, strict=True))
     launch(
         "psi preparation",
         psi_prepare_kernel,
-        B * (layout.n_pad // R),
-        dict(given_psi_ptr=psi, given_bias_ptr=psi if bias is None else bias, partial_ptr=partial),
+        T * B * (layout.n_pad // R),
+        common | dict(given_bias_ptr=given, pad_units=layout.units),
         dict(hi_ptr=out.hi, lo_ptr=out.lo, bias_ptr=out.bias, floor_ptr=out.floor),
-        dict(centre_ptr=out.centre, factor_ptr=out.factor),
-        dict(N=N, D=D, blocks=blocks, block_nodes=block_nodes, pad_units=layout.units),
-        strides("psi", "bdn", psi),
-        dict(given_b=0, given_n=0) if bias is None else strides("given", "bn", bias),
-        shape,
-        dict(HAS_BIAS=bias is not None),
-        dict(PAD=layout.PAD, CENTRED=walk.centred, LOGIT_PRODUCTS=walk.logit_products, SHIFT=WEIGHT_SHIFT.value),
+        dict(given_b=0, given_n=0) if bias[0] is None else strides("given", "bn", bias[0]),
+        dict(HAS_BIAS=bias[0] is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
+        dict(LOGIT_PRODUCTS=walk.logit_products),
         warps=warps,
     )
-    return out
+    return [PreparedPsi(*(getattr(out, field.name)[t] for field in fields(out))) for t in range(T)]

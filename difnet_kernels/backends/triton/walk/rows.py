@@ -1,4 +1,4 @@
-"""The launch rows of the two walk kernels.
+"""The launch rows of the two walk kernels, each for a ψ that stays in registers and for one that is too wide.
 
 Sizes of a case: DP and KP, the padded widths; products, 1 or 3 (hi and lo) for logits and values, the larger of the two;
 nodes.
@@ -23,6 +23,15 @@ ROWS: tuple[Row, ...] = (
         "backward", Launch(64, 32, 4, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=64, products=1), dict(nodes=33)
     ),
     Row("backward", Launch(64, 16, 4, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=64), dict(nodes=33)),
+    Row(
+        "backward",
+        Launch(64, 32, 8, 2, in_registers=False),
+        (HOPPER,),
+        dict(DP=128, KP=128, products=1),
+        dict(nodes=33),
+    ),
+    Row("backward", Launch(64, 32, 8, 2, in_registers=False), (HOPPER,), dict(DP=64, KP=128), dict(nodes=33)),
+    Row("backward", Launch(64, 16, 8, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=128), dict(nodes=33)),
     Row("forward", Launch(128, 64, 8, 2), (BLACKWELL,), dict(DP=64, KP=32), dict(nodes=65)),
     Row("backward", Launch(64, 64, 4, 2), (BLACKWELL,), dict(DP=64, KP=32), dict(nodes=33)),
     Row("forward", Launch(64, 64, 4, 2), SMALL, dict(DP=64, KP=32), dict(nodes=33)),
@@ -30,6 +39,10 @@ ROWS: tuple[Row, ...] = (
     Row("forward", Launch(64, 32, 4, 2), (CONSUMER,), dict(DP=64, KP=32), dict(nodes=33)),
     Row("forward", Launch(32, 32, 4, 2, in_registers=False), (*SMALL, CONSUMER), dict(DP=128, KP=64), dict(nodes=33)),
     Row("backward", Launch(32, 16, 4, 2, in_registers=False), (*SMALL, CONSUMER), dict(DP=128, KP=64), dict(nodes=33)),
+    Row("wide_forward", Launch(64, 64, 8, 2, in_registers=False), (AMPERE, HOPPER, BLACKWELL), {}, dict(nodes=33)),
+    Row("wide_backward", Launch(64, 32, 8, 2, in_registers=False), (AMPERE, HOPPER, BLACKWELL), {}, dict(nodes=33)),
+    Row("wide_forward", Launch(32, 32, 8, 1, in_registers=False)),
+    Row("wide_backward", Launch(32, 32, 8, 1, in_registers=False)),
     Row("forward", Launch(32, 16, 8, 1, in_registers=False)),
     Row("backward", Launch(32, 16, 8, 1, in_registers=False)),
 )
