@@ -31,15 +31,15 @@ class Room:
 
 # the longest first, so that no core waits long for the last one
 ROOMS = {
+    "kernels": Room(["tests/kernels"]),
+    "triton-compiled": Room(["tests/triton"]),
+    "cuda": Room(["tests/cuda"]),
     "triton-interpreted": Room(["tests/triton"], {"TRITON_INTERPRET": "1"}),
     "models": Room(["tests/models"]),
-    "kernels": Room(["tests/kernels"]),
-    "cuda": Room(["tests/cuda"]),
+    "project": Room(["tests/benchmarks", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py"))]),
+    "ops": Room(["tests/ops"]),
     # every forward case that fits, on the twin of the CUDA kernels
     "cuda-host": Room(["tests/kernels", "--backends", "cuda-host", "-k", "cuda-host"]),
-    "triton-compiled": Room(["tests/triton"]),
-    "ops": Room(["tests/ops"]),
-    "project": Room(["tests/benchmarks", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py"))]),
 }
 if platform.machine() != "x86_64" or shutil.which(os.environ.get("CXX", "g++")) is None:
     del ROOMS["cuda"], ROOMS["cuda-host"]

@@ -112,6 +112,7 @@ def test_the_public_surface() -> None:
             "PsiProjection",
             "cascaded_random_walk",
             "diffuse",
+            "onnx_decompositions",
             "parameter_groups",
             "psi_projection",
             "random_walk",
