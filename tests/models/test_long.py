@@ -144,18 +144,26 @@ def gains(committed, setting, network, figure="mean_iou"):
     return found
 
 
+def scores(committed, setting, network):
+    """Mean IoU in percent, a seed each."""
+    runs = [run for run in committed["runs"] if (run["setting"], run["network"]) == (setting, network)]
+    return [100 * run["test"]["mean_iou"] for run in sorted(runs, key=lambda run: run["seed"])]
+
+
 def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed):
     """docs/results.md says these things in words; where a new run says otherwise, the words have to change."""
     own, difnet, block, pooling = (
         gains(committed, "base", name) for name in ("own walk", "DifNet", "non-local block", "image pooling")
     )
-    wider = gains(committed, "base", "wider")
-    assert len(own) == len(block) == 3
+    wider, baseline = gains(committed, "base", "wider"), scores(committed, "base", "Sim-Deeplab")
+    assert len(own) == len(block) == len(pooling) == len(difnet) == 5
     assert min(own + difnet) > 4 and max(own + difnet) < 10
-    assert min(pooling) > 2 and max(pooling) < 4
-    assert min(block) > 4 and max(block) < 6
-    assert [0 < a - b < 1.5 for a, b in zip(block, own, strict=True)] == [True, True, False]
-    assert block[2] < 0.5 * own[2] and own.index(max(own)) == 2
+    assert min(pooling) > 2 and max(pooling) < 6
+    assert min(block) > 4 and max(block) < 7
+    ahead = [a - b for a, b in zip(block, own, strict=True)]
+    assert sum(0 < points < 1 for points in ahead) == 3 and sum(points < -2 for points in ahead) == 2
+    weak = sorted(range(5), key=lambda seed: baseline[seed])[:2]
+    assert all(ahead[seed] < -2 for seed in weak)
     assert all(a < min(b, c) for a, b, c in zip(wider, own, difnet, strict=True))
     assert abs(fmean(own) - fmean(difnet)) < 1
     assert min(gains(committed, "base", "own walk", "boundary_iou")) > 0
@@ -164,11 +172,10 @@ def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed
     assert added["own walk"] < 0.03 * parameters["Sim-Deeplab"] and added["non-local block"] > 4 * added["own walk"]
     assert parameters["own walk"] < 0.55 * parameters["DifNet"]
     assert min(gains(committed, "fine-tuning", "own walk")) > 2
-    assert len(gains(committed, "fine-tuning", "own walk")) == 3
+    assert len(gains(committed, "fine-tuning", "own walk")) == 5
     for setting in ("80 images", "scribbles", "no ASPP, 129²"):
-        (gain,) = gains(committed, setting, "own walk")
-        assert 9 < gain < 16
-    without_aspp = next(r for r in committed["runs"] if (r["setting"], r["network"]) == ("no ASPP, 129²", "own walk"))
-    assert round(100 * without_aspp["test"]["mean_iou"], 1) == 90.8
-    (left,) = gains(committed, "900 updates", "own walk")
-    assert 0.5 < left < 1.5
+        found = gains(committed, setting, "own walk")
+        assert len(found) == 3 and min(found) > 5 and max(found) < 17
+    assert round(fmean(scores(committed, "no ASPP, 129²", "own walk")), 1) == 91.6
+    left = gains(committed, "900 updates", "own walk")
+    assert min(left) > 1 and max(left) < 2
