@@ -1,4 +1,4 @@
-"""Sixteen truths about the walk that need no reference to compare with."""
+"""Truths about the walk that need no reference to compare with."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def both(inputs: Inputs, backend: str, precision: str = "high") -> Result:
 
 
 def truth_of(inputs: Inputs) -> Result:
-    """The reference backend in fp64 on the same rounded numbers (tests/test_reference.py is why it may be trusted)."""
+    """The reference backend in fp64 on the same rounded numbers (kernels/test_reference.py is why it may be trusted)."""
     return both(inputs.to(torch.float64), "reference")
 
 
