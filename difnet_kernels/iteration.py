@@ -41,13 +41,14 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
     for walk in range(1, most + 1):
         following = step(x, images)
         residual = following - x
-        if walk == 1 or walk % EVERY == 0:
+        look = walk % EVERY == 0 or walk == most
+        if walk == 1 or look:
             limit, size = bound if images is None else bound[images], measure(residual, images)
             error = torch.where(limit > 0, size / limit, size).amax(1)  # of a class without seeds 0, as it must be
             finite = residual.flatten(1).isfinite().all(1)
         if walk == 1:
             reached = torch.where(finite, error, math.inf)
-        elif walk % EVERY == 0:
+        if look:
             stopped = finite & (error <= 1) | ~finite & ~chebyshev
             failed = chebyshev & ~stopped & ~(finite & _pays(error, reached, mu))
             worst = float(torch.where(stopped, 0.0, error).max())

@@ -206,6 +206,21 @@ def test_classes_without_seeds_and_images_that_are_not_finite(backend: str) -> N
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize("most", [1, 5, 11])
+def test_the_last_walk_that_is_allowed_counts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is none at which the residual is usually read; the seed alone is near the state where μ is small."""
+    seed, psi, _ = _made(embeddings.smooth)
+    mu = torch.tensor(1e-3 if most == 1 else 0.3, dtype=torch.float64)
+    tol = 1e-2 if most < 11 else 1e-6
+    y, walks = _counted(monkeypatch, lambda: diffuse(seed, psi, mu, tol=tol, max_walks=most))
+    assert walks <= most
+    worst = (y - _solved(seed, psi, mu)).abs().amax((2, 3)) / seed.abs().amax((2, 3))
+    assert worst.max() <= tol
+    with pytest.raises(RuntimeError, match=f"after {most} walks the residual of an image is [0-9]"):
+        diffuse(seed, psi, 0.99, tol=1e-9, max_walks=most)
+
+
+@pytest.mark.smoke
 def test_too_few_walks_raise_with_the_residual() -> None:
     seed, psi, _ = _made(embeddings.smooth)
     with pytest.raises(RuntimeError, match=r"did not converge: after 16 walks the residual of an image is \S+ times"):
