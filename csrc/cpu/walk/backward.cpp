@@ -38,7 +38,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   const int64_t psi_sums = work.reserve(images * padded * embed_stored);
   const int64_t state_sums = work.reserve(images * padded * size.state_stored);
   const int64_t off_diagonal = work.reserve(images * padded);
-  const int64_t of_bias = bias.has_value() ? 3 * padded : 0, tile_bias = work.reserve(images * of_bias);
+  const int64_t of_bias = bias.has_value() ? tiles * int64_t(sizeof(TileBias<Real>) / sizeof(Real)) : 0,
+                tile_bias = work.reserve(images * of_bias);
   const int64_t summed = grad_bias.has_value() ? padded : 0, row_sums = work.reserve(images * summed);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers();

@@ -138,19 +138,22 @@ template <typename Real>
 DIFNET_INLINE void add_row_sums(const BackwardWeights<Real>& tile, bool same, Real* of_a, Real* of_b) {
   using V = Vec<Real>;
   constexpr int NR = kNR<Real>, W = kWidth<Real>;
-  for (int panel = 0; panel < tile.kPanelsI; ++panel) {
-    V low = load<V>(of_a + panel * NR), high = load<V>(of_a + panel * NR + W);
-    for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
+  for (int micro = 0; micro < tile.kPanelsJ; ++micro) {
+    V columns[kMR] = {};
+    for (int panel = 0; panel < tile.kPanelsI; ++panel) {
       if (!tile.mask[panel][micro]) continue;
       const Real* T = tile.T + tile.micro_tile(panel, micro);
+      V low = load<V>(of_a + panel * NR), high = load<V>(of_a + panel * NR + W);
+#pragma GCC unroll 8
       for (int c = 0; c < kMR; ++c, T += NR) {
         low += load<V>(T);
         high += load<V>(T + W);
-        if (!same) of_b[micro * kMR + c] += sum_lanes(load<V>(T) + load<V>(T + W));
+        columns[c] += load<V>(T) + load<V>(T + W);
       }
+      store(of_a + panel * NR, low);
+      store(of_a + panel * NR + W, high);
     }
-    store(of_a + panel * NR, low);
-    store(of_a + panel * NR + W, high);
+    for (int c = 0; c < kMR && !same; ++c) of_b[micro * kMR + c] += sum_lanes(columns[c]);
   }
 }
 
@@ -169,9 +172,9 @@ DIFNET_INLINE bool wants_T(const WalkBackward<Real, Factor>& walk) {
 template <typename Real, typename Factor>
 DIFNET_INLINE void weigh(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b, BackwardWeights<Real>& tile,
                          WalkBackwardScratch<Real>& scratch) {
-  const bool biased = walk.bias != nullptr;
+  const bool with_bias = biased(walk, a, b);
   for (int panel = 0; panel < tile.kPanelsI; ++panel) {
-    biased ? transition<true>(walk, a, b, panel, tile) : transition<false>(walk, a, b, panel, tile);
+    with_bias ? transition<true>(walk, a, b, panel, tile) : transition<false>(walk, a, b, panel, tile);
     if (!wants_T(walk)) continue;
     for (int micro = 0; micro < tile.kPanelsJ; ++micro)
       if (tile.mask[panel][micro]) add_row_terms(walk, a, b, panel, micro, tile, scratch.off_diagonal[0]);
@@ -262,20 +265,21 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
   pack_node_panels(walk.state, K, tile, nodes, states);
   pack_node_panels(walk.grad_next, K, tile, nodes, grads);
   using V = Vec<Real>;
-  const bool biased = walk.bias != nullptr;
-  const BiasRange range = biased ? set_bias(walk, tile) : BiasRange{true, true};
+  const bool has_bias = walk.bias != nullptr;
+  const BiasRange range = has_bias ? set_bias(walk, tile) : BiasRange{true, true};
   alignas(64) Real row_lse[kTile], rest[kTile];
   for (int n = 0; n < kTile; ++n) {
     walk.delta[first + n] = walk.off_diagonal[first + n] = 0;
     if (walk.grad_bias != nullptr) walk.row_sums[first + n] = 0;
-    row_lse[n] = n < nodes ? walk.row_lse[first + n] : biased ? kInRange : 0;  // padding has no weight of any bias
+    row_lse[n] = n < nodes ? walk.row_lse[first + n] : has_bias ? kInRange : 0;  // padding has no weight of any bias
   }
   V largest = {};
   for (int n = 0; n < kTile; n += kWidth<Real>) {
-    const V lse = load<V>(row_lse + n), m = biased ? load<V>(walk.tile_bias[tile].integer + n) : V{};
+    const V lse = load<V>(row_lse + n), m = has_bias ? load<V>(walk.tile_bias[tile].integer + n) : V{};
     largest = larger(largest, lse);
     V factor = set_shifts_and_rest(walk.shifts[tile], n, lse, m);
-    if (biased) factor *= polynomial(-load<V>(walk.tile_bias[tile].rest + n));  // which the row's logits hold (bias.h)
+    if (has_bias)
+      factor *= polynomial(-load<V>(walk.tile_bias[tile].rest + n));  // which the row's logits hold (bias.h)
     store(rest + n, factor);
   }
   differentiate_gates(walk, tile, states, rest, grads);
@@ -287,7 +291,8 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
                       all_finite(walk.delta + first, kTile);
   // abs(psi_i psi_j) <= the larger of the squared norms, which without a bias are no larger than row_lse
   V squares[kTile / kWidth<Real>];
-  const Real bound = biased ? squared_norms(psi_node_panels, walk.size.embed_factors, squares) : largest_lane(largest);
+  const Real bound =
+      has_bias ? squared_norms(psi_node_panels, walk.size.embed_factors, squares) : largest_lane(largest);
   walk.in_range[tile] = logits_finite && range.in_range && bound <= kInRange;
   for (int64_t x = 0; wants_psi(walk) && x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
   for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;

@@ -16,6 +16,10 @@ namespace difnet::cpu::DIFNET_ISA {
 template <typename Real>
 inline constexpr Real kHidden = -(1 << 19);
 
+// Biases of a tile no further apart than this are taken for the largest of them where a logit is only looked for.
+template <typename Real>
+inline constexpr Real kUneven = 8;
+
 // Whether the biases of a tile are finite or -inf, which no equation passes on, and whether they are in range.
 struct BiasRange {
   bool finite, in_range;
@@ -47,7 +51,21 @@ DIFNET_INLINE BiasRange set_bias(const WalkInputs<Real>& walk, int64_t tile) {
     store(to.integer + n, fits ? m : without);
     store(to.rest + n, fits ? (b - m * B::kLn2High) - m * B::kLn2Low : zero);
   }
+  to.most = -infinity;
+  for (Real b : to.whole) to.most = b > to.most ? b : to.most;
+  to.even = range.finite;
+  to.zero = true;
+  for (int n = 0; n < kTile; ++n) {
+    to.even = to.even && (to.whole[n] >= to.most - kUneven<Real> || given[n] == -infinity);
+    to.zero = to.zero && given[n] == 0;
+  }
   return range;
+}
+
+// Whether the logits of two tiles have a bias. Where it is zero, as under most of a mask, they are as fast as without one.
+template <typename Walk>
+DIFNET_INLINE bool biased(const Walk& walk, int64_t a, int64_t b) {
+  return walk.bias != nullptr && !(walk.tile_bias[a].zero && walk.tile_bias[b].zero);
 }
 
 // Where the shifts of a tile's rows start: `starts` holds psi_i psi_i, and takes the larger of psi_i psi_i + b_i and of

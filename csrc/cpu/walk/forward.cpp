@@ -26,7 +26,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
                 state_channel_panels = work.reserve(images * states);
   const int64_t sums = work.reserve(images * padded * size.state_stored);
   const int64_t shifts = work.reserve(images * 3 * padded);
-  const int64_t of_bias = bias.has_value() ? 3 * padded : 0, tile_bias = work.reserve(images * of_bias);
+  const int64_t of_bias = bias.has_value() ? tiles * int64_t(sizeof(TileBias<Real>) / sizeof(Real)) : 0,
+                tile_bias = work.reserve(images * of_bias);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
   const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);

@@ -145,8 +145,8 @@ void walk_forward_multiply(const WalkForward<Real, Factor>& walk, int64_t a, int
   rows_a = walk.shifts[a];
   rows_b = walk.shifts[b];
   ForwardWeights<Real, Factor> tile;
-  scratch.raised = walk.bias == nullptr ? weigh_and_raise<false>(walk, a, b, rows_a, rows_b, tile)
-                                        : weigh_and_raise<true>(walk, a, b, rows_a, rows_b, tile);
+  scratch.raised = biased(walk, a, b) ? weigh_and_raise<true>(walk, a, b, rows_a, rows_b, tile)
+                                      : weigh_and_raise<false>(walk, a, b, rows_a, rows_b, tile);
   scratch.written[0] = tile.rows();
   tile.sum_rows(tile.row_weights, state + b * states, columns, scratch.sums[0]);
   if (a == b) return;

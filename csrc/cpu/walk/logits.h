@@ -52,18 +52,20 @@ DIFNET_INLINE Sum<Factor> squared_norms(const Factor* lanes, int64_t factors,
   return largest_lane(largest);
 }
 
-// The largest S_ij - shift of a micro-tile, over both directions. A NaN is passed over.
+// The largest S_ij - shift of a micro-tile, over both directions, or a bound kUneven (bias.h) above it at most. A NaN is
+// passed over.
 template <bool Biased, typename Real>
 DIFNET_INLINE Vec<Real> largest_exponent(const MicroTile<Real>& S, const Rows<Real>& rows_i, const Rows<Real>& rows_j) {
   using V = Vec<Real>;
   constexpr int W = kWidth<Real>;
   const int i = rows_i.first, j = rows_j.first;
   const Real *shift_i = rows_i.shifts.shift + i, *shift_j = rows_j.shifts.shift + j;
+  const bool uneven = Biased && !(rows_i.bias->even && rows_j.bias->even);
   V low, high, column;
 #pragma GCC unroll 8
   for (int c = 0; c < kMR; ++c) {
     V of_i[2] = {S.at[c][0], S.at[c][1]}, of_j[2] = {S.at[c][0], S.at[c][1]};
-    if constexpr (Biased) {
+    if (uneven) {
       for (int half = 0; half < 2; ++half) {
         of_i[half] += broadcast<V>(rows_j.bias->whole[j + c]);
         of_j[half] += load<V>(rows_i.bias->whole + i + half * W);
@@ -74,7 +76,12 @@ DIFNET_INLINE Vec<Real> largest_exponent(const MicroTile<Real>& S, const Rows<Re
     const V fresh = larger(of_j[0], of_j[1]) - broadcast<V>(shift_j[c]);
     column = c == 0 ? fresh : larger(column, fresh);
   }
-  return larger(column, larger(low - load<V>(shift_i), high - load<V>(shift_i + W)));
+  V row = larger(low - load<V>(shift_i), high - load<V>(shift_i + W));
+  if (Biased && !uneven) {
+    row += broadcast<V>(rows_j.bias->most);
+    column += broadcast<V>(rows_i.bias->most);
+  }
+  return larger(column, row);
 }
 
 // body(c, weights of column c for the rows i, for the row j), each in two registers: exp(S_ij - shift_i) and

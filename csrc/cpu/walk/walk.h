@@ -28,10 +28,13 @@ struct Shifts {
 
 // A bias of a tile's columns, b = m ln2 + rest with an integer m, in the forms that logits and weights need (bias.h).
 template <typename Real>
-struct TileBias {
+struct alignas(64) TileBias {
   Real whole[kTile];    // m ln2; b itself where it is out of range or -inf
   Real integer[kTile];  // m
   Real rest[kTile];
+  Real most;  // the largest of `whole`
+  bool even;  // none is below it by more than kUneven (bias.h), but for -inf
+  bool zero;  // all are
 };
 
 // What both directions read.
