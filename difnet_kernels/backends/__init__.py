@@ -11,6 +11,7 @@ from torch import SymInt
 
 from difnet_kernels import cascade
 from difnet_kernels.backends import cpu, cuda, reference, triton
+from difnet_kernels.backends.imported import Imported
 from difnet_kernels.problem import Problem, Projection
 
 Run = Callable[..., None]
@@ -46,6 +47,11 @@ class Backend:
     def why_not(self, problem: Problem | Projection) -> str | None:
         """The reason that it cannot run `problem`, or None if it can."""
         return self.unusable() or self._lacks(problem) or self._refuses(problem)
+
+    def direction(self, name: str) -> Run:
+        """The function of a direction that it brings, such as "cascade_forward"; imported now if it is `Imported`."""
+        run: Run = getattr(self, name)
+        return run.function if isinstance(run, Imported) else run
 
     def _lacks(self, problem: Problem | Projection) -> str | None:
         if isinstance(problem, Projection):

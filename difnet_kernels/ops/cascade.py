@@ -108,13 +108,12 @@ def _forward(
     run = backends.choose(backend, problem)
     states, walked, row_lse, lse = _empty_forward(state, seed, psi, mu, all_steps, bool(gradients), return_lse)
     if seed.numel() > 0:
-        assert run.cascade_forward is not None  # or `choose` would have refused
         more: dict[str, Any] = {}
         if bias:
             more["bias"] = [_nodes(b) for b in bias]
         if lse:
             more["lse"] = [x.flatten(1) for x in lse]
-        run.cascade_forward(
+        run.direction("cascade_forward")(
             None if state is None else flat(state),
             flat(seed),
             [flat(p) for p in psi],
@@ -163,7 +162,6 @@ def _backward(
         grad_mu.zero_()
         grad_beta.zero_()
     elif any(wanted):
-        assert run.cascade_backward is not None
         like = seed if state is None else state
         want_state, want_seed, want_psi, want_bias, want_mu, want_beta = _by_input(wanted, len(psi))
         more: dict[str, Any] = {}
@@ -174,7 +172,7 @@ def _backward(
             ]
         if grad_lse:
             more["grad_lse"] = [_nodes(g) for g in grad_lse]
-        run.cascade_backward(
+        run.direction("cascade_backward")(
             [flat(like.new_zeros(()).expand(like.shape) if g is None else g) for g in grad_states],
             None if state is None else flat(state),
             flat(seed),

@@ -55,8 +55,7 @@ def _forward(
     peak, position, mean, variance = _empty_forward(features, weight, grid, statistics)
     if peak.numel() == 0:  # no image
         return peak, position, mean.zero_(), variance.zero_()
-    assert run.projection_forward is not None  # or `choose` would have refused
-    run.projection_forward(
+    run.direction("projection_forward")(
         features,
         weight.contiguous(),
         None if slope is None else slope.contiguous(),
@@ -101,8 +100,7 @@ def _backward(
     if position.numel() == 0:
         return grad_features, grad_weight.zero_()
     if want_features or want_weight:
-        assert run.projection_backward is not None
-        run.projection_backward(
+        run.direction("projection_backward")(
             grad_peak,
             None if grad_mean is None else grad_mean.contiguous(),
             None if grad_variance is None else grad_variance.contiguous(),

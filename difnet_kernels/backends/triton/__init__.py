@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Any
 
 import torch
 
+from difnet_kernels.backends.imported import Imported
 from difnet_kernels.problem import Problem, Projection
 
 MAX_EMBED = 1280
@@ -87,25 +87,8 @@ def refuses_projection(problem: Projection) -> str | None:
     return None
 
 
-def cascade_forward(*args: Any, **kwargs: Any) -> None:
-    from .walk.host import cascade_forward as run  # Triton is imported by the first call, not with the package
-
-    run(*args, **kwargs)
-
-
-def cascade_backward(*args: Any, **kwargs: Any) -> None:
-    from .walk.host_backward import cascade_backward as run
-
-    run(*args, **kwargs)
-
-
-def projection_forward(*args: Any, **kwargs: Any) -> None:
-    from .projection.host import projection_forward as run
-
-    run(*args, **kwargs)
-
-
-def projection_backward(*args: Any, z: Any = None, **kwargs: Any) -> None:
-    from .projection.host import projection_backward as run  # which makes z again in registers, given or not
-
-    run(*args, **kwargs)
+# Triton takes long to import: the first call does it
+cascade_forward = Imported(f"{__name__}.walk.host", "cascade_forward")
+cascade_backward = Imported(f"{__name__}.walk.host_backward", "cascade_backward")
+projection_forward = Imported(f"{__name__}.projection.host", "projection_forward")
+projection_backward = Imported(f"{__name__}.projection.host", "projection_backward")

@@ -202,11 +202,12 @@ def projection_backward(
     position: Tensor,
     mean: Tensor | None,
     *,
+    z: Tensor | None = None,
     grad_features: Tensor | None,
     grad_weight: Tensor | None,
 ) -> None:
     """Ψ2-Ψ4 into preallocated gradients (None: not wanted), from the positions and the mean of projection_forward; any
-    strides, 0 included."""
+    strides, 0 included. z is made again in registers, given or not."""
     statistics = mean is not None and not (grad_mean is None and grad_variance is None)
     plan = Plan.of(features, weight, position, statistics)
     # a missing one is never read

@@ -171,40 +171,34 @@ def walk_forward_kernel(
             VALUE_PRODUCTS,
         )
     elif last_to_arrive(counter_ptr + (image * row_tiles + row_tile) * chunks + chunk, parts):
-        add_parts(
-            (part_ptr, part_peak_ptr),
-            (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
-            (given_mu_ptr, given_beta_ptr, step, kept),
-            (image, chunk, row_tile * I, tl.minimum((row_tile + 1) * I, N)),
-            (batch, chunks, n_pad, N, K, KC),
-            parts,
-            KP,
-            SHIFT,
-            VALUE_PRODUCTS,
-        )
+        part_rows = batch.to(tl.int64) * chunks * n_pad
+        for row in range(row_tile * I, tl.minimum((row_tile + 1) * I, N), ADDED):
+            n = row + tl.arange(0, ADDED)
+            at = (image * chunks + chunk) * n_pad + n
+            finish_walk(
+                add_parts(part_ptr, part_peak_ptr, at, parts, part_rows, KP),
+                (scale_ptr, state_ptr, next_hi_ptr, next_lo_ptr, seed_ptr, walked_ptr, lse_ptr),
+                (given_mu_ptr, given_beta_ptr, step, kept),
+                (image, chunk, n),
+                (batch, chunks, n_pad, N, K, KC),
+                KP,
+                SHIFT,
+                VALUE_PRODUCTS,
+            )
 
 
 @triton.jit
-def add_parts(
-    parts_ptr, pointers, gates, at, sizes, parts, KP: tl.constexpr, SHIFT: tl.constexpr, VALUE_PRODUCTS: tl.constexpr
-):
-    """Adds the parts [parts, B, C, n_pad, KP] of one program's rows in their order, as a program that has them all does, then
-    finishes the rows."""
-    part_ptr, peak_ptr = parts_ptr
-    image, chunk, begin, end = at
-    batch, chunks, n_pad, _, _, _ = sizes
-    stride = batch.to(tl.int64) * chunks * n_pad
+def add_parts(part_ptr, peak_ptr, row, parts, part_rows, KP: tl.constexpr):
+    """(Σ 2^(x-top) y, top) of ADDED rows, from the parts [parts, part_rows, KP] in their order, as a program that has them all
+    adds them."""
     column = tl.arange(0, KP)
-    for first in range(begin, end, ADDED):
-        n = first + tl.arange(0, ADDED)
-        row = (image * chunks + chunk) * n_pad + n
-        top = tl.load(peak_ptr + row)
-        total = tl.zeros([ADDED, KP], tl.float32)
-        for part in range(0, parts):
-            peak = tl.load(peak_ptr + part * stride + row)
-            acc = tl.load(part_ptr + (part * stride + row)[:, None] * KP + column[None, :])
-            total, top = add_part(total, top, acc, peak)
-        finish_walk((total, top), pointers, gates, (image, chunk, n), sizes, KP, SHIFT, VALUE_PRODUCTS)
+    top = tl.load(peak_ptr + row)
+    total = tl.zeros([ADDED, KP], tl.float32)
+    for part in range(0, parts):
+        peak = tl.load(peak_ptr + part * part_rows + row)
+        acc = tl.load(part_ptr + (part * part_rows + row)[:, None] * KP + column[None, :])
+        total, top = add_part(total, top, acc, peak)
+    return total, top
 
 
 @triton.jit
