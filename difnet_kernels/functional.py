@@ -143,7 +143,7 @@ def cascaded_random_walk(
     gradients = _differentiated(seed, *embeddings, mu, beta, *given)
     # the bias also where there is none: torch keeps compiled graphs on disk under the call, and one that looked like that of
     # an earlier version would get the backward of that version
-    states, *_ = torch.ops.difnet_kernels.cascade_forward(
+    states, *_ = torch.ops.difnet_kernels.cascade_forward.default(
         None, seed, embeddings, mu, beta, precision, backend or "", return_steps, gradients, given or None
     )
     if mask is not None:
@@ -257,7 +257,7 @@ def random_walk(
         state, seed, psi = (cleared(x, mask) for x in (state, seed, psi))
         given = hidden([bias], mask, accumulate)
     gradients = _differentiated(state, seed, psi, mu, beta, *given)
-    (following,), _, _, lse = torch.ops.difnet_kernels.cascade_forward(
+    (following,), _, _, lse = torch.ops.difnet_kernels.cascade_forward.default(
         state, seed, [psi], mu, beta, precision, backend or "", False, gradients, given or None, return_lse
     )
     if mask is not None:
@@ -316,7 +316,7 @@ def psi_projection(
     check_norm(norm, features, weight)
     accumulate = accumulation_dtype(features, [weight])
     ones = (1,) * (5 - features.dim())  # images and signals are volumes with leading axes of one
-    peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward(
+    peak, _, mean, variance = torch.ops.difnet_kernels.projection_forward.default(
         features.view(*features.shape[:2], *ones, *features.shape[2:]),
         weight.to(accumulate),
         slope(norm, accumulate),

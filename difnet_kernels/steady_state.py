@@ -79,7 +79,7 @@ def diffuse(
         check_mask(mask, seed)
         source, psi = cleared(seed, mask), cleared(psi, mask)
         given = hidden([bias], mask, accumulate)
-    y = torch.ops.difnet_kernels.steady_state_forward(
+    y = torch.ops.difnet_kernels.steady_state_forward.default(
         source, psi, gate, given, mask, tol, max_walks, store, precision, backend or ""
     )
     return y if mask is None else restored(y, seed, mask)

@@ -226,7 +226,7 @@ def _differentiate(ctx, grad_states, grad_walked, grad_row_lse, grad_lse):  # ty
     if all(g is None for g in (*grad_states, *grad_lse)):
         return None, None, [None] * len(psi), *(None,) * 6, [None] * len(bias) if bias else None, None
     wanted = [state is not None and of_state, of_seed, *of_psi, *of_bias, of_mu, of_beta]
-    grads = torch.ops.difnet_kernels.cascade_backward(
+    grads = torch.ops.difnet_kernels.cascade_backward.default(
         grad_states, grad_lse, state, seed, psi, bias, mu, beta, walked, row_lse, *ctx.options, wanted
     )
     grad_state, grad_seed, grad_psi, grad_bias, grad_mu, grad_beta = grads

@@ -144,7 +144,7 @@ def _differentiate(ctx, grad_peak, grad_position, grad_mean, grad_variance):  # 
         grad_peak = weight.new_zeros(()).expand(position.shape)
     saved = (position, z[0] if ctx.whole else None, mean)
     wanted = (want_features, want_weight)
-    grad_features, grad_weight = torch.ops.difnet_kernels.projection_backward(
+    grad_features, grad_weight = torch.ops.difnet_kernels.projection_backward.default(
         grad_peak, grad_mean, grad_variance, features, weight, *saved, *wanted, ctx.backend
     )
     return grad_features if want_features else None, grad_weight if want_weight else None, None, None, None, None

@@ -62,7 +62,7 @@ class _Walks:
     def forward(self, y: Tensor, images: Tensor | None, gradients: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """The next state (B, K, N), and what a backward of the walk needs."""
         seed, psi, bias = self._fields(images)
-        (following,), walked, row_lse, _ = torch.ops.difnet_kernels.cascade_forward(
+        (following,), walked, row_lse, _ = torch.ops.difnet_kernels.cascade_forward.default(
             y, seed, psi, self.mu, self.one, self.precision, self.backend, False, gradients, bias or None
         )
         return following, walked, row_lse
@@ -81,7 +81,7 @@ class _Walks:
         walked, row_lse = (x if images is None else x[:, images] for x in saved)
         seed, psi, bias = self._fields(images)
         wanted = [True, False, False, *[False] * len(bias), False, False]
-        return torch.ops.difnet_kernels.cascade_backward(
+        return torch.ops.difnet_kernels.cascade_backward.default(
             [grad], [], grad, seed, psi, bias, self.mu, self.one, walked, row_lse, self.precision, self.backend, wanted
         )[0]
 
@@ -91,7 +91,7 @@ class _Walks:
         """Those of ψ, μ and bias of the walk that starts and ends at y."""
         want_psi, want_mu, *want_bias = wanted
         asked = [False, False, want_psi, *want_bias, want_mu, False]
-        _, _, (grad_psi,), grad_bias, grad_mu, _ = torch.ops.difnet_kernels.cascade_backward(
+        _, _, (grad_psi,), grad_bias, grad_mu, _ = torch.ops.difnet_kernels.cascade_backward.default(
             [grad],
             [],
             y,
@@ -247,7 +247,7 @@ def _differentiate(ctx, grad):  # type: ignore[no-untyped-def]
     of_seed, of_psi, of_mu, of_bias, *_ = ctx.needs_input_grad
     of_bias = of_bias if bias else []
     wanted = [of_seed, of_psi, of_mu, *of_bias]
-    grad_seed, grad_psi, grad_mu, grad_bias = torch.ops.difnet_kernels.steady_state_backward(
+    grad_seed, grad_psi, grad_mu, grad_bias = torch.ops.difnet_kernels.steady_state_backward.default(
         grad, y, seed, psi, mu, bias, *ctx.options, wanted
     )
     return (
