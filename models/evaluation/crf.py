@@ -80,9 +80,15 @@ class DenseCRF:
 
 
 class Bilateral:
-    """q (B, K, N) ↦ Σ_{j≠i} k̃(i, j) qⱼ for features (B, D, N) with k = exp(−|fᵢ − fⱼ|² / 2); differentiable in q."""
+    """q (B, K, N) ↦ Σ_{j≠i} k̃(i, j) qⱼ for features (B, D, N) with k = exp(−|fᵢ − fⱼ|² / 2); differentiable in q.
+
+    The walk sees the nodes in an order in which neighbours are alike: blocks of pixels of other colours have no weight for
+    one another, and a CPU passes over them."""
 
     def __init__(self, features: torch.Tensor):
+        self.order = alike_side_by_side(features).unsqueeze(1)  # (B, 1, N)
+        self.back = self.order.argsort(-1)
+        features = features.gather(2, self.order.expand_as(features))
         self.features, self.bias = features, -0.5 * features.square().sum(1)
         ones = torch.ones_like(features[:, :1])
         _, lse = random_walk(ones, features, ones, 1.0, 1.0, bias=self.bias, return_lse=True)
@@ -90,9 +96,26 @@ class Bilateral:
         self.root = (0.5 * (lse + self.bias)).clamp_min(0).exp().unsqueeze(1)  # (B, 1, N)
 
     def __call__(self, q: torch.Tensor) -> torch.Tensor:
-        scaled = q / self.root
+        scaled = q.gather(2, self.order.expand_as(q)) / self.root
         walked = random_walk(scaled, self.features, scaled, 1.0, 1.0, bias=self.bias)
-        return self.root * walked - scaled / self.root  # k(i, i) = 1 is what j ≠ i leaves out
+        summed = self.root * walked - scaled / self.root  # k(i, i) = 1 is what j ≠ i leaves out
+        return summed.gather(2, self.back.expand_as(q))
+
+
+def alike_side_by_side(features: torch.Tensor) -> torch.Tensor:
+    """An order (B, N) of the nodes of features (B, D, N) in which those side by side are close: that of Morton, by the bits
+    of all channels in turn, the highest first."""
+    depth = 63 // features.shape[1]
+    lowest = features.amin(2, keepdim=True)
+    width = (
+        (features.amax(2, keepdim=True) - lowest).amax(1, keepdim=True).clamp_min(1e-6)
+    )  # one scale for all channels
+    cells = ((features - lowest) / width * (2**depth - 1)).long()
+    code = torch.zeros_like(cells[:, 0])
+    for bit in reversed(range(depth)):
+        for channel in cells.unbind(1):
+            code = 2 * code + (channel >> bit & 1)
+    return code.argsort(-1)
 
 
 class _Smooth:

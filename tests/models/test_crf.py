@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.crf import DenseCRF
+from models.evaluation.crf import Bilateral, DenseCRF, alike_side_by_side
 
 
 def slow_crf(probabilities, picture, iterations, w_b, t_a, t_b, w_s, t_g):
@@ -69,6 +69,21 @@ def test_it_repairs_a_noisy_prediction_along_the_picture_s_edge():
     np.testing.assert_allclose(refined.sum(0), 1, atol=1e-5)
     assert (first.argmax(0).numpy() == truth).mean() < 0.7
     assert (refined.argmax(0).numpy() == truth).mean() > 0.99
+
+
+def test_the_order_of_the_nodes_puts_the_alike_together_and_changes_nothing():
+    """Two images of two kinds of nodes, in turn: the order holds every node once, and the kinds one after the other."""
+    features = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features[:, 2, ::2] += 20
+    order = alike_side_by_side(features)
+    assert torch.equal(order.sort(-1).values, torch.arange(300).expand(2, -1))
+    kind = order % 2
+    assert ((kind[:, 1:] != kind[:, :-1]).sum(1) == 1).all()
+    q = torch.rand(2, 3, 300, dtype=torch.float64)
+    kernel = (-0.5 * torch.cdist(features.mT, features.mT).square()).exp()
+    root = kernel.sum(-1).sqrt()
+    kernel = (kernel - torch.eye(300)) / (root.unsqueeze(-1) * root.unsqueeze(-2))
+    torch.testing.assert_close(Bilateral(features)(q), q @ kernel, rtol=1e-11, atol=1e-12)
 
 
 def test_rows_that_underflow_stay_finite():
