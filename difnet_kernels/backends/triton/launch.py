@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import CHANNELS, NODES
+from .direct import Direct
 from .failures import advice
 
 LOG = logging.getLogger(__name__)
@@ -26,16 +27,19 @@ _told: set[str] = set()  # the binaries whose first launch was logged
 def kernel(function: Callable[..., Any]) -> Any:
     """`triton.jit` for a kernel, which is compiled anew for its constants and for nothing that a caller may vary.
 
-    The rule: constants (`tl.constexpr`) and the alignment of `x_ptr` enter the binary; numbers (sizes, strides) and
+    The rule: constants (`tl.constexpr`), dtypes and the alignment of `x_ptr` enter the binary; numbers (sizes, strides) and
     `given_x_ptr` do not. `given_` are the caller's tensors, which may begin anywhere; all others come from torch's
     allocator and are aligned. The features of Ψ go without `given_`: loads of whole vectors are worth a second binary.
     """
+    constants, parameters = constants_of(function), inspect.signature(function).parameters
     plain = [
         name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if not _is_constant(parameter) and (name.startswith("given_") or not name.endswith("_ptr"))
+        for name in parameters
+        if name not in constants and (name.startswith("given_") or not name.endswith("_ptr"))
     ]
-    return triton.jit(function, do_not_specialize=plain)
+    made, direct = triton.jit(function, do_not_specialize=plain), Direct(parameters, constants)
+    made.direct = direct if isinstance(made, triton.JITFunction) else None  # the interpreter compiles nothing
+    return made
 
 
 def _is_constant(parameter: inspect.Parameter) -> bool:
@@ -50,23 +54,40 @@ def constants_of(function: Callable[..., Any]) -> frozenset[str]:
     )
 
 
-def launch(what: str, kernel: Any, programs: int, *groups: Mapping[str, Any], warps: int = 4, stages: int = 2) -> None:
+def launch(
+    what: str,
+    kernel: Any,
+    programs: int,
+    *groups: Mapping[str, Any],
+    warps: int = 4,
+    stages: int = 2,
+    of: torch.dtype | None = None,
+) -> None:
     """Runs `programs` programs on axis 0, the only grid axis without a limit of 65,535.
 
-    groups: the arguments by name: pointers, sizes, strides, constants. Contraction of a·b - c is off: a fused product
-    would not be rounded like the maximum that is subtracted from it. Raises RuntimeError with the launch row and the
-    case for whatever stops a kernel: its compiler, the C compiler of its launcher, the cache, the driver; and with what to
-    do about it, where that is known (`failures`).
+    groups: the arguments by name: pointers, sizes, strides, constants. of: see `Direct.started`. Contraction of a·b - c is
+    off: a fused product would not be rounded like the maximum that is subtracted from it. Raises RuntimeError with the
+    launch row and the case for whatever stops a kernel: its compiler, the C compiler of its launcher, the cache, the
+    driver; and with what to do about it, where that is known (`failures`).
     """
-    arguments = {name: value for group in groups for name, value in group.items()}
-    began = time.perf_counter()
+    arguments: dict[str, Any] = {}
+    for group in groups:
+        arguments.update(group)
+    direct: Direct | None = getattr(kernel, "direct", None)
+    began = 0.0
     try:
+        case = () if direct is None else direct.started(arguments, programs, warps, stages, of)
+        if case is None:
+            return
+        began = time.perf_counter()
         made = kernel[(programs,)](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+        if direct is not None:
+            direct.keep(case, made)
     except Exception as error:
-        constants, case = _told_of(kernel, arguments)
+        constants, sizes = _told_of(kernel, arguments)
         raise RuntimeError(
             f"the Triton kernel of {what} did not run: {error}\nLaunch row: {warps} warps, {stages} stages, {constants}. "
-            f"Case: {programs} programs, {case}. {advice(error)}"
+            f"Case: {programs} programs, {sizes}. {advice(error)}"
             "Use backend='cpu' or 'reference', or report the case with these lines."
         ) from error
     if LOG.isEnabledFor(logging.DEBUG) and made is not None and made.hash not in _told:
@@ -123,3 +144,8 @@ def on_device(x: Tensor) -> Any:
 def power_of_two(n: int, least: int = 16) -> int:
     """The smallest power of two ≥ n: widths are padded to it."""
     return max(least, 1 << (n - 1).bit_length())
+
+
+def ceil_div(n: int, by: int) -> int:
+    """n / by, rounded up. On the host, where `triton.cdiv` takes as long as a launch."""
+    return -(-n // by)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 # in units of one column tile: entering and leaving a program, refilling the copy pipeline at the next part, adding the
 # parts at the end, and their traffic per part and wave of rows
@@ -28,6 +29,7 @@ class Split:
     all_parts: bool
 
 
+@lru_cache(maxsize=1024)
 def split_columns(batch: int, row_tiles: int, columns: int, processors: int, *, in_registers: bool) -> Split:
     """The plan with the least modelled time. row_tiles, columns: of one image; processors: SMs (0: no card, one part);
     in_registers: one program can add the parts of its rows."""

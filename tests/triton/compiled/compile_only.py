@@ -143,8 +143,9 @@ def _read(binary: Binary) -> Binary:
 
 @contextmanager
 def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
-    """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run."""
-    from difnet_kernels.backends.triton import launch
+    """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run. The keys under
+    which they would be kept have to tell them apart, and every buffer has to be aligned."""
+    from difnet_kernels.backends.triton import direct, launch
     from difnet_kernels.backends.triton.projection import host as projection
     from difnet_kernels.backends.triton.walk import host, host_backward
 
@@ -168,6 +169,12 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
             )
         return made
 
+    keys: dict[tuple[Any, ...], str] = {}
+
+    def told_apart(self: Any, key: Any, made: Any) -> None:
+        """What is kept under one key is one binary."""
+        assert key and keys.setdefault((self, key), made.hash) == made.hash, key
+
     run = triton.JITFunction.run
     card = launch.Card(arch, processors)
     previous = driver._active
@@ -176,6 +183,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     try:
         with (
             mock.patch.object(triton.JITFunction, "run", compile_instead),
+            mock.patch.object(direct.Direct, "keep", told_apart),
             mock.patch.object(host, "card_of", lambda device: card),
             mock.patch.object(host_backward, "card_of", lambda device: card),
             mock.patch.object(projection, "card_of", lambda device: card),

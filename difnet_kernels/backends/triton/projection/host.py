@@ -10,10 +10,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launch import Card, card_of, launch, on_device, power_of_two, strides
+from ..launch import Card, card_of, ceil_div, launch, on_device, power_of_two, strides
 from ..rows import Case, Launch
 from . import rows
 from .backward import (
@@ -102,7 +101,7 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        return triton.cdiv(self.channels, self.chunk) * self.chunk
+        return ceil_div(self.channels, self.chunk) * self.chunk
 
     @property
     def even(self) -> bool:
@@ -138,7 +137,7 @@ class Plan:
 def widest(n: int, m: int) -> int:
     """Cells of the largest of m adaptive windows over n cells: a window starts i·n/m late in its first cell, and the
     latest start is one common divisor before the next cell."""
-    return triton.cdiv(n + m - math.gcd(n, m), m)
+    return ceil_div(n + m - math.gcd(n, m), m)
 
 
 def projection_forward(
@@ -160,7 +159,7 @@ def projection_forward(
     plan = Plan.of(features, weight, peak, mean is not None)
     axes = Axes.of(features, vectors=not plan.narrow)
     tile = plan.row("narrow_forward" if plan.narrow else "forward", axes.last)
-    programs = plan.batch * triton.cdiv(plan.nodes, tile.cols)
+    programs = plan.batch * ceil_div(plan.nodes, tile.cols)
     windows = (widest(n, m) for n, m in zip(plan.grid, plan.pooled, strict=True))
     with on_device(features):
         split = dict(split_ptr=weight, unit_ptr=weight) if plan.narrow else plan.split_weight(weight)
@@ -234,7 +233,7 @@ def _narrow_backward(
     grad, chosen = Axes.of(pointers["given_grad_ptr"]), Axes.of(pointers["position_ptr"])
     out = features if grad_features is None else grad_features
     tile = plan.row("narrow_backward", False)
-    per_image = triton.cdiv(plan.pixels, PAD)
+    per_image = ceil_div(plan.pixels, PAD)
     units = plan.batch * per_image
     ranges, range_units = _ranges(units, 2 * PROGRAMS)
     part = torch.empty((ranges, plan.DP, plan.channels), dtype=torch.float32, device=features.device)
@@ -269,7 +268,7 @@ def _backward(
     grad, chosen = Axes.of(pointers["given_grad_ptr"]), Axes.of(pointers["position_ptr"])
     axes = Axes.of(features, vectors=True)
     split = plan.split_weight(weight)
-    per_image = triton.cdiv(plan.pixels, PAD)
+    per_image = ceil_div(plan.pixels, PAD)
     units = plan.batch * per_image
     block = min(max(1, SCRATCH // (plan.DP * PAD)), max(1, units))
     chunks = plan.columns // plan.chunk
@@ -301,11 +300,11 @@ def _backward(
             tile = plan.row("feature_gradient", out.last)
             tiles = (last - first) * (PAD // tile.cols)
             # programs of few chunks while the block has too few pixels to fill the card
-            group = triton.cdiv(chunks, max(1, PROGRAMS // tiles))
+            group = ceil_div(chunks, max(1, PROGRAMS // tiles))
             launch(
                 "projection_feature_gradient",
                 projection_feature_gradient_kernel,
-                tiles * triton.cdiv(chunks, group),
+                tiles * ceil_div(chunks, group),
                 split | dict(scratch_ptr=scratch, out_ptr=grad_features),
                 plan.image_sizes | channels | dict(first_unit=first, group=group),
                 out.named("o", "c"),
@@ -333,8 +332,8 @@ def _backward(
 
 def _ranges(units: int, most: int) -> tuple[int, int]:
     """(ranges, units per range) of a two-step sum over the units, at most `most` ranges; none is empty."""
-    per_range = max(1, triton.cdiv(units, most))
-    return triton.cdiv(units, per_range), per_range
+    per_range = max(1, ceil_div(units, most))
+    return ceil_div(units, per_range), per_range
 
 
 def _reduce(plan: Plan, part: Tensor, grad_weight: Tensor) -> None:
@@ -342,7 +341,7 @@ def _reduce(plan: Plan, part: Tensor, grad_weight: Tensor) -> None:
     launch(
         "projection_weight_reduce",
         projection_weight_reduce_kernel,
-        triton.cdiv(DP * columns, 64),
+        ceil_div(DP * columns, 64),
         dict(part_ptr=part, out_ptr=grad_weight),
         dict(C=plan.channels, D=plan.embed, ranges=ranges, columns=columns),
         dict(DP=DP, R=32, E=64),

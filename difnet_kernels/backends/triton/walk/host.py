@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import split
 from ..arithmetic import WEIGHT_SHIFT
-from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
+from ..launch import Card, card_of, ceil_div, contiguous_axis, launch, on_device, strides
 from .forward import state_store_kernel, walk_forward_kernel
 from .lse import write_lse
 from .plan import Layout, Walk, plan_walks
@@ -69,7 +68,7 @@ def cascade_forward(
 def most_row_tiles(walks: Sequence[Walk], layout: Layout) -> int:
     """Of all images and chunks, in the walk that has the most, or one for each image of each walk: so many counters are
     needed."""
-    tiles = layout.chunks * max(triton.cdiv(layout.nodes, walk.launch.rows) for walk in walks)
+    tiles = layout.chunks * max(ceil_div(layout.nodes, walk.launch.rows) for walk in walks)
     return layout.batch * max(tiles, len(walks))
 
 
@@ -87,8 +86,8 @@ def walk_forward(
     """Step t: reads hi and lo of `now`, writes those of `after` (other buffers), the fp32 state in place, and walk `kept`
     of walked and row_lse. more: the gates, those two, and the counters, by name."""
     B, N, tiles = layout.batch, layout.nodes, walk.launch
-    columns = triton.cdiv(N, tiles.cols)
-    row_tiles = layout.chunks * triton.cdiv(N, tiles.rows)
+    columns = ceil_div(N, tiles.cols)
+    row_tiles = layout.chunks * ceil_div(N, tiles.rows)
     plan = split.split_columns(B, row_tiles, columns, card.processors, in_registers=tiles.in_registers)
     part, part_peak = now.y, now.y  # not touched when one program has all parts
     if not plan.all_parts:
@@ -110,6 +109,7 @@ def walk_forward(
         dict(ALL_PARTS=plan.all_parts),
         warps=tiles.warps,
         stages=tiles.stages,
+        of=walk.operand,
     )
 
 

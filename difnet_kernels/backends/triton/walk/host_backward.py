@@ -6,14 +6,14 @@ The states are recomputed from seed and walked, and ψ is prepared again. What `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-import triton
 from torch import Tensor
 
 from .. import split
-from ..launch import Card, card_of, contiguous_axis, launch, on_device, strides
+from ..launch import Card, card_of, ceil_div, contiguous_axis, launch, on_device, strides
 from .backward import walk_backward_kernel
 from .gradient import gradient_begin_kernel, gradient_end_kernel, gradient_prepare_kernel
 from .host import most_row_tiles
@@ -80,8 +80,8 @@ def cascade_backward(
 @dataclass(frozen=True)
 class Zeros:
     """What begins at zero, one buffer that the first launch clears. reach [T + 1, B, C, KP]: step t reads the reach of its g
-    in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β; lse_reach [T, B]: the
-    largest |∂L/∂lse|; counters of the row tiles."""
+    in t + 1 and leaves that of the step before in t; gates [T, blocks, 2]: the parts of ∂μ and ∂β; lse_reach [T, B or more]:
+    the largest |∂L/∂lse|; counters of the row tiles."""
 
     all: Tensor
     reach: Tensor
@@ -92,24 +92,33 @@ class Zeros:
     @staticmethod
     def of(walks: Sequence[Walk], layout: Layout, like: Tensor) -> Zeros:
         T, B, C, KP = len(walks), layout.batch, layout.chunks, layout.KP
-        # walks of another column tile have fewer blocks, and zeros in their place; an eighth fits, so that each is aligned
-        blocks = 8 * triton.cdiv(B * layout.n_pad // min(walk.launch.cols for walk in walks), 8)
-        sizes = (T + 1) * B * C * KP, T * blocks * 2, T * B, most_row_tiles(walks, layout)
+        # walks of another column tile have fewer blocks, and zeros in their place; each of all begins where 16 bytes do
+        blocks = 8 * ceil_div(B * layout.n_pad // min(walk.launch.cols for walk in walks), 8)
+        images = 4 * ceil_div(B, 4)
+        sizes = (T + 1) * B * C * KP, T * blocks * 2, T * images, most_row_tiles(walks, layout)
         whole = torch.empty(sum(sizes), dtype=torch.int32, device=like.device)
         reach, gates, lse_reach, counters = whole.split(sizes)
         gates = gates.view(torch.float32).view(T, blocks, 2)
-        return Zeros(whole, reach.view(T + 1, B, C, KP), gates, lse_reach.view(T, B), counters)
+        return Zeros(whole, reach.view(T + 1, B, C, KP), gates, lse_reach.view(T, images), counters)
 
 
 @dataclass(frozen=True)
 class Gradient:
     """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], the scale of every class
-    [B, C, KP], and the zeros of the cascade."""
+    [B, C, KP], the zeros of the cascade, and the memory of the parts."""
 
     g: Tensor
     seed_sum: Tensor
     scale: Tensor
     zeros: Zeros
+    memory: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def part(self, name: str, *shape: int) -> Tensor:
+        """The sums of every part, one memory for all walks whose parts are alike."""
+        key = (name, *shape)
+        if key not in self.memory:
+            self.memory[key] = torch.empty(shape, dtype=torch.float32, device=self.g.device)
+        return self.memory[key]
 
 
 @dataclass(frozen=True)
@@ -163,15 +172,15 @@ class Streamed:
         rows = (lse, level, drop, spread, alone, lse_grad)
         return Streamed(y_hi, y_lo, h_hi, h_lo, empty(layout.batch), unit, *rows)
 
-    @property
+    @cached_property
     def fields(self) -> dict[str, Tensor]:
         return dict(y_hi_ptr=self.y_hi, y_lo_ptr=self.y_lo, h_hi_ptr=self.h_hi, h_lo_ptr=self.h_lo)
 
-    @property
+    @cached_property
     def vectors(self) -> dict[str, Tensor]:
         return dict(level_ptr=self.level, drop_ptr=self.drop, spread_ptr=self.spread)
 
-    @property
+    @cached_property
     def units(self) -> dict[str, Tensor]:
         return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
 
@@ -231,6 +240,7 @@ def prepare_gradient(
         layout.constants | walk.constants | dict(R=R, VALUE_PRODUCTS=walk.value_products),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
+        of=walk.operand,
     )
 
 
@@ -248,17 +258,15 @@ def walk_backward(
     """Step t of B3-B6 and B8: writes the gradients of ψ and bias, turns gradient.g from (1-β) g into ∂L/∂yᵗ and leaves its
     reach."""
     B, N, tiles, chunks = layout.batch, layout.nodes, walk.launch, layout.chunks
-    columns, row_tiles = triton.cdiv(N, tiles.cols), triton.cdiv(N, tiles.rows)
+    columns, row_tiles = ceil_div(N, tiles.cols), ceil_div(N, tiles.rows)
     # no program has several parts: two more accumulators beside its own would not fit the registers
     plan = split.split_columns(B, row_tiles * chunks, columns, card.processors, in_registers=False)
     together = chunks == 1 and not walk.wide
     one_part = plan.parts == 1 and together and tiles.in_registers
 
-    def part(*shape: int, wanted: bool = True) -> Tensor:
+    def part(name: str, *shape: int, wanted: bool = True) -> Tensor:
         """The sums of every part; not touched when there is one."""
-        if one_part or not wanted:
-            return gradient.g
-        return torch.empty((plan.parts, B, *shape), dtype=torch.float32, device=gradient.g.device)
+        return gradient.g if one_part or not wanted else gradient.part(name, plan.parts, B, *shape)
 
     n_pad = layout.n_pad
     want_psi = wanted.of_psi
@@ -272,9 +280,10 @@ def walk_backward(
     pointers |= dict(reach_ptr=gradient.zeros.reach[t], given_grad_ptr=given, given_grad_psi_ptr=grad_psi)
     pointers |= dict(lse_grad_ptr=streamed.lse_grad, given_grad_bias_ptr=grad_bias)
     pointers |= dict(
-        part_psi_ptr=part(n_pad, walk.width, wanted=want_psi), part_against_ptr=part(n_pad, wanted=want_psi)
+        part_psi_ptr=part("psi", n_pad, walk.width, wanted=want_psi),
+        part_against_ptr=part("against", n_pad, wanted=want_psi),
     )
-    pointers |= dict(part_moved_ptr=part(chunks, n_pad, layout.KP), part_own_ptr=part(n_pad))
+    pointers |= dict(part_moved_ptr=part("moved", chunks, n_pad, layout.KP), part_own_ptr=part("own", n_pad))
     pointers |= dict(counter_ptr=gradient.zeros.counters)
     sizes = (
         layout.sizes
@@ -301,6 +310,7 @@ def walk_backward(
             constants | dict(I=tiles.rows, J=tiles.cols, WANT_PSI=want_psi, WANT_MOVED=want_moved),
             warps=tiles.warps,
             stages=tiles.stages,
+            of=walk.operand,
         )
 
     if together:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import triton
 from torch import Tensor
 
-from ..launch import Card, power_of_two
+from ..launch import Card, ceil_div, power_of_two
 from ..rows import Case, Launch
 from . import rows
 
@@ -27,20 +27,20 @@ class Layout:
     PAD: int
     units: int
 
-    @property
+    @cached_property
     def n_pad(self) -> int:
         return self.PAD * self.units
 
-    @property
+    @cached_property
     def block(self) -> int:
         """Rows per program of the elementwise kernels: fewer for wide tiles, which live in registers."""
         return min(self.PAD, 64 if self.KP <= 32 else 32)
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         return dict(N=self.nodes, K=self.classes, KC=self.KC, pad_units=self.units, chunks=self.chunks)
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, int]:
         return dict(KP=self.KP, PAD=self.PAD)
 
@@ -48,7 +48,7 @@ class Layout:
     def of(seed: Tensor, pad: int) -> Layout:
         batch, classes, nodes = seed.shape
         chunks, KC, KP = class_chunks(classes)
-        return Layout(batch, classes, nodes, chunks, KC, KP, pad, triton.cdiv(nodes, pad))
+        return Layout(batch, classes, nodes, chunks, KC, KP, pad, ceil_div(nodes, pad))
 
     def columns(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.empty((self.batch, self.chunks, self.n_pad, self.KP), dtype=dtype, device=like.device)
@@ -65,16 +65,16 @@ FULL = 128  # columns of a chunk of classes, at most
 def class_chunks(classes: int) -> tuple[int, int, int]:
     """(chunks, classes per chunk, columns per chunk with the spare one): chunks of up to 128 columns. Every chunk computes
     the logits again, so few large ones."""
-    chunks = triton.cdiv(classes, FULL - 1)
-    per_chunk = triton.cdiv(classes, chunks)
+    chunks = ceil_div(classes, FULL - 1)
+    per_chunk = ceil_div(classes, chunks)
     return chunks, per_chunk, power_of_two(per_chunk + 1)
 
 
 def reduction_blocks(nodes: int) -> tuple[int, int]:
     """(blocks, nodes per block) of a two-step reduction. Depends on the nodes alone: an image gives the same bits in
     any batch."""
-    per_block = max(64, triton.cdiv(nodes, 64 * 64) * 64)
-    return triton.cdiv(nodes, per_block), per_block
+    per_block = max(64, ceil_div(nodes, 64 * 64) * 64)
+    return ceil_div(nodes, per_block), per_block
 
 
 @dataclass(frozen=True)
@@ -91,26 +91,29 @@ class Walk:
     value_products: int
     launch: Launch
 
-    @property
+    @cached_property
     def slices(self) -> int:
-        return triton.cdiv(self.embed, self.DP)
+        return ceil_div(self.embed, self.DP)
 
-    @property
+    @cached_property
     def width(self) -> int:
         return self.slices * self.DP
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
-        return dict(slices=self.slices, depths=triton.cdiv(self.embed, DEPTH))
+        return dict(slices=self.slices, depths=ceil_div(self.embed, DEPTH))
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, int]:
         return dict(DP=self.DP, WIDE=self.wide, DEPTH=DEPTH, LOGIT_PRODUCTS=self.logit_products)
 
 
 def plan_walks(direction: str, psi: Sequence[Tensor], seed: Tensor, precision: str, card: Card) -> list[Walk]:
+    """One plan for all walks of one width and dtype."""
     KP = class_chunks(seed.shape[1])[2]
-    return [plan_walk(direction, p, seed, KP, precision, card) for p in psi]
+    kinds = {(p.shape[1], p.dtype): p for p in psi}
+    plans = {kind: plan_walk(direction, p, seed, KP, precision, card) for kind, p in kinds.items()}
+    return [plans[p.shape[1], p.dtype] for p in psi]
 
 
 def plan_walk(direction: str, psi: Tensor, seed: Tensor, KP: int, precision: str, card: Card) -> Walk:

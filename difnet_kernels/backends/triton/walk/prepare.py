@@ -49,7 +49,7 @@ def one_of(pointers, walk, WALKS: tl.constexpr):
 @kernel
 def psi_statistics_kernel(
     # pointers
-    given_psi_ptr,
+    given_psi_ptrs,
     partial_ptr,
     centre_ptr,
     factor_ptr,
@@ -83,7 +83,7 @@ def psi_statistics_kernel(
     begin = block * block_nodes
     end = tl.minimum(begin + block_nodes, N)
     d = (program % slices) * DP + tl.arange(0, DP)
-    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
+    psi_ptr = one_of(given_psi_ptrs, image // batch, WALKS)
     total = tl.zeros([DP], tl.float32)
     low = tl.full([DP], float("inf"), tl.float32)
     high = tl.full([DP], float("-inf"), tl.float32)
@@ -154,8 +154,8 @@ def centre_of(partial_ptr, N, blocks, block_nodes, width, d, DP: tl.constexpr):
 @kernel
 def psi_prepare_kernel(
     # pointers
-    given_psi_ptr,
-    given_bias_ptr,
+    given_psi_ptrs,
+    given_bias_ptrs,
     centre_ptr,
     factor_ptr,
     hi_ptr,
@@ -199,7 +199,7 @@ def psi_prepare_kernel(
     n = (program % row_blocks) * R + tl.arange(0, R)
     width = slices * DP
     to_row = image * n_pad + n
-    psi_ptr = one_of(given_psi_ptr, image // batch, WALKS)
+    psi_ptr = one_of(given_psi_ptrs, image // batch, WALKS)
     if CENTRED:
         sigma = tl.load(factor_ptr + image * 4)
         kappa = tl.load(factor_ptr + image * 4 + 3)
@@ -228,7 +228,7 @@ def psi_prepare_kernel(
     bias *= sigma * kappa
     own *= sigma
     if HAS_BIAS:
-        bias_of_walk = one_of(given_bias_ptr, image // batch, WALKS)
+        bias_of_walk = one_of(given_bias_ptrs, image // batch, WALKS)
         given = tl.load(bias_of_walk + (image % batch) * given_b + n * given_n, mask=n < N, other=0.0)
         bias += LOG2E * given.to(tl.float32)  # (W1b)
     floor = own + bias - (own + tl.abs(bias)) * 0.0001220703125 - 1.0 - SHIFT
@@ -311,7 +311,7 @@ def prepare_psi(
     out = PreparedPsi(hi, lo, empty(layout.n_pad), empty(layout.n_pad), empty(walk.width), empty(4))
     R = min(32, layout.PAD)
     warps = 8 if walk.DP > 64 else 4
-    common = dict(given_psi_ptr=tuple(psi), centre_ptr=out.centre, factor_ptr=out.factor, WALKS=T)
+    common = dict(given_psi_ptrs=tuple(psi), centre_ptr=out.centre, factor_ptr=out.factor, WALKS=T)
     common |= dict(N=N, D=D, slices=walk.slices, batch=B, DP=walk.DP, R=R, AXIS=contiguous_axis(first))
     common |= strides("psi", "bdn", first)
     if walk.centred:
@@ -324,16 +324,17 @@ def prepare_psi(
             common | dict(partial_ptr=partial, counter_ptr=counters, blocks=blocks, block_nodes=block_nodes),
             warps=warps,
         )
-    given = tuple(p if b is None else b for p, b in zip(psi, bias, strict=True))
+    given = tuple(b for b in bias if b is not None) or (first,)  # all walks have one, or none; not touched then
     launch(
         "psi preparation",
         psi_prepare_kernel,
         T * B * (layout.n_pad // R),
-        common | dict(given_bias_ptr=given, pad_units=layout.units),
+        common | dict(given_bias_ptrs=given, pad_units=layout.units),
         dict(hi_ptr=out.hi, lo_ptr=out.lo, bias_ptr=out.bias, floor_ptr=out.floor),
         dict(given_b=0, given_n=0) if bias[0] is None else strides("given", "bn", bias[0]),
         dict(HAS_BIAS=bias[0] is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
         dict(LOGIT_PRODUCTS=walk.logit_products),
         warps=warps,
     )
-    return [PreparedPsi(*(getattr(out, field.name)[t] for field in fields(out))) for t in range(T)]
+    each = zip(*(getattr(out, field.name).unbind() for field in fields(out)), strict=True)
+    return [PreparedPsi(*of_walk) for of_walk in each]
