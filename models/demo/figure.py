@@ -34,6 +34,8 @@ class Panels:
     watched: Sequence[tuple[int, int]]  # (row, column) of each watched node
     rows_of_P: np.ndarray  # (T, M, rows, columns)
     segmentation: np.ndarray  # (H, W)
+    steady: np.ndarray  # (H, W), of the first walk repeated for ever
+    steady_mu: float
     other: np.ndarray  # (H, W), the comparison
     other_name: str
 
@@ -94,24 +96,26 @@ def mark(axes: Axes, node: tuple[int, int], panels: Panels, name: str = "") -> N
 
 
 def draw(panels: Panels) -> Figure:
-    """Lays the panels out on a square: three large ones above, then one column for the seed and one for each walk."""
+    """Lays the panels out: four large ones above, then one column for the seed and one for each walk."""
     photo, scales = panels.photo, panels.scales
     colours = np.array([to_rgb(region.colour) for region in panels.regions])
     walks, watched = len(scales), len(panels.watched)
-    figure = Figure(figsize=(14, 14.9), dpi=92, facecolor="white")
+    figure = Figure(figsize=(14, 13.75), dpi=92, facecolor="white")
     layout = figure.add_gridspec(
-        2, 1, height_ratios=(2, watched + 1.1), hspace=0.165, left=0.03, right=0.992, top=0.972, bottom=0.008
+        2, 1, height_ratios=(1.5, watched + 1.1), hspace=0.185, left=0.03, right=0.992, top=0.97, bottom=0.008
     )
-    (top,) = layout[0].subgridspec(1, 3, wspace=0.035).subplots(squeeze=False)
+    (top,) = layout[0].subgridspec(1, 4, wspace=0.035).subplots(squeeze=False)
     grid = layout[1].subgridspec(watched + 1, walks + 1, wspace=0.05, hspace=0.05).subplots(squeeze=False)
 
     show(top[0], photo, photo, "a few scribbles", 16)
     draw_scribbles(top[0], panels.regions)
     show(top[1], outlined(photo, panels.segmentation, colours), photo, f"after {walks} walks", 16)
-    show(top[2], outlined(photo, panels.other, colours), photo, panels.other_name, 16)
+    steady = f"walk 1 for ever (Eq. 2, $\\mu$ = {panels.steady_mu:g})"
+    show(top[2], outlined(photo, panels.steady, colours), photo, steady, 16)
+    show(top[3], outlined(photo, panels.other, colours), photo, panels.other_name, 16)
     handles = [Patch(color=region.colour, label=region.name) for region in panels.regions]
     figure.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.51, 0.679), ncol=len(handles), frameon=False,
+        handles=handles, loc="upper center", bbox_to_anchor=(0.51, 0.722), ncol=len(handles), frameon=False,
         fontsize=13, labelcolor=INK, handlelength=1.1, handleheight=1.1, columnspacing=1.8,
     )  # fmt: skip
 
