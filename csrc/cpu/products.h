@@ -21,6 +21,11 @@ struct Factors {
   static DIFNET_MEMBER V multiply_add(V sum, V x, V y) {
     return sum + x * y;
   }
+  // Number `which` of each lane.
+  template <typename V>
+  static DIFNET_MEMBER V number(V x, int) {
+    return x;
+  }
   // Factors of the numbers that stand in the same lane.
   static DIFNET_MEMBER Vec<Factor> of_lanes(const Vec<Factor> (&numbers)[kPerFactor]) { return numbers[0]; }
   // Factors of the numbers of neighbouring lanes, of kNR numbers in two registers.

@@ -23,6 +23,9 @@ struct Factors<Bf16Pair> {
     return (Vec<float, 32>)_mm256_dpbf16_ps((__m256)sum, (__m256bh)x, (__m256bh)y);
   }
 
+  static DIFNET_MEMBER Vec<float> number(Vec<Bf16Pair> x, int which) {
+    return which == 0 ? Vec<float>(x << 16) : Vec<float>(x & 0xffff0000u);
+  }
   static DIFNET_MEMBER Vec<Bf16Pair> of_lanes(const Vec<float> (&numbers)[2]) {
     const __m512i one_after_the_other = neighbours(numbers);
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,

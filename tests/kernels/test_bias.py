@@ -45,6 +45,14 @@ BIASES: dict[str, Callable[[Tensor], Tensor]] = {
     "holes": _holes,
     # beyond the integers that kernels may add to exponents
     "far": lambda psi: -1e5 + 2 * normal(10, psi.shape[0], *psi.shape[2:], dtype=torch.float64),
+    # a few columns that outweigh any distance
+    "lifted": lambda psi: (
+        600.0
+        * (torch.arange(psi[0, 0].numel(), device=psi.device) < 3)
+        .double()
+        .expand(psi.shape[0], -1)
+        .reshape(psi.shape[0], *psi.shape[2:])
+    ),
     # along the nodes: a maximum that starts at the node itself has to follow
     "rising": lambda psi: (
         torch.linspace(-80, 80, psi[0, 0].numel(), dtype=torch.float64, device=psi.device)

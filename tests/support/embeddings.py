@@ -106,6 +106,17 @@ def clusters(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -
     return _nodes_to_grid(mine + 0.5 * _normal(chance, batch, embed, nodes) / embed**0.5, grid)
 
 
+def arc(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
+    """Along half a circle, 0.1 from node to node: weights fade with the distance, and tiles are near, far and between."""
+    nodes = math.prod(grid)
+    radius = max(0.1 * nodes / 3, 1.0)
+    angle = 0.1 / radius * torch.arange(nodes, dtype=torch.float64)
+    x = 0.02 * _normal(chance, batch, embed, nodes)
+    x[:, 0] += radius * angle.cos()
+    x[:, -1] += radius * angle.sin()
+    return _nodes_to_grid(x, grid)
+
+
 def opposed(chance: Generator, batch: int, embed: int, grid: tuple[int, ...]) -> Tensor:
     """Even and odd nodes point away from each other with norm² 1.6e5: half of the logits are below -1e5."""
     nodes = math.prod(grid)
@@ -134,6 +145,7 @@ REGIMES: dict[str, Fill] = {
         outlier,
         offset,
         clusters,
+        arc,
         opposed,
         zero,
     )

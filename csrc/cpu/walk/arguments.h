@@ -77,11 +77,11 @@ int64_t heaviest(const Real* bias, int64_t nodes) {
   return found;
 }
 
-// What both directions read of image `image`; tile_bias is the workspace of its bias.
+// What both directions read of image `image`; tile_bias and boxes are workspace.
 template <typename Real>
 WalkInputs<Real> walk_inputs(const WalkSizes& size, const Tensor& state, const Tensor& seed, const Tensor& psi,
                              const std::optional<Tensor>& bias, const Tensor& mu, const Tensor& beta, int64_t t,
-                             int64_t image, TileBias<Real>* tile_bias) {
+                             int64_t image, TileBias<Real>* tile_bias, Real* boxes) {
   const Real* of_image = of_nodes<Real>(bias, image);
   return {size,
           field(state, image),
@@ -91,7 +91,8 @@ WalkInputs<Real> walk_inputs(const WalkSizes& size, const Tensor& state, const T
           heaviest(of_image, size.nodes),
           static_cast<const Real*>(mu.const_data_ptr())[t],
           static_cast<const Real*>(beta.const_data_ptr())[t],
-          tile_bias};
+          tile_bias,
+          boxes};
 }
 
 // dL/dmu and dL/dbeta of walk t: every tile leaves its share, and the sum has one order, whoever made them.

@@ -40,6 +40,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   const int64_t off_diagonal = work.reserve(images * padded);
   const int64_t of_bias = bias.has_value() ? tiles * int64_t(sizeof(TileBias<Real>) / sizeof(Real)) : 0,
                 tile_bias = work.reserve(images * of_bias);
+  const int64_t of_boxes = tiles * (2 * size.embed_factors * kernels.per_factor + 1),
+                boxes = work.reserve(images * of_boxes);
   const int64_t summed = grad_bias.has_value() ? padded : 0, row_sums = work.reserve(images * summed);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers();
@@ -57,30 +59,31 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   GateGradients<Real> grad_gates(grad_mu, grad_beta, t, images, tiles);
   std::vector<WalkBackward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
-                                       work.template at<TileBias<Real>>(tile_bias + b * of_bias)),
-                     field(grad_next, b),
-                     grad_psi.has_value() ? field(*grad_psi, b) : Field{},
-                     static_cast<const Real*>(walked.const_data_ptr()) + b * N * K,
-                     static_cast<const Real*>(row_lse.const_data_ptr()) + b * N,
-                     of_nodes<Real>(grad_row_lse, b),
-                     static_cast<Real*>(grad_state.mutable_data_ptr()) + b * N * K,
-                     static_cast<Real*>(grad_seed.mutable_data_ptr()) + b * N * K,
-                     of_nodes<Real>(grad_bias, b),
-                     grad_gates.of_image(b),
-                     work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
-                     work.template at<Factor>(psi_channel_panels + b * psi_size),
-                     work.template at<Factor>(h_channel_panels + b * h_size),
-                     work.at(state_node_panels + b * padded * K),
-                     work.at(h_node_panels + b * padded * K),
-                     work.at(delta + b * padded),
-                     work.template at<Shifts<Real>>(shifts + b * 3 * padded),
-                     work.at(psi_sums + b * padded * embed_stored),
-                     work.at(state_sums + b * padded * size.state_stored),
-                     work.at(off_diagonal + b * padded),
-                     work.at(row_sums + b * summed),
-                     flags.get() + b * tiles,
-                     flags.get() + (images + b) * tiles});
+    walks.push_back(
+        {walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
+                           work.template at<TileBias<Real>>(tile_bias + b * of_bias), work.at(boxes + b * of_boxes)),
+         field(grad_next, b),
+         grad_psi.has_value() ? field(*grad_psi, b) : Field{},
+         static_cast<const Real*>(walked.const_data_ptr()) + b * N * K,
+         static_cast<const Real*>(row_lse.const_data_ptr()) + b * N,
+         of_nodes<Real>(grad_row_lse, b),
+         static_cast<Real*>(grad_state.mutable_data_ptr()) + b * N * K,
+         static_cast<Real*>(grad_seed.mutable_data_ptr()) + b * N * K,
+         of_nodes<Real>(grad_bias, b),
+         grad_gates.of_image(b),
+         work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
+         work.template at<Factor>(psi_channel_panels + b * psi_size),
+         work.template at<Factor>(h_channel_panels + b * h_size),
+         work.at(state_node_panels + b * padded * K),
+         work.at(h_node_panels + b * padded * K),
+         work.at(delta + b * padded),
+         work.template at<Shifts<Real>>(shifts + b * 3 * padded),
+         work.at(psi_sums + b * padded * embed_stored),
+         work.at(state_sums + b * padded * size.state_stored),
+         work.at(off_diagonal + b * padded),
+         work.at(row_sums + b * summed),
+         flags.get() + b * tiles,
+         flags.get() + (images + b) * tiles});
   tournament.play(walks.data(), kernels.backward, scratch.data());
   grad_gates.write();
 }

@@ -200,6 +200,10 @@ template <typename Real, typename Factor>
 void walk_backward_multiply(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b,
                             WalkBackwardScratch<Real>& scratch) {
   constexpr int per_factor = kPerFactor<Factor>;
+  if (far_apart<per_factor>(walk, a, b)) {
+    scratch.written[0] = scratch.written[1] = 0;
+    return;
+  }
   const int64_t psi = kTile * walk.size.embed_stored / per_factor, h = kTile * walk.size.state_stored / per_factor;
   const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
   const Factor *psi_a = walk.psi_channel_panels + a * psi, *psi_b = walk.psi_channel_panels + b * psi;
@@ -294,6 +298,7 @@ void walk_backward_prologue(const WalkBackward<Real, Factor>& walk, int64_t tile
   const Real bound =
       has_bias ? squared_norms(psi_node_panels, walk.size.embed_factors, squares) : largest_lane(largest);
   walk.in_range[tile] = logits_finite && range.in_range && bound <= kInRange;
+  set_box(walk, tile, psi_node_panels, bound);
   for (int64_t x = 0; wants_psi(walk) && x < kTile * embed; ++x) walk.psi_sums[first * embed + x] = 0;
   for (int64_t x = 0; x < kTile * stored; ++x) walk.state_sums[first * stored + x] = 0;
 }

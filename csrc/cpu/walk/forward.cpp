@@ -28,6 +28,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
   const int64_t shifts = work.reserve(images * 3 * padded);
   const int64_t of_bias = bias.has_value() ? tiles * int64_t(sizeof(TileBias<Real>) / sizeof(Real)) : 0,
                 tile_bias = work.reserve(images * of_bias);
+  const int64_t of_boxes = tiles * (2 * size.embed_factors * kernels.per_factor + 1),
+                boxes = work.reserve(images * of_boxes);
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
   const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);
@@ -39,15 +41,15 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
       scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
-    walks.push_back({walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
-                                       work.template at<TileBias<Real>>(tile_bias + b * of_bias)),
-                     field(next_state, b), static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
-                     static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
-                     work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
-                     work.template at<Factor>(state_channel_panels + b * states),
-                     work.at(sums + b * padded * size.state_stored),
-                     work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
-                     flags.get() + (images + b) * tiles});
+    walks.push_back(
+        {walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
+                           work.template at<TileBias<Real>>(tile_bias + b * of_bias), work.at(boxes + b * of_boxes)),
+         field(next_state, b), static_cast<Real*>(walked.mutable_data_ptr()) + b * N * K,
+         static_cast<Real*>(row_lse.mutable_data_ptr()) + b * N,
+         work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
+         work.template at<Factor>(state_channel_panels + b * states), work.at(sums + b * padded * size.state_stored),
+         work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
+         flags.get() + (images + b) * tiles});
   tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/walk/bias.h"
+#include "cpu/walk/far.h"
 #include "cpu/walk/gates.h"
 #include "cpu/walk/logits.h"
 
@@ -139,6 +140,11 @@ DIFNET_INLINE bool weigh_and_raise(const WalkForward<Real, Factor>& walk, int64_
 template <typename Real, typename Factor>
 void walk_forward_multiply(const WalkForward<Real, Factor>& walk, int64_t a, int64_t b,
                            WalkForwardScratch<Real>& scratch) {
+  if (far_apart<kPerFactor<Factor>>(walk, a, b)) {
+    scratch.raised = false;
+    scratch.written[0] = scratch.written[1] = 0;
+    return;
+  }
   const int64_t states = kTile * walk.size.state_stored / kPerFactor<Factor>, columns = walk.size.state_columns;
   const Factor* state = walk.state_channel_panels;
   Shifts<Real>&rows_a = scratch.rows[0], &rows_b = scratch.rows[a == b ? 0 : 1];
@@ -181,7 +187,9 @@ void walk_forward_prologue(const WalkForward<Real, Factor>& walk, int64_t tile) 
   for (int n = 0; n < nodes; ++n) narrow(Real(1), numbers(states)[in_channel_panels<Factor>(n, K)]);
   for (int64_t x = 0; x < kTile * stored; ++x) walk.sums[first * stored + x] = 0;
   V starts[kTile / W];
-  walk.in_range[tile] = squared_norms(lanes, D, starts) <= kInRange && psi_finite;
+  const Real squared_norm = squared_norms(lanes, D, starts);
+  walk.in_range[tile] = squared_norm <= kInRange && psi_finite;
+  set_box(walk, tile, lanes, squared_norm);
   if (walk.bias == nullptr) {
     for (int n = 0; n < kTile; n += W) set_shifts(walk.shifts[tile], n, starts[n / W], V{});
     return;

@@ -45,7 +45,9 @@ struct WalkInputs {
   const Real* bias;  // [N], or null
   int64_t heaviest;  // the node of the largest bias; -1 where there is none
   Real mu, beta;
-  TileBias<Real>* tile_bias;  // workspace, per tile
+  // workspace, per tile
+  TileBias<Real>* tile_bias;
+  Real* boxes;  // far.h
 };
 
 // Factor is what is multiplied: Real, or a pair of bf16 numbers. Panels are drawn in layouts.h.
