@@ -31,12 +31,19 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
   const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);
+  const WalkUnit<WalkForwardScratch<Real>>& unit = kernels.forward.unit;
+  const int64_t unit_of_tile = unit.of_tile != nullptr ? unit.of_tile(size, false) : 0;
+  const int64_t unit_of_worker = unit.of_worker != nullptr ? unit.of_worker(size) : 0;
+  const int64_t unit_of_tiles = work.reserve(images * tiles * unit_of_tile);
+  const int64_t unit_of_workers = work.reserve(workers * unit_of_worker);
   work.allocate(walked);
   const std::unique_ptr<bool[]> flags(new bool[2 * images * tiles]);
   std::vector<WalkForwardScratch<Real>> scratch(workers);
-  for (int64_t worker = 0; worker < workers; ++worker)
+  for (int64_t worker = 0; worker < workers; ++worker) {
     for (int64_t side = 0; side < 2; ++side)
       scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
+    scratch[worker].unit = work.at(unit_of_workers + worker * unit_of_worker);
+  }
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
     walks.push_back({walk_inputs<Real>(size, state, seed, psi, bias, mu, beta, t, b,
@@ -47,7 +54,7 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
                      work.template at<Factor>(state_channel_panels + b * states),
                      work.at(sums + b * padded * size.state_stored),
                      work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
-                     flags.get() + (images + b) * tiles});
+                     flags.get() + (images + b) * tiles, work.at(unit_of_tiles + b * tiles * unit_of_tile)});
   tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 

@@ -16,6 +16,10 @@ namespace difnet::cpu {
   namespace NAME {                                     \
   extern const WalkKernels<float, Bf16Pair> kWalkBf16; \
   }
+#define DIFNET_WALK_UNIT(NAME)            \
+  namespace NAME {                        \
+  extern const WalkUnitKernels kWalkUnit; \
+  }
 #include "isa_built.def"
 
 template <typename Real>
@@ -45,12 +49,32 @@ inline const WalkKernels<float, Bf16Pair>* bf16_walk_kernels() {
   return chosen;
 }
 
+// null where no set in use has a matrix unit
+inline const WalkUnitKernels* unit_walk_kernels() {
+  static const WalkUnitKernels* const chosen = [] {
+    const WalkUnitKernels* tables[int(Isa::kCount)] = {};
+#define DIFNET_WALK_UNIT(NAME) tables[int(Isa::k_##NAME)] = &NAME::kWalkUnit;
+#include "isa_built.def"
+    return in_use(tables);
+  }();
+  return chosen;
+}
+
+// Walks on fewer nodes stay with the vector kernels. Not measured: no machine with a matrix unit was at hand. The model,
+// which is for tests alone, takes them all.
+inline constexpr int64_t kUnitFromNodes = 256;
+
 // body(kernels) with those that fit the fields: the accumulation dtype decides, and bf16 fields go in pairs.
 template <typename Body>
 void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, Body body) {
-  const bool bf16 = seed.scalar_type() == ScalarType::BFloat16 && psi.scalar_type() == ScalarType::BFloat16;
+  const auto both = [&](ScalarType type) { return seed.scalar_type() == type && psi.scalar_type() == type; };
+  const bool bf16 = both(ScalarType::BFloat16);
+  const WalkUnitKernels* unit = unit_walk_kernels();
+  if (unit != nullptr && !unit->model && psi.size(2) < kUnitFromNodes) unit = nullptr;
   if (walked.scalar_type() == ScalarType::Double)
     body(walk_kernels<double>());
+  else if (unit != nullptr)
+    body(bf16 ? unit->bf16 : both(ScalarType::Half) ? unit->fp16 : unit->high);
   else if (const auto* pairs = bf16 ? bf16_walk_kernels() : nullptr)
     body(*pairs);
   else
