@@ -10,6 +10,8 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
   m.def("instruction_set() -> str");
   m.def("instruction_sets(bool runnable) -> str[]");
+  m.def("matrix_unit_multiply(str instruction_set, Tensor(a!) sums, Tensor a, Tensor b) -> ()");
+  m.def("matrix_unit_counts(str instruction_set) -> int[]");
   m.def(
       "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor? bias, Tensor mu, Tensor beta, int t, "
       "Tensor(a!) next_state, Tensor(b!) walked, Tensor(c!) row_lse) -> ()");

@@ -60,6 +60,17 @@ inline const WalkUnitKernels* unit_walk_kernels() {
   return chosen;
 }
 
+// Those of a set by its name, in use or not; null where it has none, or does not run here.
+inline const WalkUnitKernels* unit_walk_kernels(const std::string& name) {
+  for (const std::string& runs : isa_names(true)) {
+    if (runs != name) continue;
+#define DIFNET_WALK_UNIT(NAME) \
+  if (name == #NAME) return &NAME::kWalkUnit;
+#include "isa_built.def"
+  }
+  return nullptr;
+}
+
 // Walks on fewer nodes stay with the vector kernels. Not measured: no machine with a matrix unit was at hand. The model,
 // which is for tests alone, takes them all.
 inline constexpr int64_t kUnitFromNodes = 256;
