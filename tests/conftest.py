@@ -23,6 +23,7 @@ import torch
 
 from difnet_kernels.backends import BACKENDS, cpu
 from difnet_kernels.backends.native import instruction_sets
+from tests.aarch64 import backend as aarch64
 from tests.cuda import host_backend
 from tests.support.capability import device_of, takes
 from tests.support.cases import DTYPES
@@ -59,6 +60,8 @@ def _chosen(config: pytest.Config) -> list[str]:
     chosen = named.split(",")
     if host_backend.NAME in chosen:  # a backend of the tests alone
         BACKENDS.setdefault(host_backend.NAME, host_backend.BACKEND)
+    if aarch64.NAME in chosen:
+        BACKENDS.setdefault(aarch64.NAME, aarch64.BACKEND)
     for name in chosen:
         reason = BACKENDS[name].unusable() if name in BACKENDS else f"not one of {tuple(BACKENDS)}"
         if reason is not None:
