@@ -46,21 +46,21 @@ std::vector<int64_t> matrix_unit_counts(std::string instruction_set) {
 }
 
 void checked_walk_forward(Tensor state, Tensor seed, Tensor psi, std::optional<Tensor> bias, Tensor mu, Tensor beta,
-                          int64_t t, Tensor next_state, Tensor walked, Tensor row_lse) {
+                          int64_t t, Tensor next_state, Tensor walked, Tensor row_lse, bool high) {
   check_walk(state, seed, psi, bias, mu, beta, t, walked, row_lse);
   check_walk_forward(next_state, seed);
-  walk_forward(state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse);
+  walk_forward(state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse, high);
 }
 
 void checked_walk_backward(Tensor grad_next, std::optional<Tensor> grad_row_lse, Tensor state, Tensor seed, Tensor psi,
                            std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t, Tensor walked, Tensor row_lse,
                            Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi,
-                           std::optional<Tensor> grad_bias, Tensor grad_mu, Tensor grad_beta) {
+                           std::optional<Tensor> grad_bias, Tensor grad_mu, Tensor grad_beta, bool high) {
   check_walk(state, seed, psi, bias, mu, beta, t, walked, row_lse);
   check_walk_backward(grad_next, grad_row_lse, seed, psi, bias, mu, walked, grad_state, grad_seed, grad_psi, grad_bias,
                       grad_mu, grad_beta);
   walk_backward(grad_next, grad_row_lse, state, seed, psi, bias, mu, beta, t, walked, row_lse, grad_state, grad_seed,
-                grad_psi, grad_bias, grad_mu, grad_beta);
+                grad_psi, grad_bias, grad_mu, grad_beta, high);
 }
 
 void checked_projection_forward(Tensor features, Tensor weight, std::optional<Tensor> slope, Tensor peak,

@@ -131,14 +131,14 @@ def call(name: str, t: int, tensors: Sequence[Tensor | None]) -> None:
 
 
 def walk_forward(state: Tensor, seed: Tensor, psi: Tensor, bias: Tensor | None, mu: Tensor, beta: Tensor, t: int,
-                 *results: Tensor) -> None:  # fmt: skip
-    call("walk_forward", t, (state, seed, psi, bias, mu, beta, *results))
+                 next_state: Tensor, walked: Tensor, row_lse: Tensor, precision: str) -> None:  # fmt: skip
+    call("walk_forward", t, (state, seed, psi, bias, mu, beta, next_state, walked, row_lse))
 
 
-def walk_backward(*arguments: Tensor | int | None) -> None:
+def walk_backward(*arguments: Tensor | int | str | None) -> None:
     t = arguments[8]
     assert isinstance(t, int)
-    call("walk_backward", t, (*arguments[:8], *arguments[9:]))  # type: ignore[arg-type]
+    call("walk_backward", t, (*arguments[:8], *arguments[9:-1]))  # type: ignore[arg-type]
 
 
 def projection_forward(features: Tensor, weight: Tensor, slope: Tensor | None, *, peak: Tensor, position: Tensor,

@@ -51,10 +51,10 @@ Argument read_argument(std::FILE* file, int64_t type) {
 void call(const std::string& name, int64_t t, const std::vector<Argument>& x) {
   using namespace difnet::cpu;
   if (name == "walk_forward")
-    walk_forward(x[0], x[1], x[2], x[3], x[4], x[5], t, x[6], x[7], x[8]);
+    walk_forward(x[0], x[1], x[2], x[3], x[4], x[5], t, x[6], x[7], x[8], true);
   else if (name == "walk_backward")
     walk_backward(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], t, x[8], x[9], x[10], x[11], x[12], x[13], x[14],
-                  x[15]);
+                  x[15], true);
   else if (name == "project_pool_forward")
     projection_forward(x[0], x[1], x[2], x[3], x[4], x[5], x[6]);
   else

@@ -96,8 +96,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
 void walk_backward(Tensor grad_next, std::optional<Tensor> grad_row_lse, Tensor state, Tensor seed, Tensor psi,
                    std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t, Tensor walked, Tensor row_lse,
                    Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi, std::optional<Tensor> grad_bias,
-                   Tensor grad_mu, Tensor grad_beta) {
-  with_walks(walked, seed, psi, [&](const auto& kernels) {
+                   Tensor grad_mu, Tensor grad_beta, bool high) {
+  with_walks(walked, seed, psi, high, [&](const auto& kernels) {
     run(kernels, grad_next, grad_row_lse, state, seed, psi, bias, mu, beta, t, walked, row_lse, grad_state, grad_seed,
         grad_psi, grad_bias, grad_mu, grad_beta);
   });

@@ -59,8 +59,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
 }
 
 void walk_forward(Tensor state, Tensor seed, Tensor psi, std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t,
-                  Tensor next_state, Tensor walked, Tensor row_lse) {
-  with_walks(walked, seed, psi, [&](const auto& kernels) {
+                  Tensor next_state, Tensor walked, Tensor row_lse, bool high) {
+  with_walks(walked, seed, psi, high, [&](const auto& kernels) {
     run(kernels, state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse);
   });
 }

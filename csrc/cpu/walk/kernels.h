@@ -77,7 +77,7 @@ inline constexpr int64_t kUnitFromNodes = 256;
 
 // body(kernels) with those that fit the fields: the accumulation dtype decides, and bf16 fields go in pairs.
 template <typename Body>
-void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, Body body) {
+void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, bool high, Body body) {
   const auto both = [&](ScalarType type) { return seed.scalar_type() == type && psi.scalar_type() == type; };
   const bool bf16 = both(ScalarType::BFloat16);
   const WalkUnitKernels* unit = unit_walk_kernels();
@@ -85,7 +85,7 @@ void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, Bod
   if (walked.scalar_type() == ScalarType::Double)
     body(walk_kernels<double>());
   else if (unit != nullptr)
-    body(bf16 ? unit->bf16 : both(ScalarType::Half) ? unit->fp16 : unit->high);
+    body(bf16 ? unit->bf16 : both(ScalarType::Half) ? unit->fp16 : high ? unit->high : unit->medium);
   else if (const auto* pairs = bf16 ? bf16_walk_kernels() : nullptr)
     body(*pairs);
   else
