@@ -3,7 +3,7 @@
 A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a
 promise of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
 One that takes `native` concerns the compiled library alone; one that takes `unit`, too, a matrix unit or a model of it that
-this processor runs.
+this processor runs, and one that takes `amx` that unit.
 
 What a backend refuses (tests/support/capability.py) is not generated for it: a test says what it needs by its parameters
 `dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`, which also knows `bias` and `lse`; the summary names
@@ -82,6 +82,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("native", [name for name in chosen if name == "cpu"], ids=str)
     if "unit" in metafunc.fixturenames:
         metafunc.parametrize("unit", _units() if "cpu" in chosen else [], ids=str)
+    if "amx" in metafunc.fixturenames:
+        metafunc.parametrize("amx", [name for name in _units() if name == "amx"], ids=str)
 
 
 def _units() -> list[str]:
@@ -118,7 +120,7 @@ def _taken(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
     def has_all(item: pytest.Item) -> bool:
-        wanted = {"backend", "kernel", "native", "unit"} & set(getattr(item, "fixturenames", ()))
+        wanted = {"backend", "kernel", "native", "unit", "amx"} & set(getattr(item, "fixturenames", ()))
         return all(isinstance(_parameters(item).get(name), str) for name in wanted)
 
     items[:] = [item for item in items if has_all(item) and _taken(item)]

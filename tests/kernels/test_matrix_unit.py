@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from difnet_kernels.backends.native import instruction_sets
+
 ROOT = Path(__file__).parents[2]
 KINDS = ("normal", "huge", "tiny", "denormal", "wide", "cancelling", "nonfinite")
 
@@ -142,15 +144,18 @@ PLAN = {
     "fp32": (6 * 32, 6 * 16, 2 * 6 * 16, 6 * 16, 3 * 32),
     "bf16": (32, 16, 2 * 3 * 16, 16, 32),
     "fp16": (4 * 32, 3 * 16, 2 * 3 * 16, 3 * 16, 3 * 32),
+    "medium": (3 * 32, 3 * 16, 2 * 3 * 16, 3 * 16, 3 * 32),
 }
 COUNTED = """
 import sys, torch
 from tests.support.cases import DTYPES, Case, make
 from tests.support.truth import both, forward
 counts = lambda: torch.tensor(torch.ops.difnet_kernels.matrix_unit_counts("model"))
-for dtype in sys.argv[1:]:
-    inputs = make(Case(1, (128,), 64, 21, 1, "smooth"), DTYPES[dtype])
-    start = counts(); forward(inputs, "cpu"); middle = counts(); both(inputs, "cpu")
+for name in sys.argv[1:]:
+    inputs, asked = make(Case(1, (128,), 64, 21, 1, "smooth"), DTYPES.get(name, torch.float32)), ("cpu", "high")
+    if name == "medium":
+        asked = ("cpu", "medium")
+    start = counts(); forward(inputs, *asked); middle = counts(); both(inputs, *asked)
     print(*(middle - start).tolist(), *(counts() - 2 * middle + start).tolist())
 """
 
@@ -165,3 +170,72 @@ def test_a_walk_gives_the_unit_what_is_planned(native: str) -> None:
         assert products == 3 * S + 4 * Py
         assert products_back == 3 * (S + hy) + 4 * (Ph + Tpsi)
         assert (loads, loads_back) == (products, products_back)  # two of each operand for four products
+
+
+BESIDE = """
+import os, sys, torch
+from torch.nn.functional import scaled_dot_product_attention as attention
+from tests.support.cases import Case, make
+from tests.support.truth import both
+torch.set_num_threads(2)
+inputs = make(Case(1, (300,), 64, 21, 2, "photo"))
+x, y = torch.randn(512, 512).bfloat16(), torch.randn(1, 2, 256, 64).bfloat16()
+neighbours = lambda: [x @ x, attention(y, y, y), torch.nn.functional.linear(x, x, x[0])]
+alone = [*neighbours(), *both(inputs, "cpu").tensors()]
+def check():
+    for _ in range(3):
+        for mine, yours in zip([*neighbours(), *both(inputs, "cpu").tensors(), *neighbours()], [*alone, *alone[:3]]):
+            assert torch.equal(mine, yours)
+check()
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)  # the threads of the parent are not there
+    ours = both(inputs, "cpu").tensors()
+    os._exit(int(not all(torch.equal(mine, yours) for mine, yours in zip(ours, alone[3:]))))
+assert os.waitpid(child, 0)[1] == 0
+check()
+print("alike")
+"""
+
+
+def test_neighbours_on_the_unit_do_not_notice_and_are_not_noticed(native: str) -> None:
+    """oneDNN's bf16 products and attention configure the same unit in the same threads, before, between and after our calls;
+    and a child of a fork has to configure it itself. Without a unit the model stands in for our half of this."""
+    unit = next(name for name in ("amx", "amx_model", "model") if name in instruction_sets())
+    environment = {**os.environ, "DIFNET_KERNELS_ISA": unit}
+    told = subprocess.run(
+        [sys.executable, "-c", BESIDE],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert told.stdout.strip() == "alike"
+
+
+REFUSED = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+memory = ctypes.create_string_buffer(4096)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, 4096)), None) == 0
+from difnet_kernels.backends import native
+print("amx" in native.instruction_sets(), native.instruction_set())
+"""
+
+
+def test_a_signal_stack_that_is_too_small_leaves_the_other_sets(native: str, amx: str) -> None:
+    """The system refuses the unit then; its first instruction would kill the process."""
+    environment = {name: value for name, value in os.environ.items() if name != "DIFNET_KERNELS_ISA"}
+    told = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert told.stdout.split() == ["False", "avx512"]

@@ -7,8 +7,6 @@
 namespace difnet::cpu::DIFNET_ISA {
 
 struct Unit {
-  static constexpr bool kModel = false;
-
   // The configuration of the unit that a thread has; its first byte is 0 where it has none.
   struct Configuration {
     uint8_t bytes[64];

@@ -25,8 +25,6 @@ static int64_t model_counts[3];
 
 class Unit {
  public:
-  static constexpr bool kModel = true;
-
   static void begin(unsigned char*) {}
   static void end(const unsigned char*) {}
 

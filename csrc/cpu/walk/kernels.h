@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "cpu/walk/dispatch.h"
 #include "cpu/walk/walk.h"
 #include "cpu/workspace.h"
 
@@ -71,25 +72,20 @@ inline const WalkUnitKernels* unit_walk_kernels(const std::string& name) {
   return nullptr;
 }
 
-// Walks on fewer nodes stay with the vector kernels. Not measured: no machine with a matrix unit was at hand. The model,
-// which is for tests alone, takes them all.
-inline constexpr int64_t kUnitFromNodes = 256;
-
-// body(kernels) with those that fit the fields: the accumulation dtype decides, and bf16 fields go in pairs.
+// body(kernels) with those that fit: the accumulation dtype decides, a matrix unit takes what dispatch.h gives it, and
+// bf16 fields go in pairs.
 template <typename Body>
 void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, bool high, Body body) {
-  const auto both = [&](ScalarType type) { return seed.scalar_type() == type && psi.scalar_type() == type; };
-  const bool bf16 = both(ScalarType::BFloat16);
+  if (walked.scalar_type() == ScalarType::Double) return body(walk_kernels<double>());
+  const ScalarType type = seed.scalar_type() == psi.scalar_type() ? seed.scalar_type() : ScalarType::Float;
   const WalkUnitKernels* unit = unit_walk_kernels();
-  if (unit != nullptr && !unit->model && psi.size(2) < kUnitFromNodes) unit = nullptr;
-  if (walked.scalar_type() == ScalarType::Double)
-    body(walk_kernels<double>());
-  else if (unit != nullptr)
-    body(bf16 ? unit->bf16 : both(ScalarType::Half) ? unit->fp16 : high ? unit->high : unit->medium);
-  else if (const auto* pairs = bf16 ? bf16_walk_kernels() : nullptr)
-    body(*pairs);
-  else
-    body(walk_kernels<float>());
+  if (unit != nullptr && unit_row(unit->name, type, psi.size(2), psi.size(1)) != nullptr) {
+    if (type == ScalarType::BFloat16) return body(unit->bf16);
+    if (type == ScalarType::Half) return body(unit->fp16);
+    return body(high ? unit->high : unit->medium);
+  }
+  const auto* pairs = type == ScalarType::BFloat16 ? bf16_walk_kernels() : nullptr;
+  pairs != nullptr ? body(*pairs) : body(walk_kernels<float>());
 }
 
 template <typename Real, typename Factor>

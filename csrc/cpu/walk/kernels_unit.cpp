@@ -50,8 +50,11 @@ static void multiply_registers(float* sums, const uint32_t* a, const uint32_t* b
   Unit::end(callers);
 }
 
+#define DIFNET_TEXT(NAME) #NAME
+#define DIFNET_TEXT_OF(MACRO) DIFNET_TEXT(MACRO)
+
 extern const WalkUnitKernels kWalkUnit;
-const WalkUnitKernels kWalkUnit = {Unit::kModel,
+const WalkUnitKernels kWalkUnit = {DIFNET_TEXT_OF(DIFNET_ISA),
                                    unit_kernels<kHigh>(),
                                    unit_kernels<kMedium>(),
                                    unit_kernels<kOfBf16>(),

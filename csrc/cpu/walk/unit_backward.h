@@ -199,8 +199,8 @@ void walk_unit_backward_multiply(const WalkBackward<float>& walk, int64_t a, int
   if (!scratch.on_unit) return walk_backward_multiply<float, float>(walk, a, b, scratch);
   start_terms(walk, a, b, scratch);
   constexpr int P = parts_of_a(scheme.state), T = parts_of_a(scheme.psi);
-  walk.bias == nullptr ? multiply_on_unit<false, P, T>(scheme, walk, a, b, scratch)
-                       : multiply_on_unit<true, P, T>(scheme, walk, a, b, scratch);
+  biased(walk, a, b) ? multiply_on_unit<true, P, T>(scheme, walk, a, b, scratch)
+                     : multiply_on_unit<false, P, T>(scheme, walk, a, b, scratch);
 }
 
 template <const Scheme& scheme>

@@ -156,8 +156,8 @@ void walk_unit_forward_multiply(const WalkForward<float>& walk, int64_t a, int64
   scratch.on_unit = *ForwardOperands(scheme, walk, a).plain != 0 && *ForwardOperands(scheme, walk, b).plain != 0;
   if (!scratch.on_unit) return walk_forward_multiply<float, float>(walk, a, b, scratch);
   constexpr int parts = parts_of_a(scheme.walked);
-  walk.bias == nullptr ? multiply_on_unit<false, parts>(scheme, walk, a, b, scratch)
-                       : multiply_on_unit<true, parts>(scheme, walk, a, b, scratch);
+  biased(walk, a, b) ? multiply_on_unit<true, parts>(scheme, walk, a, b, scratch)
+                     : multiply_on_unit<false, parts>(scheme, walk, a, b, scratch);
 }
 
 template <const Scheme& scheme>

@@ -136,7 +136,7 @@ struct WalkKernels {
 
 // What an instruction set with a matrix unit brings, for fp32, bf16 and fp16 fields, and how its tests reach the unit.
 struct WalkUnitKernels {
-  bool model;
+  const char* name;  // of the set
   WalkKernels<float> high, medium, bf16, fp16;
   void (*multiply)(float* sums, const uint32_t* a, const uint32_t* b);  // one product of registers (unit/unit.h)
   void (*counts)(int64_t* to);                                          // loads, products and reads of a model so far
