@@ -77,7 +77,8 @@ docs: build
 compare: build
 	$(PY) -m benchmarks.compare --base $(BASE)
 
-# a copy of the package with an instrumented library; the loader needs the sanitizer before Python
+# a copy of the package with an instrumented library, and again over the model of a matrix unit; the loader needs the
+# sanitizer before Python
 SANITIZED := build/sanitize
 SANITIZED_TESTS := $(patsubst %,tests/kernels/test_%.py,forward backward layouts sizes extremes nonfinite float_mode projection_kernels random_shapes)
 sanitize: build
@@ -86,9 +87,10 @@ sanitize: build
 	cmake -S . -B $(SANITIZED)/cmake -G Ninja -DDIFNET_KERNELS_SANITIZE=ON -DDIFNET_KERNELS_CUDA_ARCHS= \
 	    -DDIFNET_KERNELS_OUTPUT=$(abspath $(SANITIZED))/difnet_kernels > out/sanitize.log
 	cmake --build $(SANITIZED)/cmake
-	cd $(SANITIZED) && LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    $(abspath $(PY)) -m pytest $(SANITIZED_TESTS) --backends cpu -m smoke -q -s -p no:cacheprovider
+	for isa in "" model; do (cd $(SANITIZED) && \
+	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 DIFNET_KERNELS_ISA=$$isa \
+	    $(abspath $(PY)) -m pytest $(SANITIZED_TESTS) --backends cpu -m smoke -q -s -p no:cacheprovider) || exit 1; done
 
 clean:
 	rm -rf build out dist *.egg-info difnet_kernels/*.so difnet_kernels/build_report.json

@@ -10,13 +10,15 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
   m.def("instruction_set() -> str");
   m.def("instruction_sets(bool runnable) -> str[]");
+  m.def("matrix_unit_multiply(str instruction_set, Tensor(a!) sums, Tensor a, Tensor b) -> ()");
+  m.def("matrix_unit_counts(str instruction_set) -> int[]");
   m.def(
       "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor? bias, Tensor mu, Tensor beta, int t, "
-      "Tensor(a!) next_state, Tensor(b!) walked, Tensor(c!) row_lse) -> ()");
+      "Tensor(a!) next_state, Tensor(b!) walked, Tensor(c!) row_lse, bool high=True) -> ()");
   m.def(
       "walk_backward(Tensor grad_next, Tensor? grad_row_lse, Tensor state, Tensor seed, Tensor psi, Tensor? bias, "
       "Tensor mu, Tensor beta, int t, Tensor walked, Tensor row_lse, Tensor(a!) grad_state, Tensor(b!) grad_seed, "
-      "Tensor(c!)? grad_psi, Tensor(d!)? grad_bias, Tensor(e!) grad_mu, Tensor(f!) grad_beta) -> ()");
+      "Tensor(c!)? grad_psi, Tensor(d!)? grad_bias, Tensor(e!) grad_mu, Tensor(f!) grad_beta, bool high=True) -> ()");
   m.def(
       "project_pool_forward(Tensor features, Tensor weight, Tensor? slope, Tensor(a!) peak, Tensor(b!) position, "
       "Tensor(c!)? mean, Tensor(d!)? variance) -> ()");

@@ -34,6 +34,7 @@ class WalkForward(Protocol):
         next_state: Tensor,
         walked: Tensor,
         row_lse: Tensor,
+        precision: str,
     ) -> None: ...
 
 
@@ -63,6 +64,7 @@ class WalkBackward(Protocol):
         grad_bias: Tensor | None,
         grad_mu: Tensor,
         grad_beta: Tensor,
+        precision: str,
     ) -> None: ...
 
 
@@ -90,7 +92,7 @@ def forward(
     for t, (p, w, r) in enumerate(zip(psi, cycle(walked.unbind()), cycle(row_lse.unbind()), strict=False)):
         # between walks the state is node-major and of the accumulation dtype, whatever the caller's is
         following = states[-1] if t == last else torch.empty_like(w).mT
-        walk(current, seed, p, bias[t], mu, beta, t, following, w, r)
+        walk(current, seed, p, bias[t], mu, beta, t, following, w, r, precision)
         if lse:
             lse[t].copy_(r)
         if t < last and len(states) > 1:
@@ -136,7 +138,7 @@ def backward(
         before = torch.empty_like(total_seed)
         fields = (grad, grad_lse[t], states[t], seed, psi[t], bias[t])
         grads = (before, total_seed, grad_psi[t], grad_bias[t], of_mu, of_beta)
-        walk(*fields, mu, beta, t, walks[t], saved[t], *grads)
+        walk(*fields, mu, beta, t, walks[t], saved[t], *grads, precision)
         grad = before.mT
         if t > 0 and len(grad_states) > 1:
             grad = grad + grad_states[t - 1]

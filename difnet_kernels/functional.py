@@ -103,7 +103,8 @@ def cascaded_random_walk(
     mask: bool (B, *S), or None: False says that the node does not exist, as padding does not. Nobody looks at it, whatever
           its fields hold, NaN included; it returns its seed. The others get what a walk over them alone would give.
     precision: "high", logits as good as fp32; "medium", one fp16 or TF32 product where that is faster (docs/math.md
-          has the measured error of both). On a CPU both are fp32.
+          has the measured error of both). On a CPU both are fp32, but where a matrix unit multiplies: there "medium" is
+          16 binary digits (docs/math.md).
     backend: None chooses; a name runs there or raises, it never falls back.
     Returns yᵀ with the shape, dtype and memory format of `seed`; with `return_steps` the tuple (y¹, ..., yᵀ).
 

@@ -2,7 +2,8 @@
 
 A test that takes `backend` runs on all of them. One that takes `kernel` runs on all but the reference: it states a
 promise of the kernels (O(N) memory, the same bits whatever the strides or threads) that dense BLAS calls cannot make.
-One that takes `native` concerns the compiled library alone.
+One that takes `native` concerns the compiled library alone; one that takes `unit`, too, a matrix unit or a model of it that
+this processor runs, and one that takes `amx` that unit.
 
 What a backend refuses (tests/support/capability.py) is not generated for it: a test says what it needs by its parameters
 `dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`, which also knows `bias` and `lse`; the summary names
@@ -21,6 +22,8 @@ import pytest
 import torch
 
 from difnet_kernels.backends import BACKENDS, cpu
+from difnet_kernels.backends.native import instruction_sets
+from tests.aarch64 import backend as aarch64
 from tests.cuda import host_backend
 from tests.support.capability import device_of, takes
 from tests.support.cases import DTYPES
@@ -33,6 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.install()
 HERE = Path(__file__).parent
 WALKS = (HERE / "kernels", HERE / "ops")  # their skips are pinned
+UNITS = ("model", "amx_model", "amx")  # instruction sets with a matrix unit, or with a model of it
 SKIPPED = 0  # a test that begins to skip turns the run red, also when all others pass
 
 
@@ -56,6 +60,8 @@ def _chosen(config: pytest.Config) -> list[str]:
     chosen = named.split(",")
     if host_backend.NAME in chosen:  # a backend of the tests alone
         BACKENDS.setdefault(host_backend.NAME, host_backend.BACKEND)
+    if aarch64.NAME in chosen:
+        BACKENDS.setdefault(aarch64.NAME, aarch64.BACKEND)
     for name in chosen:
         reason = BACKENDS[name].unusable() if name in BACKENDS else f"not one of {tuple(BACKENDS)}"
         if reason is not None:
@@ -74,6 +80,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kernel", [name for name in chosen if name != "reference"], ids=str)
     if "native" in metafunc.fixturenames:
         metafunc.parametrize("native", [name for name in chosen if name == "cpu"], ids=str)
+    if "unit" in metafunc.fixturenames:
+        metafunc.parametrize("unit", _units() if "cpu" in chosen else [], ids=str)
+    if "amx" in metafunc.fixturenames:
+        metafunc.parametrize("amx", [name for name in _units() if name == "amx"], ids=str)
+
+
+def _units() -> list[str]:
+    return [name for name in UNITS if cpu.unusable() is None and name in instruction_sets()]
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def _taken(item: pytest.Item) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # where no kernel runs, pytest would list its tests as skipped for want of a parameter; the summary says so instead
     def has_all(item: pytest.Item) -> bool:
-        wanted = {"backend", "kernel", "native"} & set(getattr(item, "fixturenames", ()))
+        wanted = {"backend", "kernel", "native", "unit", "amx"} & set(getattr(item, "fixturenames", ()))
         return all(isinstance(_parameters(item).get(name), str) for name in wanted)
 
     items[:] = [item for item in items if has_all(item) and _taken(item)]
@@ -160,6 +174,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"walk: {ran or 'no backend'}; {counts.once} backend-free; {len(skipped)} skipped")
     if "cpu" in counts.per_backend:
         terminalreporter.write_line(f"walk: the library uses the instructions of {cpu.instruction_set()} here")
+        if lacking := ", ".join(name for name in UNITS if name not in _units()):
+            terminalreporter.write_line(f"walk: NOT TESTED, for this processor or this library has no {lacking}")
     for name in _chosen(config):
         refused = [what for what in ("bias", "lse") if not takes(name, device_of(name), **{what: True})]
         if refused:

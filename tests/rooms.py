@@ -29,6 +29,14 @@ class Room:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+def aarch64_tools_missing() -> str | None:
+    """What tests/aarch64 needs and is not here; rooms know nothing of torch, so they ask for themselves."""
+    needs = [("g++-aarch64-linux-gnu", ["aarch64-linux-gnu-g++"])]
+    needs.append(("qemu-user-static", ["qemu-aarch64-static", "qemu-aarch64"]))
+    missing = [package for package, programs in needs if not any(map(shutil.which, programs))]
+    return f"no {' and no '.join(missing)}" if missing else None
+
+
 # the longest first, so that no core waits long for the last one
 ROOMS = {
     "kernels": Room(["tests/kernels"]),
@@ -41,6 +49,12 @@ ROOMS = {
     # every forward case that fits, on the twin of the CUDA kernels
     "cuda-host": Room(["tests/kernels", "--backends", "cuda-host", "-k", "cuda-host"]),
 }
+# the CPU kernels compiled for 64-bit ARM, in an emulator
+FILES = ("test_forward.py", "test_backward.py", "test_projection_kernels.py")
+if (missing := aarch64_tools_missing()) is None:
+    ROOMS["aarch64"] = Room([*(f"tests/kernels/{file}" for file in FILES), "--backends", "aarch64", "-m", "smoke"])
+else:
+    print(f"LEFT OUT: {missing}; nothing is tested on 64-bit ARM here", flush=True)
 if platform.machine() != "x86_64" or shutil.which(os.environ.get("CXX", "g++")) is None:
     del ROOMS["cuda"], ROOMS["cuda-host"]
     print("LEFT OUT: the twin of the CUDA kernels needs g++ on x86-64; nothing about them is tested here", flush=True)

@@ -39,6 +39,16 @@ inline ScalarType accumulation_type(const Tensor& x, const char* name) {
   return type;
 }
 
+// Registers of a matrix unit (unit/unit.h): 16 x 16 sums, and operands of 16 x 16 pairs.
+inline void check_registers(const Tensor& sums, const Tensor& a, const Tensor& b) {
+  demand(sums.dim() == 3 && has_sizes(sums, {sums.size(0), 16, 16}) && is_dense(sums, ScalarType::Float), "sums",
+         "(n, 16, 16) of float32, contiguous");
+  demand(has_sizes(a, {sums.size(0), 16, 32}) && is_dense(a, ScalarType::BFloat16), "a",
+         "(n, 16, 32) of bfloat16, contiguous");
+  demand(has_sizes(b, {sums.size(0), 16, 32}) && is_dense(b, ScalarType::BFloat16), "b",
+         "(n, 16, 32) of bfloat16, contiguous: 16 pairs of each of the 16 columns");
+}
+
 // features and weight, which both directions of a projection share
 inline void check_projected(const Tensor& features, const Tensor& weight) {
   demand(features.dim() == 5 && is_field(features), "features", "(B, C, Z, H, W) on the CPU");

@@ -1,5 +1,13 @@
 #include "cpu/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -18,6 +26,28 @@ namespace {
 // A dot of pairs of bf16 numbers does twice the work of a fp32 multiply-add. AMD starts as many (Zen 4: a walk on bf16
 // fields takes 0.6 of the time of the fp32 kernels), Intel a quarter as many: half the rate.
 [[maybe_unused]] bool bf16_is_fast() { return __builtin_cpu_is("amd"); }
+
+// Tiles of bf16 numbers, saved by the operating system, and permitted by it: until a process has asked, the first
+// instruction kills it. Whatever refuses (no AMX, an old kernel, a sandbox, valgrind, a signal stack that is too small)
+// is a processor without it.
+bool asked_for_amx() {
+#if defined(__linux__)
+  constexpr unsigned int kBf16 = 1u << 22, kTiles = 1u << 24, kSavesExtended = 1u << 27, kStates = 3u << 17;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned int a, b, c, d;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kSavesExtended) == 0) return false;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kBf16) == 0 || (d & kTiles) == 0) return false;
+  unsigned int low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & kStates) == kStates && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+[[maybe_unused]] bool has_amx() {
+  static const bool permitted = asked_for_amx();
+  return permitted;
+}
 #endif
 
 constexpr const char* kNames[] = {

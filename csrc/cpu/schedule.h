@@ -46,8 +46,10 @@ class Tournament {
     torch::stable::parallel_for(0, workers(), 1, [&](int64_t worker, int64_t) {
       const FloatMode mode;
       Worker<Walk, Scratch> self{walks, steps, scratch[worker]};
+      if (steps.unit.begin != nullptr) steps.unit.begin(scratch[worker]);
       for (int64_t ticket; (ticket = next_.fetch_add(1, std::memory_order_relaxed)) < images_ * steps_;)
         step(self, ticket / steps_, ticket % steps_);
+      if (steps.unit.end != nullptr) steps.unit.end(scratch[worker]);
     });
   }
 

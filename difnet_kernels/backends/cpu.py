@@ -26,8 +26,10 @@ def walk_forward(
     next_state: Tensor,
     walked: Tensor,
     row_lse: Tensor,
+    precision: str,
 ) -> None:
-    torch.ops.difnet_kernels.walk_forward.default(state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse)
+    fields, results, high = (state, seed, psi, bias), (next_state, walked, row_lse), precision == "high"
+    torch.ops.difnet_kernels.walk_forward.default(*fields, mu, beta, t, *results, high)
 
 
 def walk_backward(
@@ -48,10 +50,11 @@ def walk_backward(
     grad_bias: Tensor | None,
     grad_mu: Tensor,
     grad_beta: Tensor,
+    precision: str,
 ) -> None:
     fields, saved = (grad_next, grad_row_lse, state, seed, psi, bias), (walked, row_lse)
     grads = (grad_state, grad_seed, grad_psi, grad_bias, grad_mu, grad_beta)
-    torch.ops.difnet_kernels.walk_backward.default(*fields, mu, beta, t, *saved, *grads)
+    torch.ops.difnet_kernels.walk_backward.default(*fields, mu, beta, t, *saved, *grads, precision == "high")
 
 
 def projection_forward(

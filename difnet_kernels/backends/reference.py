@@ -118,8 +118,9 @@ def walk_forward(
     next_state: Tensor,
     walked: Tensor,
     row_lse: Tensor,
+    precision: str = "high",
 ) -> None:
-    """`walk` for cascade.py: fields (B, C, N) of any dtype, results into memory that is given."""
+    """`walk` for cascade.py: fields (B, C, N) of any dtype, results into memory that is given; always of high precision."""
     y, s, p = (_node_major(x, walked.dtype) for x in (state, seed, psi))
     y, w, lse = walk(y, s, p, mu[t], beta[t], bias)
     next_state.copy_(y.mT)
@@ -146,6 +147,7 @@ def walk_backward(
     grad_bias: Tensor | None,
     grad_mu: Tensor,
     grad_beta: Tensor,
+    precision: str = "high",
 ) -> None:
     """`walk_gradients` for cascade.py; adds to grad_seed."""
     grad, y, s, p = (_node_major(x, walked.dtype) for x in (grad_next, state, seed, psi))

@@ -212,10 +212,14 @@ def test_the_sets_fit_the_processor(native: str) -> None:
         "avx2": {"avx2", "fma"},
         "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
         "avx512bf16": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"},
+        "model": set(),
+        "amx_model": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "amx": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "amx_tile", "amx_bf16"},
     }
+    never = {"model", "amx_model", "amx"}  # are for tests, or have not been measured
     runnable = [name for name in instruction_sets(runnable=False) if needs[name] <= flags]
     assert list(instruction_sets()) == runnable
-    slow = set() if vendor == "AuthenticAMD" else {"avx512bf16"}
+    slow = never if vendor == "AuthenticAMD" else {*never, "avx512bf16"}
     if "DIFNET_KERNELS_ISA" not in os.environ:
         assert instruction_set() == [name for name in runnable if name not in slow][-1]
 

@@ -48,14 +48,21 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
   const int64_t psi_of_tile = kTile * embed_stored, state_of_tile = kTile * size.state_stored;
   const int64_t scratch_psi = work.reserve(workers * 2 * psi_of_tile);
   const int64_t scratch_state = work.reserve(workers * 2 * state_of_tile);
+  const WalkUnit<WalkBackwardScratch<Real>>& unit = kernels.backward.unit;
+  const int64_t unit_of_tile = unit.of_tile != nullptr ? unit.of_tile(size, grad_psi.has_value()) : 0;
+  const int64_t unit_of_worker = unit.of_worker != nullptr ? unit.of_worker(size) : 0;
+  const int64_t unit_of_tiles = work.reserve(images * tiles * unit_of_tile);
+  const int64_t unit_of_workers = work.reserve(workers * unit_of_worker);
   work.allocate(walked);
   const std::unique_ptr<bool[]> flags(new bool[2 * images * tiles]);
   std::vector<WalkBackwardScratch<Real>> scratch(workers);
-  for (int64_t worker = 0; worker < workers; ++worker)
+  for (int64_t worker = 0; worker < workers; ++worker) {
     for (int64_t side = 0; side < 2; ++side) {
       scratch[worker].psi_sums[side] = work.at(scratch_psi + (2 * worker + side) * psi_of_tile);
       scratch[worker].state_sums[side] = work.at(scratch_state + (2 * worker + side) * state_of_tile);
     }
+    scratch[worker].unit = work.at(unit_of_workers + worker * unit_of_worker);
+  }
   GateGradients<Real> grad_gates(grad_mu, grad_beta, t, images, tiles);
   std::vector<WalkBackward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
@@ -83,7 +90,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
          work.at(off_diagonal + b * padded),
          work.at(row_sums + b * summed),
          flags.get() + b * tiles,
-         flags.get() + (images + b) * tiles});
+         flags.get() + (images + b) * tiles,
+         work.at(unit_of_tiles + b * tiles * unit_of_tile)});
   tournament.play(walks.data(), kernels.backward, scratch.data());
   grad_gates.write();
 }
@@ -91,8 +99,8 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& grad_nex
 void walk_backward(Tensor grad_next, std::optional<Tensor> grad_row_lse, Tensor state, Tensor seed, Tensor psi,
                    std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t, Tensor walked, Tensor row_lse,
                    Tensor grad_state, Tensor grad_seed, std::optional<Tensor> grad_psi, std::optional<Tensor> grad_bias,
-                   Tensor grad_mu, Tensor grad_beta) {
-  with_walks(walked, seed, psi, [&](const auto& kernels) {
+                   Tensor grad_mu, Tensor grad_beta, bool high) {
+  with_walks(walked, seed, psi, high, [&](const auto& kernels) {
     run(kernels, grad_next, grad_row_lse, state, seed, psi, bias, mu, beta, t, walked, row_lse, grad_state, grad_seed,
         grad_psi, grad_bias, grad_mu, grad_beta);
   });

@@ -17,6 +17,6 @@ void walk_backward(torch::stable::Tensor grad_next, std::optional<torch::stable:
                    int64_t t, torch::stable::Tensor walked, torch::stable::Tensor row_lse,
                    torch::stable::Tensor grad_state, torch::stable::Tensor grad_seed,
                    std::optional<torch::stable::Tensor> grad_psi, std::optional<torch::stable::Tensor> grad_bias,
-                   torch::stable::Tensor grad_mu, torch::stable::Tensor grad_beta);
+                   torch::stable::Tensor grad_mu, torch::stable::Tensor grad_beta, bool high);
 
 }  // namespace difnet::cpu

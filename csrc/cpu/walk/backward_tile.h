@@ -195,6 +195,25 @@ DIFNET_INLINE void drop_diagonal(BackwardWeights<Real>& weights, Real* off_diago
   }
 }
 
+// The sums over the terms of both tiles so far, to be added to.
+template <typename Real, typename Factor>
+DIFNET_INLINE void start_terms(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b,
+                               WalkBackwardScratch<Real>& scratch) {
+  for (int side = 0; side < 2; ++side)
+    for (int n = 0; n < kTile; ++n) {
+      const int64_t node = (side == 0 ? a : b) * kTile + n;
+      scratch.off_diagonal[side][n] = walk.off_diagonal[node];
+      if (walk.grad_bias != nullptr) scratch.row_sums[side][n] = walk.row_sums[node];
+    }
+}
+template <typename Real, typename Factor>
+DIFNET_INLINE void commit_terms(const WalkBackward<Real, Factor>& walk, int64_t tile, int side,
+                                const WalkBackwardScratch<Real>& scratch) {
+  for (int n = 0; n < kTile; ++n) walk.off_diagonal[tile * kTile + n] = scratch.off_diagonal[side][n];
+  for (int n = 0; n < kTile && walk.grad_bias != nullptr; ++n)
+    walk.row_sums[tile * kTile + n] = scratch.row_sums[side][n];
+}
+
 // (B5, B6) for tiles a and b: the rows of a and, unless they are the same tile, the rows of b.
 template <typename Real, typename Factor>
 void walk_backward_multiply(const WalkBackward<Real, Factor>& walk, int64_t a, int64_t b,
@@ -208,12 +227,7 @@ void walk_backward_multiply(const WalkBackward<Real, Factor>& walk, int64_t a, i
   const int64_t psi_columns = walk.size.embed_columns, h_columns = walk.size.state_columns;
   const Factor *psi_a = walk.psi_channel_panels + a * psi, *psi_b = walk.psi_channel_panels + b * psi;
   const Factor *h_a = walk.h_channel_panels + a * h, *h_b = walk.h_channel_panels + b * h;
-  for (int side = 0; side < 2; ++side)
-    for (int n = 0; n < kTile; ++n) {
-      const int64_t node = (side == 0 ? a : b) * kTile + n;
-      scratch.off_diagonal[side][n] = walk.off_diagonal[node];
-      if (walk.grad_bias != nullptr) scratch.row_sums[side][n] = walk.row_sums[node];
-    }
+  start_terms(walk, a, b, scratch);
   BackwardWeights<Real> tile;
   weigh(walk, a, b, tile, scratch);
   if (a == b && wants_T(walk)) drop_diagonal(tile, scratch.off_diagonal[0]);
@@ -247,9 +261,7 @@ void walk_backward_commit(const WalkBackward<Real, Factor>& walk, int64_t a, int
                walk.psi_sums + tile * kTile * walk.size.embed_stored);
     add_sums(scratch.state_sums[side], written, walk.size.state_columns,
              walk.state_sums + tile * kTile * walk.size.state_stored);
-    for (int n = 0; n < kTile; ++n) walk.off_diagonal[tile * kTile + n] = scratch.off_diagonal[side][n];
-    for (int n = 0; n < kTile && walk.grad_bias != nullptr; ++n)
-      walk.row_sums[tile * kTile + n] = scratch.row_sums[side][n];
+    commit_terms(walk, tile, side, scratch);
   }
 }
 

@@ -33,12 +33,19 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
   Tournament tournament(images, tiles);
   const int64_t workers = tournament.workers(), sums_of_tile = kTile * size.state_stored;
   const int64_t scratch_sums = work.reserve(workers * 2 * sums_of_tile);
+  const WalkUnit<WalkForwardScratch<Real>>& unit = kernels.forward.unit;
+  const int64_t unit_of_tile = unit.of_tile != nullptr ? unit.of_tile(size, false) : 0;
+  const int64_t unit_of_worker = unit.of_worker != nullptr ? unit.of_worker(size) : 0;
+  const int64_t unit_of_tiles = work.reserve(images * tiles * unit_of_tile);
+  const int64_t unit_of_workers = work.reserve(workers * unit_of_worker);
   work.allocate(walked);
   const std::unique_ptr<bool[]> flags(new bool[2 * images * tiles]);
   std::vector<WalkForwardScratch<Real>> scratch(workers);
-  for (int64_t worker = 0; worker < workers; ++worker)
+  for (int64_t worker = 0; worker < workers; ++worker) {
     for (int64_t side = 0; side < 2; ++side)
       scratch[worker].sums[side] = work.at(scratch_sums + (2 * worker + side) * sums_of_tile);
+    scratch[worker].unit = work.at(unit_of_workers + worker * unit_of_worker);
+  }
   std::vector<WalkForward<Real, Factor>> walks;
   for (int64_t b = 0; b < images; ++b)
     walks.push_back(
@@ -49,13 +56,13 @@ static void run(const WalkKernels<Real, Factor>& kernels, const Tensor& state, c
          work.template at<Factor>(psi_node_panels + b * padded * size.embed_factors),
          work.template at<Factor>(state_channel_panels + b * states), work.at(sums + b * padded * size.state_stored),
          work.template at<Shifts<Real>>(shifts + b * 3 * padded), flags.get() + b * tiles,
-         flags.get() + (images + b) * tiles});
+         flags.get() + (images + b) * tiles, work.at(unit_of_tiles + b * tiles * unit_of_tile)});
   tournament.play(walks.data(), kernels.forward, scratch.data());
 }
 
 void walk_forward(Tensor state, Tensor seed, Tensor psi, std::optional<Tensor> bias, Tensor mu, Tensor beta, int64_t t,
-                  Tensor next_state, Tensor walked, Tensor row_lse) {
-  with_walks(walked, seed, psi, [&](const auto& kernels) {
+                  Tensor next_state, Tensor walked, Tensor row_lse, bool high) {
+  with_walks(walked, seed, psi, high, [&](const auto& kernels) {
     run(kernels, state, seed, psi, bias, mu, beta, t, next_state, walked, row_lse);
   });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "cpu/walk/dispatch.h"
 #include "cpu/walk/walk.h"
 #include "cpu/workspace.h"
 
@@ -15,6 +16,10 @@ namespace difnet::cpu {
 #define DIFNET_WALK_BF16(NAME)                         \
   namespace NAME {                                     \
   extern const WalkKernels<float, Bf16Pair> kWalkBf16; \
+  }
+#define DIFNET_WALK_UNIT(NAME)            \
+  namespace NAME {                        \
+  extern const WalkUnitKernels kWalkUnit; \
   }
 #include "isa_built.def"
 
@@ -45,16 +50,42 @@ inline const WalkKernels<float, Bf16Pair>* bf16_walk_kernels() {
   return chosen;
 }
 
-// body(kernels) with those that fit the fields: the accumulation dtype decides, and bf16 fields go in pairs.
+// null where no set in use has a matrix unit
+inline const WalkUnitKernels* unit_walk_kernels() {
+  static const WalkUnitKernels* const chosen = [] {
+    const WalkUnitKernels* tables[int(Isa::kCount)] = {};
+#define DIFNET_WALK_UNIT(NAME) tables[int(Isa::k_##NAME)] = &NAME::kWalkUnit;
+#include "isa_built.def"
+    return in_use(tables);
+  }();
+  return chosen;
+}
+
+// Those of a set by its name, in use or not; null where it has none, or does not run here.
+inline const WalkUnitKernels* unit_walk_kernels(const std::string& name) {
+  for (const std::string& runs : isa_names(true)) {
+    if (runs != name) continue;
+#define DIFNET_WALK_UNIT(NAME) \
+  if (name == #NAME) return &NAME::kWalkUnit;
+#include "isa_built.def"
+  }
+  return nullptr;
+}
+
+// body(kernels) with those that fit: the accumulation dtype decides, a matrix unit takes what dispatch.h gives it, and
+// bf16 fields go in pairs.
 template <typename Body>
-void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, Body body) {
-  const bool bf16 = seed.scalar_type() == ScalarType::BFloat16 && psi.scalar_type() == ScalarType::BFloat16;
-  if (walked.scalar_type() == ScalarType::Double)
-    body(walk_kernels<double>());
-  else if (const auto* pairs = bf16 ? bf16_walk_kernels() : nullptr)
-    body(*pairs);
-  else
-    body(walk_kernels<float>());
+void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, bool high, Body body) {
+  if (walked.scalar_type() == ScalarType::Double) return body(walk_kernels<double>());
+  const ScalarType type = seed.scalar_type() == psi.scalar_type() ? seed.scalar_type() : ScalarType::Float;
+  const WalkUnitKernels* unit = unit_walk_kernels();
+  if (unit != nullptr && unit_row(unit->name, type, psi.size(2), psi.size(1)) != nullptr) {
+    if (type == ScalarType::BFloat16) return body(unit->bf16);
+    if (type == ScalarType::Half) return body(unit->fp16);
+    return body(high ? unit->high : unit->medium);
+  }
+  const auto* pairs = type == ScalarType::BFloat16 ? bf16_walk_kernels() : nullptr;
+  pairs != nullptr ? body(*pairs) : body(walk_kernels<float>());
 }
 
 template <typename Real, typename Factor>

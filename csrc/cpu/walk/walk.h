@@ -62,6 +62,7 @@ struct WalkForward : WalkInputs<Real> {
   Shifts<Real>* shifts;          // per tile: the running maximum of each row, within kSlack
   bool* finite;                  // per tile: no NaN or Inf in psi and state, so a negligible weight may be skipped
   bool* in_range;                // per tile: psi is finite, and no norm^2 above kInRange
+  Real* unit;                    // per tile: what a matrix unit multiplies (walk/unit_forward.h); null without one
 };
 
 // What a step makes before it is committed: the memory of one worker.
@@ -71,6 +72,10 @@ struct WalkForwardScratch {
   uint64_t written[2];   // rows of `sums` that hold something, a bit for every kRowGroup of them
   Shifts<Real> rows[2];  // those of the tiles, raised where a logit asks for it
   bool raised;
+  // with a matrix unit: its memory, its configuration that the thread had, and whether it made this step
+  Real* unit;
+  unsigned char callers_unit[64];
+  bool on_unit;
 };
 
 template <typename Real, typename Factor = Real>
@@ -88,6 +93,7 @@ struct WalkBackward : WalkInputs<Real> {
   Real* off_diagonal;           // per node i: sum over j != i of P_ij (h_i y_j - delta_i)
   Real* row_sums;               // per node i: sum over j != i of T_ij, where grad_bias is wanted
   bool *finite, *in_range;
+  Real* unit;  // as in the forward
 };
 
 template <typename Real>
@@ -95,6 +101,19 @@ struct WalkBackwardScratch {
   Real *psi_sums[2], *state_sums[2];  // of tile a and of tile b
   uint64_t written[2];
   Real off_diagonal[2][kTile], row_sums[2][kTile];
+  Real* unit;
+  unsigned char callers_unit[64];
+  bool on_unit;
+};
+
+// What steps on a matrix unit need beside them; all null without one. A worker begins and ends its use of the unit.
+template <typename Scratch>
+struct WalkUnit {
+  void (*begin)(Scratch&);
+  void (*end)(Scratch&);
+  // numbers of 32 bits for a tile, and for a worker
+  int64_t (*of_tile)(const WalkSizes&, bool grad_psi);
+  int64_t (*of_worker)(const WalkSizes&);
 };
 
 // The steps of a walk. The prologue packs a tile; `multiply` makes what two tiles (or one tile and itself) add to each
@@ -106,6 +125,7 @@ struct WalkSteps {
   void (*multiply)(const Walk&, int64_t a, int64_t b, Scratch&);
   void (*commit)(const Walk&, int64_t a, int64_t b, Scratch&);
   void (*epilogue)(const Walk&, int64_t tile);
+  WalkUnit<Scratch> unit = {};
 };
 
 // What an instruction set brings: its sizes, in numbers, and its steps.
@@ -114,6 +134,14 @@ struct WalkKernels {
   int channel_unit, panel, per_factor;
   WalkSteps<WalkForward<Real, Factor>, WalkForwardScratch<Real>> forward;
   WalkSteps<WalkBackward<Real, Factor>, WalkBackwardScratch<Real>> backward;
+};
+
+// What an instruction set with a matrix unit brings, for fp32, bf16 and fp16 fields, and how its tests reach the unit.
+struct WalkUnitKernels {
+  const char* name;  // of the set
+  WalkKernels<float> high, medium, bf16, fp16;
+  void (*multiply)(float* sums, const uint32_t* a, const uint32_t* b);  // one product of registers (unit/unit.h)
+  void (*counts)(int64_t* to);                                          // loads, products and reads of a model so far
 };
 
 }  // namespace difnet::cpu
