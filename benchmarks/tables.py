@@ -268,6 +268,6 @@ def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
     for budget in ("cpu", "gpu"):
         for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
             tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)  # type: ignore[misc]
-    for part in ("setting", "networks", "settings", "rates"):
-        tables[f"experiments-long-{part}"] = lambda p=part: experiments("long", p)  # type: ignore[misc]
+    for part in ("setting", "networks", "settings", "crf_loss", "rates"):
+        tables[f"experiments-long-{part.replace('_', '-')}"] = lambda p=part: experiments("long", p)  # type: ignore[misc]
     return tables
