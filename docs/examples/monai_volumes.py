@@ -19,8 +19,8 @@ from difnet_kernels import DiffusedHead
 from docs.examples.common import compare, options_of
 from models.training.short import Images
 
-CLASSES, SIZE = 3, 32
-RADIUS, CORE, APART = 5, 2, 16  # of a ball, of its core, and from one to the other at least, in voxels
+CLASSES, SIZE = 3, 24
+RADIUS, CORE, APART = 5, 3, 11  # of a ball, of its core, and from one to the other at least, in voxels
 
 
 def volumes(count: int, size: int, *, seed: int = 0, split: str = "train") -> Images:
@@ -49,12 +49,12 @@ def _volume(random: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = options_of("A walk in a network of MONAI, in 3-D.", ["unet3d"], arguments)
-    plain = UNet(3, 1, CLASSES, channels=(8, 16), strides=(2,), num_res_units=1, norm="batch")
+    plain = UNet(3, 1, CLASSES, channels=(8, 16, 32), strides=(2, 2), num_res_units=1, norm="batch")
 
     def add_walk(network: nn.Module) -> None:
-        network.model[2] = DiffusedHead(network.model[2], [24], stride=4)
+        network.model[2] = DiffusedHead(network.model[2], [16], stride=4)
 
-    return compare(options, plain, add_walk, size=SIZE, data=volumes)
+    return compare(options, plain, add_walk, lr=0.2, size=SIZE, data=volumes)
 
 
 if __name__ == "__main__":
