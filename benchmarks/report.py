@@ -29,7 +29,9 @@ _MARKED = re.compile(r"(<!-- table:begin (?P<name>[\w-]+) -->\n).*?(<!-- table:e
 
 def documents() -> list[Path]:
     """The documents that may hold tables."""
-    return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+    folders = (ROOT / "docs", ROOT / "docs" / "examples")
+    found = [ROOT / "README.md", *(path for folder in folders for path in sorted(folder.glob("*.md")))]
+    return [path for path in found if path.exists()]
 
 
 def filled(text: str, found: Sequence[Results]) -> str:

@@ -259,6 +259,32 @@ def experiments(budget: str, part: str) -> str:
     return str(getattr(long_report if budget == "long" else report, part)(json.loads(path.read_text(encoding="utf-8"))))
 
 
+def recipes() -> str:
+    """What every run of docs/examples reached, without the walk and with it."""
+    from models.tables import markdown
+
+    runs = json.loads((EXPERIMENTS / "recipes.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"`{run['network']}`", run["seed"], f"{run['without']:.1%}", f"{run['with']:.1%}",
+            f"{100 * (run['with'] - run['without']):+.1f}",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    machines = sorted({f"{run['processor']}, torch {run['torch']}" for run in runs})
+    return markdown(["network", "seed", "mIoU without", "with the walk", "points"], rows) + (
+        f"\n\n{runs[0]['updates']} updates of 8 images, then as many again without and with the walk; {runs[0]['images']} "
+        f"images, {runs[0]['test']} test images of another generator seed. {'; '.join(machines)}."
+    )
+
+
+def recipe_in_words() -> str:
+    """The first recipe as a sentence."""
+    runs = [run for run in json.loads((EXPERIMENTS / "recipes.json").read_text()) if run["network"] == "fcn"]
+    pairs = [f"{run['without']:.1%} without and {run['with']:.1%} with the walk" for run in runs]
+    return f"It reached a mean IoU of {'; with another seed '.join(pairs)} ({runs[0]['processor']})."
+
+
 def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
     """Every table by name."""
     cpus, gpus = [r for r in found if not r.on_gpu], [r for r in found if r.on_gpu]
@@ -268,6 +294,6 @@ def all_tables(found: Sequence[Results]) -> dict[str, Callable[[], str]]:
     for budget in ("cpu", "gpu"):
         for name, part in (("setting",) * 2, ("networks",) * 2, ("stages",) * 2, ("rates", "rates_table")):
             tables[f"experiments-{budget}-{name}"] = lambda b=budget, p=part: experiments(b, p)  # type: ignore[misc]
-    for part in ("setting", "networks", "settings", "rates"):
-        tables[f"experiments-long-{part}"] = lambda p=part: experiments("long", p)  # type: ignore[misc]
-    return tables
+    for part in ("setting", "networks", "settings", "crf_loss", "rates"):
+        tables[f"experiments-long-{part.replace('_', '-')}"] = lambda p=part: experiments("long", p)  # type: ignore[misc]
+    return tables | {"recipes": recipes, "recipe-in-words": recipe_in_words}

@@ -6,7 +6,7 @@ An error names the rule, the argument as the caller knows it, what came, and wha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -262,7 +262,12 @@ def check_count(name: str, value: int) -> None:
 
 def check_counts(name: str, values: Sequence[int]) -> None:
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f"{name} must be a sequence of positive integers, one per walk; got {values!r}.")
+        remedy = ""
+        if isinstance(values, int):
+            remedy = f" For one walk write [{values}]."
+        elif isinstance(values, Mapping):
+            remedy = f" Write {list(values.values())!r}."
+        raise TypeError(f"{name} must be a sequence of positive integers, one per walk; got {values!r}.{remedy}")
     if len(values) == 0:
         raise ValueError(f"{name} must name the channels of at least one walk; got none.")
     for t, value in enumerate(values):

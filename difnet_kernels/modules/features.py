@@ -14,17 +14,28 @@ Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def read_features(
-    features: Features, channels: Sequence[int | None], grid: Sequence[int], channels_last: bool
+    features: Features,
+    channels: Sequence[int | None],
+    grid: Sequence[int],
+    channels_last: bool,
+    batch: int | None = None,
 ) -> list[Tensor]:
     """A tensor (one walk), a sequence or a dict in its order, as maps with the channels second.
 
     channels: what each map must have, None where nobody can tell. With channels_last the maps are (B, *S, C), or tokens
-    (B, N, C) that lie on `grid` in scan order.
+    (B, N, C) that lie on `grid` in scan order. batch: of the seed, where there is one.
     """
     maps = _as_list(features, len(channels))
     if len(maps) != len(channels):
         raise ValueError(f"features must be {len(channels)} maps, one per walk; got {len(maps)}.")
-    return [_read(f"features[{t}]", x, channels[t], grid, channels_last) for t, x in enumerate(maps)]
+    read = [_read(f"features[{t}]", x, channels[t], grid, channels_last) for t, x in enumerate(maps)]
+    for t, x in enumerate(read):
+        if batch is not None and not isinstance(x, torch.fx.Proxy) and x.shape[0] != batch:
+            raise ValueError(
+                f"features[{t}] must have the batch of the seed, {batch}; got {tuple(maps[t].shape)}. Pass seed and features "
+                "of the same images."
+            )
+    return read
 
 
 def _as_list(features: Features, walks: int) -> list[Tensor]:

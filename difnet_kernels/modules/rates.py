@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, lr: float, **options: Any) -> list[dict[s
     pulls γ to the identity and the gates to ½); everything else at lr.
     lr: the rate of the network. options: of the optimizer, as weight_decay, for everything else.
     Returns the groups that are not empty; parameters without a gradient (requires_grad=False) are left out.
-    Raises TypeError or ValueError if lr is no positive number.
+    Raises TypeError for a model that is no module, TypeError or ValueError if lr is no positive number.
 
     >>> from difnet_kernels import DiffusedHead
     >>> model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), DiffusedHead(nn.Conv2d(16, 5, 1), [16]))
@@ -28,6 +28,8 @@ def parameter_groups(model: nn.Module, lr: float, **options: Any) -> list[dict[s
     >>> [(group["lr"], len(group["params"])) for group in groups]
     [(0.01, 8), (0.05, 1), (0.2, 2)]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module; got {type(model).__name__}. Pass the network, not its parameters.")
     check_rate("lr", lr)
     walks = [module for module in model.modules() if isinstance(module, CascadedRandomWalk)]
     gammas = [walk.gamma for walk in walks if walk.gamma is not None]

@@ -105,9 +105,12 @@ class CascadedRandomWalk(nn.Module):
         """(T,) how much of each walk is kept against the state before it."""
         return torch.sigmoid(-self.beta_raw.float())
 
-    def embeddings(self, features: Features, grid: Sequence[int]) -> list[Tensor]:
-        """The T embeddings ψₜ (B, D, *grid) whose inner products are the logits: scale and affinity are in them."""
-        maps = read_features(features, [_channels(project) for project in self.psi], grid, self.channels_last)
+    def embeddings(self, features: Features, grid: Sequence[int], *, batch: int | None = None) -> list[Tensor]:
+        """The T embeddings ψₜ (B, D, *grid) whose inner products are the logits: scale and affinity are in them.
+
+        batch: what the features must have, as the seed has it; None leaves it open.
+        """
+        maps = read_features(features, [_channels(project) for project in self.psi], grid, self.channels_last, batch)
         psi = [project(x, grid, backend=self.backend) for project, x in zip(self.psi, maps, strict=True)]
         if self.affinity == "cosine":
             psi = [normalize(p, dim=1) for p in psi]
@@ -122,9 +125,10 @@ class CascadedRandomWalk(nn.Module):
     def forward(
         self, seed: Tensor, features: Features, mask: Tensor | None = None, *, return_steps: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
-        if not isinstance(seed, torch.fx.Proxy):
+        traced = isinstance(seed, torch.fx.Proxy)
+        if not traced:
             check_field("seed", seed)
-        psi = self.embeddings(features, seed.shape[2:])
+        psi = self.embeddings(features, seed.shape[2:], batch=None if traced else seed.shape[0])
         options: dict[str, Any] = {"precision": self.precision, "backend": self.backend, "return_steps": return_steps}
         walked = cascaded_random_walk(seed, psi, self.mu, self.beta, bias=self.bias(psi), mask=mask, **options)
         if self.gamma is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import segmentation_models_pytorch as smp
-import torch
 from torch import nn
 
 from difnet_kernels import DiffusedHead
@@ -20,7 +19,6 @@ CHANNELS = {"unet": [16], "deeplabv3plus": [64]}
 
 
 def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
     common = {"encoder_weights": None, "classes": CLASSES}
     if name == "unet":
         return smp.Unet("resnet18", encoder_depth=3, decoder_channels=(64, 32, 16), **common)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import timm
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -45,7 +44,6 @@ class Segmenter(nn.Module):
 
 
 def build(name: str) -> Segmenter:
-    torch.manual_seed(0)
     if name == "resnet":
         encoder = timm.create_model("resnet18", features_only=True, out_indices=(2, 3))
         return Segmenter(encoder, channels_last=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -24,7 +23,6 @@ CHANNELS = {"fcn": [128], "deeplabv3": [128], "lraspp": [40, 960]}
 
 
 def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
     if name == "lraspp":
         return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
     backbone = create_feature_extractor(resnet18(weights=None), {"layer2": "out"})

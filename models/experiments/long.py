@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from difnet_kernels import parameter_groups
+from models.data import RECIPES
 from models.data.scribbles import scribbles
 from models.experiments.processes import run_all
 from models.networks.builder import build_model
 from models.networks.walk_deeplab import WalkDeeplab
+from models.training.crf_loss import crf_loss
 from models.training.machine import environment
 from models.training.report import gates
 from models.training.short import Images, fit, generated, score
@@ -75,6 +78,7 @@ class Setting:
     start: str | None = None
     lr: dict[str, float] = field(default_factory=dict)  # instead of the networks' own
     rates: tuple[float, ...] = ()  # that were tried in this setting
+    crf_loss: float = 0.0  # its weight beside the cross entropy
 
 
 SETTINGS = {
@@ -93,6 +97,7 @@ SETTINGS = {
         Setting("900 updates", ("Sim-Deeplab", "wider", "image pooling", "own walk", "DifNet"), updates=900),
         Setting("scribbles", scribbles=True),
         Setting("no ASPP, 129²", size=129, options={"head": "large_fov"}),
+        Setting("scribbles, CRF loss 0.5", ("Sim-Deeplab", "own walk"), scribbles=True, crf_loss=0.5),
     )
 }
 SEEDS = 5
@@ -137,7 +142,9 @@ def run_job(job: Job) -> dict[str, Any]:
         model.load_state_dict(torch.load(job.before().file(".pt")), strict=not isinstance(model, WalkDeeplab))
     model.to(memory_format=torch.channels_last)
     groups = parameter_groups(model, job.lr, weight_decay=WEIGHT_DECAY)
-    losses = fit(model.train(), train_set, torch.optim.SGD(groups, job.lr, MOMENTUM), setting.updates, seed=job.seed)
+    optimizer = torch.optim.SGD(groups, job.lr, MOMENTUM)
+    also = _crf_loss(setting.crf_loss) if setting.crf_loss else None
+    losses = fit(model.train(), train_set, optimizer, setting.updates, seed=job.seed, also=also)
     model.eval()
     found = {
         "setting": setting.name,
@@ -158,6 +165,12 @@ def run_job(job: Job) -> dict[str, Any]:
         torch.save(model.state_dict(), job.file(".pt"))
     write_text(job.file(), json.dumps(found) + "\n")
     return found
+
+
+def _crf_loss(weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """`--crf-loss WEIGHT` of `models.train`, on the normalised images that it sees."""
+    grey_levels = torch.tensor(RECIPES["default"].std).view(-1, 1, 1)  # of one unit of an image
+    return lambda logits, image: weight * crf_loss(logits, image * grey_levels)
 
 
 @lru_cache(maxsize=6)

@@ -67,10 +67,12 @@ def fit(
     seed: int,
     batch: int = 8,
     clip: float = 1.0,
+    also: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[float]:
     """Train for `updates` batches; returns their losses. `forward` maps images to logits (B, K, H, W) at their size.
 
-    The rates of the optimizer's groups fall to zero (poly, power 0.9). seed decides the order of the images alone.
+    also(logits, images): a loss beside the cross entropy. The rates of the optimizer's groups fall to zero (poly, power 0.9).
+    seed decides the order of the images alone.
     Raises FloatingPointError for a loss that is no number.
     """
     first = [group["lr"] for group in optimizer.param_groups]
@@ -79,7 +81,10 @@ def fit(
     for update, chosen in zip(range(updates), _batches(len(images.mask), batch, seed), strict=False):
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * poly(update, updates, 0.9)
-        loss = F.cross_entropy(forward(images.image[chosen]), images.mask[chosen], ignore_index=IGNORE)
+        logits = forward(images.image[chosen])
+        loss = F.cross_entropy(logits, images.mask[chosen], ignore_index=IGNORE)
+        if also is not None:
+            loss = loss + also(logits, images.image[chosen])
         if not loss.isfinite():
             raise FloatingPointError(f"The loss is {loss.item()} at update {update + 1}. Lower the learning rate.")
         optimizer.zero_grad(set_to_none=True)

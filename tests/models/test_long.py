@@ -103,6 +103,39 @@ def test_differences_are_paired_and_a_part_is_told_as_a_part():
     assert not any("900 updates" in row for row in rows)
 
 
+def test_the_crf_loss_is_compared_with_the_same_network_without_it():
+    runs = [some_run("Sim-Deeplab", seed, iou, "scribbles") for seed, iou in ((1, 0.5), (2, 0.6))]
+    runs += [
+        some_run("Sim-Deeplab", seed, iou, "scribbles, CRF loss 0.5") for seed, iou in ((1, 0.6), (2, 0.66), (3, 0.9))
+    ]
+    runs += [some_run("own walk", 1, 0.2, "scribbles, CRF loss 0.5")]
+    settings = [asdict(setting) for setting in ALL.values()]
+    rows = long_report.crf_loss({"settings": settings, "runs": runs}).splitlines()
+    assert rows[2] == "| Sim-Deeplab | – | 2 | 50.00 ± 0.00 | 55.00 ± 7.07 | – | – |"
+    assert rows[3] == "| Sim-Deeplab | 0.5 | 3 | 50.00 ± 0.00 | 72.00 ± 15.87 | +8.00 ± 2.00 | 2 of 2 |"
+    assert rows[4] == "| own walk | 0.5 | 1 | 50.00 | 20.00 | – | – |"
+
+
+def test_a_run_with_the_crf_loss_has_it(few, tmp_path, monkeypatch):
+    """On the scribbles' images in grey levels, times its weight, in every update."""
+    seen = []
+
+    def watched(scores, pictures):
+        seen.append((pictures.amax((0, 2, 3)) - pictures.amin((0, 2, 3))).max().item())
+        return scores.square().mean()
+
+    monkeypatch.setattr(long, "crf_loss", watched)
+    small = replace(ALL["scribbles, CRF loss 0.5"], images=8, updates=2, size=48)
+    losses = []
+    for weight in (0.0, 0.5):
+        job = Job(
+            replace(small, name=str(weight), crf_loss=weight), NETWORKS["Sim-Deeplab"], 1, str(tmp_path), 0.2, 3, 4
+        )
+        losses.append(long.run_job(job)["loss"])
+    assert len(seen) == 2 and all(100 < grey <= 256 for grey in seen)
+    assert losses[1] > losses[0]
+
+
 def test_the_best_rate_is_that_of_the_validation_images():
     rates = [some_run("wider", 100, 0.9 - val, lr=lr, val=val) for lr, val in ((0.1, 0.5), (0.2, 0.7), (0.4, 0.6))]
     rates += [some_run("own walk", 100, 0.1, "fine-tuning", lr=0.1)]

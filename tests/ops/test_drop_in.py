@@ -237,6 +237,26 @@ def test_a_head_of_another_kind_is_refused_with_what_to_wrap() -> None:
 
 
 @pytest.mark.smoke
+def test_what_is_no_list_of_channels_or_maps_is_named_with_its_remedy() -> None:
+    head, (seed, features) = nn.Conv2d(CHANNELS[0], K, 1), _inputs()
+    with pytest.raises(TypeError, match=r"in_channels must be a sequence .* got 5. For one walk write \[5\]"):
+        DiffusedHead(head, 5)  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"in_channels must be a sequence .* got \{'low': 5, 'high': 7\}. Write \[5, 7\]"
+    ):
+        CascadedRandomWalk({"low": 5, "high": 7})  # type: ignore[arg-type]
+    walk = CascadedRandomWalk(CHANNELS, D)
+    with pytest.raises(TypeError, match=r"features must be a sequence or a dict of 2 maps, .* got int"):
+        walk(seed, 5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"features must be 2 maps, one per walk; got 3"):
+        walk(seed, {"low": features[0], "high": features[1], "aux": features[1]})
+    with pytest.raises(ValueError, match=r"features\[1\] must have the batch of the seed, 2; got \(1, 7, 4, 6\)"):
+        walk(seed, [features[0], features[1][:1]])
+    with pytest.raises(TypeError, match=r"model must be a module; got list. Pass the network"):
+        parameter_groups(list(walk.parameters()), 0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.smoke
 def test_every_parameter_has_one_group_and_its_rate() -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 1), DiffusedHead(nn.Conv2d(5, 2, 1), [5]), nn.Conv2d(2, 2, 1))
     model[2].requires_grad_(False)
