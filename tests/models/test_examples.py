@@ -47,5 +47,6 @@ def test_the_sentences_about_the_recipes_hold():
     gain = {}
     for run in json.loads(every.RESULTS.read_text()):
         gain.setdefault(run["network"], []).append(100 * (run["with"] - run["without"]))
+    assert min(gain["fcn"]) > 15
     assert min(gain["unet3d"]) > 10
     assert all(abs(points) < 1 for name in ("vit", "segformer", "upernet") for points in gain[name])

@@ -3,12 +3,12 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
 from models.experiments import long, long_report, study
-from models.experiments.long import NETWORKS, SETTINGS, Job
+from models.experiments.long import BASELINE, NETWORKS, SETTINGS, Job
 
 ALL = dict(SETTINGS)  # a fixture leaves fewer
 RESULTS = Path(__file__).parents[2] / "docs/results"
@@ -212,3 +212,18 @@ def test_the_sentences_of_the_discussion_hold_in_the_committed_numbers(committed
     assert round(fmean(scores(committed, "no ASPP, 129²", "own walk")), 1) == 91.6
     left = gains(committed, "900 updates", "own walk")
     assert min(left) > 1 and max(left) < 2
+
+
+def test_what_is_said_of_the_crf_loss_holds_in_the_committed_numbers(committed):
+    plain, with_loss = (
+        {
+            run["seed"]: 100 * run["test"]["mean_iou"]
+            for run in committed["runs"]
+            if run["setting"] == name and run["network"] == BASELINE
+        }
+        for name in ("scribbles", "scribbles, CRF loss 0.5")
+    )
+    apart = [with_loss[seed] - plain[seed] for seed in sorted(with_loss)]
+    assert len(apart) >= 3
+    assert sum(points > 5 for points in apart) >= 2 and min(apart) < -5
+    assert abs(fmean(apart)) < 2 * stdev(apart) / len(apart) ** 0.5
