@@ -112,7 +112,7 @@ FAULTS = (
     Fault(
         "the spread is not looked at",
         "walk.backward",
-        "(high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL)",
+        "(high - low < SPREAD) & (high < LEVEL) & (low > -LEVEL)",
         "high - low < 1e30",
         climbing,
     ),

@@ -102,6 +102,7 @@ def projection_forward_kernel(
             narrow_weight(given_weight_ptr, d, 2, NARROW, D) * sign,
             narrow_weight(given_weight_ptr, d, 3, NARROW, D) * sign,
         )
+        f0, f1, f2, f3 = narrow_features(start_at, f_c, NARROW)
     else:
         unit = tl.load(unit_ptr + d) * sign
     if STATISTICS:  # a pixel of several windows belongs to the last of them
@@ -117,12 +118,16 @@ def projection_forward_kernel(
     off_x, off_y, off_z = 0, 0, 0
     for offset in range(0, wide_z * wide_y * wide_x):
         inside = (off_x < x_wide) & (off_y < y_wide) & (off_z < z_wide)
+        next_x, next_y, next_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
         # past the end of its window a program reads the first pixel again, and does not use it
-        at = start_at + tl.where(inside, off_z * f_z + off_y * f_y + off_x * f_x, 0) * UNIT  # [J]
-        if NARROW > 0:
-            f0, f1, f2, f3 = narrow_features(at, f_c, NARROW)
+        if NARROW > 0:  # the next pixel is on its way while this one is multiplied
+            ahead = (next_x < x_wide) & (next_y < y_wide) & (next_z < z_wide)
+            at = start_at + tl.where(ahead, next_z * f_z + next_y * f_y + next_x * f_x, 0) * UNIT  # [J]
+            g0, g1, g2, g3 = narrow_features(at, f_c, NARROW)
             value = narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, NARROW)
+            f0, f1, f2, f3 = g0, g1, g2, g3
         else:
+            at = start_at + tl.where(inside, off_z * f_z + off_y * f_y + off_x * f_x, 0) * UNIT  # [J]
             value = project((split_ptr, unit), (at, f_c, C), DP, J, CC, EVEN, CHANNELS_LAST, HAS_LOW)
         if offset == 0:
             best = value
@@ -137,7 +142,7 @@ def projection_forward_kernel(
             apart = tl.where(counted[None, :], value - shift[:, None], 0.0)
             first_sum += apart
             second_sum = tl.fma(apart, apart, second_sum)
-        off_x, off_y, off_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
+        off_x, off_y, off_z = next_x, next_y, next_z
 
     to = image * out_b + (z * out_z + y * out_y + x * out_x)[None, :] + (d if OUT_LAST else d * out_d)[:, None]
     stored = (d < D)[:, None] & own[None, :]

@@ -169,7 +169,7 @@ def walk_backward_kernel(
     row_bias = tl.load(bias_ptr + i)
     row_lse = tl.load(lse_ptr + i)
     row_level = tl.load(level_ptr + i)
-    row_low = tl.min(row_level, axis=0)
+    row_low = tl.min(tl.where(row_level == float("-inf"), float("inf"), row_level), axis=0)  # there P_ji is zero
     row_high = tl.max(row_level, axis=0)
 
     sum_psi = tl.zeros([I, DP], tl.float32)
@@ -195,8 +195,9 @@ def walk_backward_kernel(
         col_high = tl.load(spread_ptr + tile * 2 + 1)
         low = tl.minimum(col_low, row_low)
         high = tl.maximum(col_high, row_high)
-        if (high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL):
-            rise = tl.exp2(row_level - 0.5 * (col_low + col_high)) * TRANSPOSED_SHIFT
+        if (high - low < SPREAD) & (high < LEVEL) & (low > -LEVEL):
+            middle = tl.where(col_low <= col_high, 0.5 * (col_low + col_high), row_low)
+            rise = tl.exp2(row_level - middle) * TRANSPOSED_SHIFT
             back = look * rise[:, None] * col_drop[None, :]  # (B3) 2¹³ P_ji
         else:
             # the other order of the small products may round S_ji above S_ij: never a weight above one
