@@ -67,7 +67,7 @@ class Direct:
         self.kept: dict[Key, tuple[Any, ...]] = {}
 
     def started(
-        self, arguments: Mapping[str, Any], programs: int, warps: int, stages: int, of: torch.dtype | None
+        self, device: int, arguments: Mapping[str, Any], programs: int, warps: int, stages: int, of: torch.dtype | None
     ) -> Key | None:
         """Starts the binary of this case if it was kept: None. Else the case, to be kept once it was launched; or () if it
         cannot be.
@@ -85,16 +85,14 @@ class Direct:
             addresses = list(map(_address, tensors))
             types = tuple(map(_dtype, tensors if of is None else self.given(tensors)))
             unaligned = reduce(or_, addresses) & ALIGNED and any(addresses[place] & ALIGNED for place in self.aligned)
-        runtime, active = knobs.runtime, driver.active
-        if unaligned or runtime.launch_enter_hook.calls:
+        if unaligned or knobs.runtime.launch_enter_hook.calls:
             return ()
-        device = active.get_current_device()
         key = (device, warps, stages, of, types, others[self.constants])
         found = self.kept.get(key)
         if found is None:
             return key
         run, function, metadata = found
-        stream = active.get_current_stream(device)
+        stream = driver.active.get_current_stream(device)
         run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *others)
         return None
 

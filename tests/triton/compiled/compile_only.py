@@ -68,6 +68,7 @@ class Binary:
         default_factory=Counter
     )  # one turn of the loop with the matrix instructions, one column tile
     turn: tuple[str, ...] = ()  # the same with operands, in their order
+    code: tuple[str, ...] = ()  # all instructions, in their order
 
     def __str__(self) -> str:
         shape = "".join(f"{key}{value}-" for key, value in self.constants.items() if key in ("DP", "KP", "I", "J"))
@@ -110,9 +111,9 @@ MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*)")
 
 
-def _parse(sass: str) -> tuple[Counter[str], tuple[str, ...]]:
-    """(all instructions, in order those of the shortest loop with at least half as many matrix instructions as the richest, or
-    of the longest loop where there are none)."""
+def _parse(sass: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """In their order all instructions, and with operands those of the shortest loop with at least half as many matrix
+    instructions as the richest, or of the longest loop where there are none."""
     names: list[str] = []
     lines: list[str] = []
     labels: dict[str, int] = {}
@@ -130,7 +131,7 @@ def _parse(sass: str) -> tuple[Counter[str], tuple[str, ...]]:
     rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
     longest = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     best = min(rich, key=lambda loop: loop[1] - loop[0], default=longest)
-    return Counter(names), tuple(lines[best[0] : best[1]])
+    return tuple(names), tuple(lines[best[0] : best[1]])
 
 
 def _told_by(tool: str, option: str, file: str) -> str:
@@ -139,7 +140,7 @@ def _told_by(tool: str, option: str, file: str) -> str:
 
 
 @cache
-def _facts(cubin: bytes) -> tuple[int, int, Counter[str], tuple[str, ...]]:
+def _facts(cubin: bytes) -> tuple[int, int, tuple[str, ...], tuple[str, ...]]:
     """(registers, bytes of stack, all instructions, those of the loop); builds of one architecture share small kernels."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -150,7 +151,8 @@ def _facts(cubin: bytes) -> tuple[int, int, Counter[str], tuple[str, ...]]:
 
 
 def _read(binary: Binary) -> Binary:
-    binary.registers, binary.stack, binary.instructions, binary.turn = _facts(binary.cubin)
+    binary.registers, binary.stack, binary.code, binary.turn = _facts(binary.cubin)
+    binary.instructions = Counter(binary.code)
     binary.loop = Counter(line.split()[0] for line in binary.turn)
     return binary
 
@@ -168,6 +170,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         made = run(self, *args, grid=grid, warmup=True, **kwargs)
         key = made.hash
+        assert made.metadata.launch_pdl == (arch >= 90)
         if key not in binaries:
             names = launch.constants_of(self.fn)
             binaries[key] = Binary(

@@ -12,6 +12,7 @@ deviations of its pixels, each of which belongs to one window; `projection_stati
 
 import triton.language as tl
 
+from ..arithmetic import in_turn
 from ..launch import kernel
 from .tiles import narrow_features, narrow_project, narrow_weight, next_offset, project, window_end, window_start
 
@@ -62,12 +63,14 @@ def projection_forward_kernel(
     HAS_SLOPE: tl.constexpr,
     STATISTICS: tl.constexpr,
     OUT_LAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(Ψ1) peak = z at the pixel of every window where sign(slope)·z is largest, z = W f; position = that pixel.
 
     f (B, C, Z, Y, X), batch and pixel strides in units of UNIT elements -> peak, position (B, D, OZ, OY, OX), and
     with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0. OUT_LAST: out_d is 1.
     """
+    in_turn(PDL)
     nodes = OZ * OY * OX
     tiles = tl.cdiv(nodes, J)
     program = tl.program_id(0).to(tl.int64)
@@ -160,12 +163,21 @@ def projection_forward_kernel(
 
 @kernel
 def projection_statistics_kernel(
-    partial_ptr, mean_ptr, variance_ptr, tiles, D, DP: tl.constexpr, R: tl.constexpr, PART: tl.constexpr
+    partial_ptr,
+    mean_ptr,
+    variance_ptr,
+    tiles,
+    D,
+    DP: tl.constexpr,
+    R: tl.constexpr,
+    PART: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Mean and biased variance (D,) of PART channels from the tiles' (count, mean, squared deviations) [tiles, 3, DP].
 
     R tiles at a time: the mean about the first tile's, then the deviations of the tiles' means from it (Chan et al.).
     """
+    in_turn(PDL)
     d = tl.program_id(0) * PART + tl.arange(0, PART)
     about = tl.load(partial_ptr + DP + d)
     count = tl.zeros([R, PART], tl.float32)

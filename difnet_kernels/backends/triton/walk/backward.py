@@ -22,6 +22,7 @@ import triton.language as tl
 from ..arithmetic import (
     TRANSPOSED_SHIFT,
     add_tile,
+    in_turn,
     last_to_arrive,
     load_hi_lo,
     raise_to,
@@ -120,6 +121,7 @@ def walk_backward_kernel(
     OF_BIAS: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Σ_j≠i T_ij ψ̃_j, Σ_j≠i P_ji (h_j | λ_j - δ_j), against_i and own_i for I rows and one part of the columns of an image.
 
@@ -129,6 +131,7 @@ def walk_backward_kernel(
     else the sums are left in part_psi [parts, B, n_pad, DP], part_moved [parts, B, C, n_pad, KP], part_against and
     part_own [parts, B, n_pad], and the last program of the row tile with WANT_MOVED adds and finishes them.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     width = DP
     if WIDE:

@@ -19,6 +19,7 @@ from ..arithmetic import (
     class_columns,
     field_at,
     field_tile,
+    in_turn,
     load_hi_lo,
     low_of,
     mix,
@@ -75,10 +76,12 @@ def gradient_begin_kernel(
     GRAD_AXIS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, its reach [B, C, KP], and y⁰ ... yᵀ⁻¹ [T, B, C, n_pad, KP] fp32, made
     again from what the forward saved. An image's first block writes the scale of its classes [B, C, KP], which the forward
     had."""
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -101,12 +104,10 @@ def gradient_begin_kernel(
         at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
         tl.store(states_ptr + at, y)
         for t in range(1, walks):
-            w = tl.load(at_walked, mask=inside, other=0.0)
+            w = tl.load(at_walked + (t - 1) * (batch.to(tl.int64) * N * K), mask=inside, other=0.0)
             mixed = mix(w, s, tl.load(given_mu_ptr + t - 1))  # (W3)
             y = tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + t - 1)), 0.0)  # (W4)
-            at += batch.to(tl.int64) * chunks * n_pad * KP
-            at_walked += batch.to(tl.int64) * N * K
-            tl.store(states_ptr + at, y)
+            tl.store(states_ptr + t * (batch.to(tl.int64) * chunks * n_pad * KP) + at, y)
     raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
 
 
@@ -198,6 +199,7 @@ def gradient_prepare_kernel(
     VALUE_PRODUCTS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     OF_LSE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One step t for R rows (B1, B2, B7): yᵗ and h as hi and lo [B, C, n_pad, KP], g <- (1-β) g, seed_sum += β(1-μ) g,
     and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β. An image's first block writes h_scale [B] and unit
@@ -209,6 +211,7 @@ def gradient_prepare_kernel(
     In an image with outliers alone [B, n_pad] is the node that a row looks at alone, or -1. OF_LSE: lse_grad [B, n_pad] is
     ∂L/∂lse in units of the image.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -343,9 +346,11 @@ def gradient_end_kernel(
     HAS_STATE: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """∂L/∂y⁰ and ∂L/∂s: g and seed_sum [B, C, n_pad, KP] -> (B, K, N), any strides; without a state the first is added
     to the second (W5). Before them `gates` programs add the parts of ∂μ and ∂β of a walk each."""
+    in_turn(PDL)
     if tl.program_id(0) < gates:
         add_gates(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, tl.program_id(0), parts)
     else:

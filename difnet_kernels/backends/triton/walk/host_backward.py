@@ -204,6 +204,7 @@ def begin(
         strides("grad", "bkn", grad) | strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(GRAD_AXIS=contiguous_axis(grad), SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         layout.constants | dict(R=layout.block),
+        warps=8,
     )
     return Gradient(g, states, seed_sum, scale, zeros)
 

@@ -27,6 +27,9 @@ ROWS: tuple[Row, ...] = (
         dict(DP=128, KP=128, products=1),
         dict(nodes=33),
     ),
+    Row(
+        "backward", Launch(64, 32, 8, 2, in_registers=False), (HOPPER,), dict(DP=256, KP=64, products=1), dict(nodes=33)
+    ),
     Row("backward", Launch(64, 32, 8, 2, in_registers=False), (HOPPER,), dict(DP=64, KP=128), dict(nodes=33)),
     Row("backward", Launch(64, 16, 8, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=128), dict(nodes=33)),
     Row("forward", Launch(128, 64, 8, 2), (BLACKWELL,), dict(DP=64, KP=32), dict(nodes=65)),
