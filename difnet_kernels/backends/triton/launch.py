@@ -75,20 +75,20 @@ def launch(
     for group in groups:
         arguments.update(group)
     direct: Direct | None = kernel.direct
-    row = dict(num_warps=warps, num_stages=stages, enable_fp_fusion=False)
-    arguments["PDL"] = False
-    began = 0.0
+    case, began = Key(), 0.0
     try:
-        case: Key = ()
+        device = 0 if direct is None else driver.active.get_current_device()
+        early = arguments["PDL"] = direct is not None and starts_early(device)
         if direct is not None:
-            device = driver.active.get_current_device()
-            arguments["PDL"] = row["launch_pdl"] = starts_early(device)
             started = direct.started(device, arguments, programs, warps, stages, of)
             if started is None:
                 return
             case = started
         began = time.perf_counter()
-        made = kernel[(programs,)](**arguments, **row)
+        options = dict(num_warps=warps, num_stages=stages, enable_fp_fusion=False) | (
+            dict(launch_pdl=True) if early else {}
+        )
+        made = kernel[(programs,)](**arguments, **options)
         if direct is not None:
             direct.keep(case, made)
     except Exception as error:

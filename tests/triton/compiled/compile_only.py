@@ -192,7 +192,12 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         """What is kept under one key is one binary."""
         assert key and keys.setdefault((self, key), made.hash) == made.hash, key
 
-    run = triton.JITFunction.run
+    def aligned(self: Any, device: int, arguments: Any, *more: Any) -> Any:
+        addresses = [0 if isinstance(x, tuple) else x.data_ptr() for x in self.tensors(arguments)]
+        assert self.all_aligned(addresses), arguments
+        return started(self, device, arguments, *more)
+
+    run, started = triton.JITFunction.run, direct.Direct.started
     card = launch.Card(arch, processors)
     previous = driver._active
     driver.set_active(CompileOnlyDriver(arch))
@@ -201,6 +206,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         with (
             mock.patch.object(triton.JITFunction, "run", compile_instead),
             mock.patch.object(direct.Direct, "keep", told_apart),
+            mock.patch.object(direct.Direct, "started", aligned),
             mock.patch.object(host, "card_of", lambda device: card),
             mock.patch.object(host_backward, "card_of", lambda device: card),
             mock.patch.object(projection, "card_of", lambda device: card),

@@ -205,6 +205,7 @@ def begin(
         dict(GRAD_AXIS=contiguous_axis(grad), SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         layout.constants | dict(R=layout.block),
         warps=8,
+        of=torch.float32,
     )
     return Gradient(g, states, seed_sum, scale, zeros)
 
@@ -360,4 +361,5 @@ def end(
         strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
         layout.constants | dict(R=layout.block, HAS_STATE=has_state),
         dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),
+        of=torch.float32,
     )

@@ -327,6 +327,7 @@ def prepare_psi(
             T * B * blocks * walk.slices,
             common | dict(partial_ptr=partial, counter_ptr=counters, blocks=blocks, block_nodes=block_nodes),
             warps=warps,
+            of=walk.operand,
         )
     given = tuple(b for b in bias if b is not None) or (first,)  # all walks have one, or none; not touched then
     launch(
@@ -339,6 +340,7 @@ def prepare_psi(
         dict(HAS_BIAS=bias[0] is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
         dict(LOGIT_PRODUCTS=walk.logit_products),
         warps=warps,
+        of=walk.operand,
     )
     each = zip(*(getattr(out, field.name).unbind() for field in fields(out)), strict=True)
     return [PreparedPsi(*of_walk) for of_walk in each]

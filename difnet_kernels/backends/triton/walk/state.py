@@ -183,6 +183,7 @@ def class_reach(state: Tensor | None, seed: Tensor, layout: Layout, cleared: Ten
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         dict(KP=layout.KP, R=layout.block, HAS_STATE=state is not None),
+        of=torch.float32,
     )
     return partial
 
@@ -211,5 +212,6 @@ def prepare_state(
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         layout.sizes | layout.constants | dict(R=layout.block, VALUE_PRODUCTS=value_products),
+        of=torch.float16,
     )
     return out, after
