@@ -16,6 +16,16 @@ NODES = tl.constexpr(2)
 
 
 @triton.jit
+def in_turn(PDL: tl.constexpr):
+    """The first line of every kernel. PDL: the card starts it before the kernel in front of it has ended, which saves the time
+    between the two; it waits here until that one's writes are seen, and then lets the next one come. Each waits, so each sees
+    what all before it wrote."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def power_of_two_below(x):
     """The largest power of two ≤ x, kept inside 2^±100; 1 for x = 0 (an all-zero class needs no scale)."""
     exponent = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF

@@ -14,8 +14,8 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, reduce
-from operator import attrgetter, itemgetter, or_
+from functools import cache
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
@@ -67,36 +67,39 @@ class Direct:
         self.kept: dict[Key, tuple[Any, ...]] = {}
 
     def started(
-        self, arguments: Mapping[str, Any], programs: int, warps: int, stages: int, of: torch.dtype | None
+        self, device: int, arguments: Mapping[str, Any], programs: int, warps: int, stages: int, of: torch.dtype | None
     ) -> Key | None:
         """Starts the binary of this case if it was kept: None. Else the case, to be kept once it was launched; or () if it
         cannot be.
 
-        of: the dtype from which, with the constants, those of all tensors but `given_` follow; None: look at them all. Sizes
-        are below 2³¹, or the backend had refused the problem, so they are 32-bit numbers to Triton.
+        of: all tensors but `given_` are this package's own: aligned, and of dtypes that follow from this one and the constants
+        (any dtype, where from the constants alone); None: look at them all. Sizes are below 2³¹, or the backend had refused
+        the problem, so they are 32-bit numbers to Triton.
         """
         tensors, others = self.tensors(arguments), self.others(arguments)
+        looked_at = tensors if of is None else self.given(tensors)
         addresses: list[Any]
+        types: tuple[Any, ...]
         if self.tuples:
             addresses = [tuple(map(_address, x)) if type(x) is tuple else x.data_ptr() for x in tensors]
-            types: tuple[Any, ...] = tuple(tuple(map(_dtype, x)) if type(x) is tuple else x.dtype for x in tensors)
-            unaligned = any(addresses[place] & ALIGNED for place in self.aligned)
+            types = tuple(tuple(map(_dtype, x)) if type(x) is tuple else x.dtype for x in looked_at)
         else:
-            addresses = list(map(_address, tensors))
-            types = tuple(map(_dtype, tensors if of is None else self.given(tensors)))
-            unaligned = reduce(or_, addresses) & ALIGNED and any(addresses[place] & ALIGNED for place in self.aligned)
-        runtime, active = knobs.runtime, driver.active
-        if unaligned or runtime.launch_enter_hook.calls:
+            addresses, types = list(map(_address, tensors)), tuple(map(_dtype, looked_at))
+        hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
+        if hooked or (of is None and not self.all_aligned(addresses)):
             return ()
-        device = active.get_current_device()
         key = (device, warps, stages, of, types, others[self.constants])
         found = self.kept.get(key)
         if found is None:
             return key
         run, function, metadata = found
-        stream = active.get_current_stream(device)
+        stream = driver.active.get_current_stream(device)
         run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *others)
         return None
+
+    def all_aligned(self, addresses: Sequence[Any]) -> bool:
+        """Whether loads of 16 bytes may read every tensor but `given_`."""
+        return not any(addresses[place] & ALIGNED for place in self.aligned)
 
     def keep(self, key: Key, made: Any) -> None:
         """What Triton compiled and started for this case."""

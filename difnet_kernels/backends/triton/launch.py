@@ -15,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.driver import driver
 
 from .arithmetic import CHANNELS, NODES
-from .direct import Direct
+from .direct import Direct, Key
 from .failures import advice
 
 LOG = logging.getLogger(__name__)
@@ -73,14 +74,21 @@ def launch(
     arguments: dict[str, Any] = {}
     for group in groups:
         arguments.update(group)
-    direct: Direct | None = getattr(kernel, "direct", None)
-    began = 0.0
+    direct: Direct | None = kernel.direct
+    case, began = Key(), 0.0
     try:
-        case = () if direct is None else direct.started(arguments, programs, warps, stages, of)
-        if case is None:
-            return
+        device = 0 if direct is None else driver.active.get_current_device()
+        early = arguments["PDL"] = direct is not None and starts_early(device)
+        if direct is not None:
+            started = direct.started(device, arguments, programs, warps, stages, of)
+            if started is None:
+                return
+            case = started
         began = time.perf_counter()
-        made = kernel[(programs,)](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=False)
+        options = dict(num_warps=warps, num_stages=stages, enable_fp_fusion=False) | (
+            dict(launch_pdl=True) if early else {}
+        )
+        made = kernel[(programs,)](**arguments, **options)
         if direct is not None:
             direct.keep(case, made)
     except Exception as error:
@@ -97,6 +105,12 @@ def launch(
             *(what, time.perf_counter() - began, warps, stages),
             *_told_of(kernel, arguments),
         )
+
+
+@functools.cache
+def starts_early(device: int) -> bool:
+    """Whether this device, the current one, starts a kernel before the one in front has ended: from sm_90 on (`in_turn`)."""
+    return bool(driver.active.get_current_target().arch >= 90)
 
 
 def _told_of(kernel: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -67,6 +67,8 @@ class Binary:
     loop: Counter[str] = field(
         default_factory=Counter
     )  # one turn of the loop with the matrix instructions, one column tile
+    turn: tuple[str, ...] = ()  # the same with operands, in their order
+    code: tuple[str, ...] = ()  # all instructions, in their order
 
     def __str__(self) -> str:
         shape = "".join(f"{key}{value}-" for key, value in self.constants.items() if key in ("DP", "KP", "I", "J"))
@@ -88,6 +90,16 @@ class Binary:
         tile = rf"tensor<{shape[0]}x{shape[1]}x!tt\.ptr<\w+>, "
         return {(int(a), int(b)) for name, a, b in found if any(re.search(rf"{tile}{name}>", line) for line in lines)}
 
+    def lead(self, prefix: str) -> int:
+        """The fewest instructions in a turn between a load of this kind and the first that reads what it loads; what only the
+        next turn reads leads by the rest of this one."""
+        leads = []
+        for place, line in enumerate(self.turn):
+            if line.startswith(prefix) and (loaded := re.search(r"R\d+", line)):
+                later = (n for n, other in enumerate(self.turn[place + 1 :]) if re.search(rf"\b{loaded[0]}\b", other))
+                leads.append(next(later, len(self.turn) - place))
+        return min(leads, default=0)
+
     def count(self, *prefixes: str) -> int:
         return sum(number for name, number in self.instructions.items() if name.startswith(prefixes))
 
@@ -99,10 +111,11 @@ MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*)")
 
 
-def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
-    """(all instructions, those of the shortest loop with at least half as many matrix instructions as the richest, or of
-    the longest loop where there are none)."""
+def _parse(sass: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """In their order all instructions, and with operands those of the shortest loop with at least half as many matrix
+    instructions as the richest, or of the longest loop where there are none."""
     names: list[str] = []
+    lines: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
     for line in sass.splitlines():
@@ -110,6 +123,7 @@ def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
             labels[label[1]] = len(names)
         elif found := _INSTRUCTION.match(line):
             names.append(found[1])
+            lines.append(found[1] + found[2])
             target = re.search(r"\((\.L_x_\d+)\)", found[2])
             if found[1].startswith("BRA") and target and target[1] in labels:
                 loops.append((labels[target[1]], len(names)))
@@ -117,7 +131,7 @@ def _parse(sass: str) -> tuple[Counter[str], Counter[str]]:
     rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
     longest = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     best = min(rich, key=lambda loop: loop[1] - loop[0], default=longest)
-    return Counter(names), Counter(names[best[0] : best[1]])
+    return tuple(names), tuple(lines[best[0] : best[1]])
 
 
 def _told_by(tool: str, option: str, file: str) -> str:
@@ -126,7 +140,7 @@ def _told_by(tool: str, option: str, file: str) -> str:
 
 
 @cache
-def _facts(cubin: bytes) -> tuple[int, int, Counter[str], Counter[str]]:
+def _facts(cubin: bytes) -> tuple[int, int, tuple[str, ...], tuple[str, ...]]:
     """(registers, bytes of stack, all instructions, those of the loop); builds of one architecture share small kernels."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -137,7 +151,9 @@ def _facts(cubin: bytes) -> tuple[int, int, Counter[str], Counter[str]]:
 
 
 def _read(binary: Binary) -> Binary:
-    binary.registers, binary.stack, binary.instructions, binary.loop = _facts(binary.cubin)
+    binary.registers, binary.stack, binary.code, binary.turn = _facts(binary.cubin)
+    binary.instructions = Counter(binary.code)
+    binary.loop = Counter(line.split()[0] for line in binary.turn)
     return binary
 
 
@@ -154,6 +170,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         made = run(self, *args, grid=grid, warmup=True, **kwargs)
         key = made.hash
+        assert made.metadata.launch_pdl == (arch >= 90)
         if key not in binaries:
             names = launch.constants_of(self.fn)
             binaries[key] = Binary(
@@ -175,7 +192,12 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         """What is kept under one key is one binary."""
         assert key and keys.setdefault((self, key), made.hash) == made.hash, key
 
-    run = triton.JITFunction.run
+    def aligned(self: Any, device: int, arguments: Any, *more: Any) -> Any:
+        addresses = [0 if isinstance(x, tuple) else x.data_ptr() for x in self.tensors(arguments)]
+        assert self.all_aligned(addresses), arguments
+        return started(self, device, arguments, *more)
+
+    run, started = triton.JITFunction.run, direct.Direct.started
     card = launch.Card(arch, processors)
     previous = driver._active
     driver.set_active(CompileOnlyDriver(arch))
@@ -184,6 +206,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
         with (
             mock.patch.object(triton.JITFunction, "run", compile_instead),
             mock.patch.object(direct.Direct, "keep", told_apart),
+            mock.patch.object(direct.Direct, "started", aligned),
             mock.patch.object(host, "card_of", lambda device: card),
             mock.patch.object(host_backward, "card_of", lambda device: card),
             mock.patch.object(projection, "card_of", lambda device: card),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import subprocess
 from pathlib import Path
@@ -46,20 +47,35 @@ def test_the_first_launch_of_a_binary_is_told_at_debug_level(
         assert said in walk, walk
 
 
-@triton.jit
-def refused_kernel(x_ptr, N, WIDTH: tl.constexpr):
+@launch.kernel
+def refused_kernel(x_ptr, N, WIDTH: tl.constexpr, PDL: tl.constexpr):
     tl.static_assert(WIDTH < 0, "too wide")
 
 
-@triton.jit
-def written_kernel(x_ptr, WIDTH: tl.constexpr):
+@launch.kernel
+def written_kernel(x_ptr, WIDTH: tl.constexpr, PDL: tl.constexpr):
     tl.store(x_ptr + tl.arange(0, WIDTH), 1.0)
+
+
+def test_every_kernel_begins_with_its_turn() -> None:
+    """The one line that orders it behind the kernel in front, where the card starts kernels early."""
+    kernels = 0
+    for path in Path(str(triton_backend.__file__)).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and any(ast.unparse(d) == "kernel" for d in node.decorator_list):
+                kernels += 1
+                assert ast.get_docstring(node) and ast.unparse(node.body[1]) == "in_turn(PDL)", node.name
+    assert kernels == 20
 
 
 def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
     with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"(?s)refused did not run.*too wide") as raised:
         launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2), warps=8, stages=3)
-    for said in ("8 warps, 3 stages, {'WIDTH': 2}", "7 programs, x_ptr: torch.float32, N=3", "backend='cpu'"):
+    for said in (
+        "8 warps, 3 stages, {'WIDTH': 2, 'PDL': True}",
+        "7 programs, x_ptr: torch.float32, N=3",
+        "backend='cpu'",
+    ):
         assert said in str(raised.value), raised.value
 
 
@@ -85,8 +101,9 @@ def test_a_launch_that_the_card_refuses_names_launch_row_and_case(
     def refuse(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(triton.JITFunction, "run", refuse)
-    with pytest.raises(RuntimeError, match=r"(?s)Launch row: 4 warps.*N=3") as raised:
+    failed = pytest.raises(RuntimeError, match=r"(?s)Launch row: 4 warps.*N=3")
+    with compiled_for(90, 132), monkeypatch.context() as patch, failed as raised:
+        patch.setattr(triton.JITFunction, "run", refuse)
         launch.launch("refused", refused_kernel, 7, dict(x_ptr=torch.empty(3), N=3, WIDTH=2))
     said = str(raised.value)
     assert str(error) in said and raised.value.__cause__ is error

@@ -140,6 +140,13 @@ def test_the_features_are_streamed(build: Build) -> None:
             assert not set(single) - {"LDGDEPBAR"}, f"{binary}: {dict(binary.loop)}"
 
 
+@pytest.mark.parametrize("build", [build for build in BUILDS if build.channels <= 4], ids=str)
+def test_the_next_pixel_of_few_channels_is_on_its_way(build: Build) -> None:
+    """A program has one warp for each scheduler: nothing else hides the latency of a load."""
+    forward = next(binary for binary in built(build) if binary.kernel == "projection_forward_kernel")
+    assert forward.lead("LDG") >= 64, forward.turn
+
+
 @pytest.mark.parametrize("dtype", (FP32, BF16), ids=["fp32", "bf16"])
 def test_neighbouring_threads_lie_along_the_contiguous_axis(dtype: torch.dtype) -> None:
     """Pixels of features in planes, channels of the pooled fields; a warp that took the other axis would touch a line of

@@ -69,6 +69,10 @@ def without_their_own_column() -> Problem:
     return p
 
 
+def three_walks() -> Problem:
+    return problem(1, 5, 35, (16, 3, 8))
+
+
 def wide() -> Problem:
     return problem(1, 3, 35, (300,))
 
@@ -112,7 +116,7 @@ FAULTS = (
     Fault(
         "the spread is not looked at",
         "walk.backward",
-        "(high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL)",
+        "(high - low < SPREAD) & (high < LEVEL) & (low > -LEVEL)",
         "high - low < 1e30",
         climbing,
     ),
@@ -154,6 +158,20 @@ FAULTS = (
     Fault("the first program adds the parts", "arithmetic", "== programs - 1", "== 0"),
     Fault("the last channels of a wide psi", "arithmetic", "range(0, depths)", "range(0, depths - 1)", wide),
     Fault("a slice of a wide psi for another", "walk.backward", "d += own_chunk * DP", "d += 0", wide),
+    Fault(
+        "every state is made of the first",
+        "walk.gradient",
+        "tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + t - 1)), 0.0)",
+        "tl.where(inside, blend(mixed, s, tl.load(given_beta_ptr + t - 1)), 0.0)",
+        three_walks,
+    ),
+    Fault(
+        "a column without weight looks at nobody",
+        "walk.gradient",
+        'idle = (level == float("-inf")) & (most == 0.0) & (delta == 0.0)',
+        'idle = level == float("-inf")',
+        without_their_own_column,
+    ),
     Fault("a bias in other units", "walk.prepare", "LOG2E * given.to(tl.float32)", "given.to(tl.float32)", with_bias),
     Fault(
         "a row starts at a logit that it lacks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from difnet_kernels.backends.triton import split
 from tests.support.tolerances import assert_within
 from tests.triton.interpreted.bounds import assert_as_plain_fp32, assert_right
 from tests.triton.interpreted.cascade import biased, nearly_one_hot, problem, run, truth
+from tests.triton.interpreted.faults import Fault, planted
 from tests.triton.interpreted.plans import in_parts
 
 
@@ -56,6 +58,26 @@ def test_columns_without_weight(where: str) -> None:
     answer = assert_right(p)
     for b, grad in zip(p.bias, answer.grad_bias, strict=True):
         assert (grad[b.isinf()] == 0).all()
+
+
+@pytest.mark.parametrize("hidden", (slice(3, 51, 5), slice(20, 51), slice(16, 32)), ids=["scattered", "end", "tile"])
+@pytest.mark.parametrize("idle", (True, False), ids=["masked", "not_masked"])
+def test_masked_nodes_cost_no_second_exponential(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: slice, idle: bool
+) -> None:
+    """Columns of -inf whose nodes have no gradient leave a tile its one exponential; the other would be a NaN here."""
+    spoilt = Fault("two", "walk.backward", "tl.exp2(above) * TRANSPOSED_SHIFT", "tl.exp2(above) * float('nan')")
+    for (user, name), function in planted(spoilt, tmp_path).items():
+        monkeypatch.setattr(user, name, function)
+    p = biased(problem(1, 5, 51, (16, 8), size=1.0), 1.0)
+    for b, grad in zip(p.bias, p.grad_lse, strict=True):
+        b[:, hidden], grad[:, hidden] = -torch.inf, 0.0
+    if idle:
+        p.grad[..., hidden] = 0.0
+        assert_right(p)
+    else:
+        with pytest.raises(AssertionError, match="not finite"):
+            assert_right(p)
 
 
 def test_an_image_whose_columns_all_have_no_weight_is_as_in_torch() -> None:

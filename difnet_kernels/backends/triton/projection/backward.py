@@ -13,6 +13,7 @@ The pixels of an image are padded to units of PAD; ∂z is zero in the padding.
 import triton
 import triton.language as tl
 
+from ..arithmetic import in_turn
 from ..launch import kernel
 from .tiles import (
     FIRST_AXIS,
@@ -152,8 +153,10 @@ def projection_pixel_gradient_kernel(
     GRAD_LAST: tl.constexpr,
     POSITION_LAST: tl.constexpr,
     STATISTICS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(Ψ2) ∂z of P pixels: grad_peak, position (B, D, OZ, OY, OX), f (B, C, Z, Y, X) -> scratch [pixels of the block, DP]."""
+    in_turn(PDL)
     program = tl.program_id(0).to(tl.int64)
     step = first_unit.to(tl.int64) * (PAD // P) + program
     image = step // (units * (PAD // P))
@@ -211,8 +214,10 @@ def projection_feature_gradient_kernel(
     EVEN: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     UNIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(Ψ3) grad_features = Wᵀ ∂z of P pixels and `group` chunks of channels: scratch [pixels, DP] -> (B, C, Z, Y, X)."""
+    in_turn(PDL)
     chunks = tl.cdiv(C, CC)
     groups = tl.cdiv(chunks, group)
     program = tl.program_id(0).to(tl.int64)
@@ -276,11 +281,13 @@ def projection_weight_gradient_kernel(
     UNIT: tl.constexpr,
     HAS_LOW: tl.constexpr,
     FLAT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(Ψ4) one range of a block's pixels, one chunk of channels: part [ranges, DP, chunks·CC] = (+=, if add) ∂z fᵀ.
 
     scratch [pixels, DP], f (B, C, Z, Y, X); FLAT: the pixels of a channel of f lie next to each other, in scan order.
     """
+    in_turn(PDL)
     chunks = tl.cdiv(C, CC)
     program = tl.program_id(0).to(tl.int64)
     chunk = (program % chunks).to(tl.int32)
@@ -316,9 +323,10 @@ def projection_weight_gradient_kernel(
 
 @kernel
 def projection_weight_reduce_kernel(
-    part_ptr, out_ptr, C, D, ranges, columns, DP: tl.constexpr, R: tl.constexpr, E: tl.constexpr
+    part_ptr, out_ptr, C, D, ranges, columns, DP: tl.constexpr, R: tl.constexpr, E: tl.constexpr, PDL: tl.constexpr
 ):
     """(Ψ4) grad_weight [D, C] from part [ranges, DP, columns], E elements a program, in the order of the ranges."""
+    in_turn(PDL)
     element = tl.program_id(0) * E + tl.arange(0, E)
     size = DP * columns
     total = tl.zeros([R, E], tl.float32)

@@ -12,6 +12,7 @@ deviations of its pixels, each of which belongs to one window; `projection_stati
 
 import triton.language as tl
 
+from ..arithmetic import in_turn
 from ..launch import kernel
 from .tiles import narrow_features, narrow_project, narrow_weight, next_offset, project, window_end, window_start
 
@@ -62,12 +63,14 @@ def projection_forward_kernel(
     HAS_SLOPE: tl.constexpr,
     STATISTICS: tl.constexpr,
     OUT_LAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """(Ψ1) peak = z at the pixel of every window where sign(slope)·z is largest, z = W f; position = that pixel.
 
     f (B, C, Z, Y, X), batch and pixel strides in units of UNIT elements -> peak, position (B, D, OZ, OY, OX), and
     with STATISTICS partial [B·tiles, 3, DP]. NARROW: C where C ≤ 4, else 0. OUT_LAST: out_d is 1.
     """
+    in_turn(PDL)
     nodes = OZ * OY * OX
     tiles = tl.cdiv(nodes, J)
     program = tl.program_id(0).to(tl.int64)
@@ -102,6 +105,7 @@ def projection_forward_kernel(
             narrow_weight(given_weight_ptr, d, 2, NARROW, D) * sign,
             narrow_weight(given_weight_ptr, d, 3, NARROW, D) * sign,
         )
+        f0, f1, f2, f3 = narrow_features(start_at, f_c, NARROW)
     else:
         unit = tl.load(unit_ptr + d) * sign
     if STATISTICS:  # a pixel of several windows belongs to the last of them
@@ -117,12 +121,16 @@ def projection_forward_kernel(
     off_x, off_y, off_z = 0, 0, 0
     for offset in range(0, wide_z * wide_y * wide_x):
         inside = (off_x < x_wide) & (off_y < y_wide) & (off_z < z_wide)
+        next_x, next_y, next_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
         # past the end of its window a program reads the first pixel again, and does not use it
-        at = start_at + tl.where(inside, off_z * f_z + off_y * f_y + off_x * f_x, 0) * UNIT  # [J]
-        if NARROW > 0:
-            f0, f1, f2, f3 = narrow_features(at, f_c, NARROW)
+        if NARROW > 0:  # the next pixel is on its way while this one is multiplied
+            ahead = (next_x < x_wide) & (next_y < y_wide) & (next_z < z_wide)
+            at = start_at + tl.where(ahead, next_z * f_z + next_y * f_y + next_x * f_x, 0) * UNIT  # [J]
+            g0, g1, g2, g3 = narrow_features(at, f_c, NARROW)
             value = narrow_project(w0, w1, w2, w3, f0, f1, f2, f3, NARROW)
+            f0, f1, f2, f3 = g0, g1, g2, g3
         else:
+            at = start_at + tl.where(inside, off_z * f_z + off_y * f_y + off_x * f_x, 0) * UNIT  # [J]
             value = project((split_ptr, unit), (at, f_c, C), DP, J, CC, EVEN, CHANNELS_LAST, HAS_LOW)
         if offset == 0:
             best = value
@@ -137,7 +145,7 @@ def projection_forward_kernel(
             apart = tl.where(counted[None, :], value - shift[:, None], 0.0)
             first_sum += apart
             second_sum = tl.fma(apart, apart, second_sum)
-        off_x, off_y, off_z = next_offset(off_x, off_y, off_z, wide_x, wide_y)
+        off_x, off_y, off_z = next_x, next_y, next_z
 
     to = image * out_b + (z * out_z + y * out_y + x * out_x)[None, :] + (d if OUT_LAST else d * out_d)[:, None]
     stored = (d < D)[:, None] & own[None, :]
@@ -155,12 +163,21 @@ def projection_forward_kernel(
 
 @kernel
 def projection_statistics_kernel(
-    partial_ptr, mean_ptr, variance_ptr, tiles, D, DP: tl.constexpr, R: tl.constexpr, PART: tl.constexpr
+    partial_ptr,
+    mean_ptr,
+    variance_ptr,
+    tiles,
+    D,
+    DP: tl.constexpr,
+    R: tl.constexpr,
+    PART: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Mean and biased variance (D,) of PART channels from the tiles' (count, mean, squared deviations) [tiles, 3, DP].
 
     R tiles at a time: the mean about the first tile's, then the deviations of the tiles' means from it (Chan et al.).
     """
+    in_turn(PDL)
     d = tl.program_id(0) * PART + tl.arange(0, PART)
     about = tl.load(partial_ptr + DP + d)
     count = tl.zeros([R, PART], tl.float32)

@@ -3,6 +3,7 @@ parts of grad_weight are added by `projection_weight_reduce_kernel`."""
 
 import triton.language as tl
 
+from ..arithmetic import in_turn
 from ..launch import kernel
 from .backward import chosen_gradient, pixel_axes, statistics_gradient
 from .tiles import narrow_features, narrow_project, narrow_weight
@@ -64,12 +65,14 @@ def projection_narrow_backward_kernel(
     POSITION_LAST: tl.constexpr,
     STATISTICS: tl.constexpr,
     WANT_FEATURES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Ψ2-Ψ4 for C = NARROW ≤ 4 channels and range_units units of pixels of the whole batch.
 
     grad_peak, position (B, D, OZ, OY, OX), f (B, C, Z, Y, X) -> grad_features like f, part of grad_weight
     [ranges, DP, NARROW].
     """
+    in_turn(PDL)
     program = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, DP)
     w0, w1 = narrow_weight(given_weight_ptr, d, 0, NARROW, D), narrow_weight(given_weight_ptr, d, 1, NARROW, D)

@@ -8,7 +8,7 @@ in units of its own largest entry, so that no range of the data can leave fp16's
 import triton
 import triton.language as tl
 
-from ..arithmetic import low_of
+from ..arithmetic import in_turn, low_of
 from ..launch import kernel
 
 # Of addresses of which it knows nothing, Triton lays neighbouring threads along the last axis of the tile; up to 3.6 along
@@ -161,8 +161,10 @@ def projection_weight_kernel(
     CC: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """W [D, C] -> hi and lo [2, DP, chunks·CC] in fp16, and one unit for each of the DP rows; R rows a program."""
+    in_turn(PDL)
     d = tl.program_id(0) * R + tl.arange(0, R)
     columns = tl.cdiv(C, CC) * CC
     largest = tl.zeros([R, BLOCK], tl.float32)

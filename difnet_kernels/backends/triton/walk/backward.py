@@ -22,6 +22,7 @@ import triton.language as tl
 from ..arithmetic import (
     TRANSPOSED_SHIFT,
     add_tile,
+    in_turn,
     last_to_arrive,
     load_hi_lo,
     raise_to,
@@ -120,6 +121,7 @@ def walk_backward_kernel(
     OF_BIAS: tl.constexpr,
     PSI_AXIS: tl.constexpr,
     GRAD_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Σ_j≠i T_ij ψ̃_j, Σ_j≠i P_ji (h_j | λ_j - δ_j), against_i and own_i for I rows and one part of the columns of an image.
 
@@ -129,6 +131,7 @@ def walk_backward_kernel(
     else the sums are left in part_psi [parts, B, n_pad, DP], part_moved [parts, B, C, n_pad, KP], part_against and
     part_own [parts, B, n_pad], and the last program of the row tile with WANT_MOVED adds and finishes them.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     width = DP
     if WIDE:
@@ -169,7 +172,7 @@ def walk_backward_kernel(
     row_bias = tl.load(bias_ptr + i)
     row_lse = tl.load(lse_ptr + i)
     row_level = tl.load(level_ptr + i)
-    row_low = tl.min(row_level, axis=0)
+    row_low = tl.min(tl.where(row_level == float("-inf"), float("inf"), row_level), axis=0)  # there P_ji is zero
     row_high = tl.max(row_level, axis=0)
 
     sum_psi = tl.zeros([I, DP], tl.float32)
@@ -195,8 +198,9 @@ def walk_backward_kernel(
         col_high = tl.load(spread_ptr + tile * 2 + 1)
         low = tl.minimum(col_low, row_low)
         high = tl.maximum(col_high, row_high)
-        if (high - low < SPREAD) & (tl.maximum(tl.abs(high), tl.abs(low)) < LEVEL):
-            rise = tl.exp2(row_level - 0.5 * (col_low + col_high)) * TRANSPOSED_SHIFT
+        if (high - low < SPREAD) & (high < LEVEL) & (low > -LEVEL):
+            middle = tl.where(col_low <= col_high, 0.5 * (col_low + col_high), row_low)
+            rise = tl.exp2(row_level - middle) * TRANSPOSED_SHIFT
             back = look * rise[:, None] * col_drop[None, :]  # (B3) 2¹³ P_ji
         else:
             # the other order of the small products may round S_ji above S_ij: never a weight above one

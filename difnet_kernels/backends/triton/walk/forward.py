@@ -18,6 +18,7 @@ from ..arithmetic import (
     blend,
     class_columns,
     field_at,
+    in_turn,
     last_to_arrive,
     load_hi_lo,
     mix,
@@ -87,6 +88,7 @@ def walk_forward_kernel(
     VALUE_PRODUCTS: tl.constexpr,
     SHIFT: tl.constexpr,
     ALL_PARTS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """acc_i = Σ_j 2^(x_ij - peak_i) [y_j | 1] for I rows of one image and one chunk of classes.
 
@@ -94,6 +96,7 @@ def walk_forward_kernel(
     all parts in turn, adds and finishes them (`finish_walk`); else it has one, and leaves acc in part
     [parts, B, C, n_pad, KP] and peak in part_peak [parts, B, C, n_pad] for the last of the parts' programs.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     width = DP
     if WIDE:
@@ -256,9 +259,11 @@ def state_store_kernel(
     PAD: tl.constexpr,
     R: tl.constexpr,
     AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """yᵗ in the caller's layout: state [B, C, n_pad, KP] -> out (B, K, N). Apart from the walk, whose registers have no
     room for the addresses."""
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)

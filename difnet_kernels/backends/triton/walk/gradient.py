@@ -19,6 +19,7 @@ from ..arithmetic import (
     class_columns,
     field_at,
     field_tile,
+    in_turn,
     load_hi_lo,
     low_of,
     mix,
@@ -39,8 +40,14 @@ SPREAD = tl.constexpr(80.0)
 def gradient_begin_kernel(
     # pointers
     given_grad_ptr,
+    given_seed_ptr,
+    given_state_ptr,
+    given_mu_ptr,
+    given_beta_ptr,
+    walked_ptr,
     partial_ptr,
     g_ptr,
+    states_ptr,
     scale_ptr,
     reach_ptr,
     # sizes
@@ -50,18 +57,31 @@ def gradient_begin_kernel(
     pad_units,
     chunks,
     blocks,
+    batch,
+    walks,
     # strides
     grad_b: tl.int64,
     grad_k: tl.int64,
     grad_n: tl.int64,
+    seed_b: tl.int64,
+    seed_k: tl.int64,
+    seed_n: tl.int64,
+    state_b: tl.int64,
+    state_k: tl.int64,
+    state_n: tl.int64,
     # constants
     KP: tl.constexpr,
     PAD: tl.constexpr,
     R: tl.constexpr,
-    AXIS: tl.constexpr,
+    GRAD_AXIS: tl.constexpr,
+    SEED_AXIS: tl.constexpr,
+    STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, and its reach [B, C, KP]. An image's first block writes the scale of
-    its classes [B, C, KP], which the forward had."""
+    """g = ∂L/∂yᵀ: (B, K, N) -> [B, C, n_pad, KP] fp32, its reach [B, C, KP], and y⁰ ... yᵀ⁻¹ [T, B, C, n_pad, KP] fp32, made
+    again from what the forward saved. An image's first block writes the scale of its classes [B, C, KP], which the forward
+    had."""
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -71,13 +91,23 @@ def gradient_begin_kernel(
     for chunk in range(0, chunks):
         column, label, is_class, _ = class_columns(chunk, K, KC, KP)
         inside = (n < N)[:, None] & is_class[None, :]
-        g = field_tile(given_grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, AXIS)
+        g = field_tile(given_grad_ptr, image, grad_b, label, grad_k, n, grad_n, inside, GRAD_AXIS)
         scale = scale_of(partial_ptr, image * chunks + chunk, blocks, column, KP)
         if program % row_blocks == 0:
             tl.store(scale_ptr + (image * chunks + chunk) * KP + column, scale)
         row_sum += tl.sum(tl.abs(g) / scale[None, :], axis=1)
         raise_to(reach_ptr + (image * chunks + chunk) * KP + column, tl.max(tl.abs(g), axis=0), is_class)
-        tl.store(g_ptr + ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :], g)
+        at = ((image * chunks + chunk) * n_pad + n[:, None]) * KP + column[None, :]
+        tl.store(g_ptr + at, g)
+        s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
+        y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
+        at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
+        tl.store(states_ptr + at, y)
+        for t in range(1, walks):
+            w = tl.load(at_walked + (t - 1) * (batch.to(tl.int64) * N * K), mask=inside, other=0.0)
+            mixed = mix(w, s, tl.load(given_mu_ptr + t - 1))  # (W3)
+            y = tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + t - 1)), 0.0)  # (W4)
+            tl.store(states_ptr + t * (batch.to(tl.int64) * chunks * n_pad * KP) + at, y)
     raise_to(reach_ptr + image * chunks * KP + KC, tl.max(row_sum, axis=0))
 
 
@@ -123,7 +153,7 @@ def gradient_prepare_kernel(
     bias_ptr,
     factor_ptr,
     given_seed_ptr,
-    given_state_ptr,
+    states_ptr,
     given_grad_lse_ptr,
     lse_reach_ptr,
     # pointers: written for walk_backward, and for the step before
@@ -156,9 +186,6 @@ def gradient_prepare_kernel(
     seed_b: tl.int64,
     seed_k: tl.int64,
     seed_n: tl.int64,
-    state_b: tl.int64,
-    state_k: tl.int64,
-    state_n: tl.int64,
     lse_b: tl.int64,
     lse_n: tl.int64,
     # constants
@@ -171,18 +198,20 @@ def gradient_prepare_kernel(
     LOGIT_PRODUCTS: tl.constexpr,
     VALUE_PRODUCTS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
-    STATE_AXIS: tl.constexpr,
     OF_LSE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One step t for R rows (B1, B2, B7): yᵗ and h as hi and lo [B, C, n_pad, KP], g <- (1-β) g, seed_sum += β(1-μ) g,
     and gate [B·n_pad/R, 2], the block's part of ∂μ and ∂β. An image's first block writes h_scale [B] and unit
     [B, C, 2, KP]: class to image, class to the loss.
 
     level_i = row_lse_i + bias_i turns P_ij into P_ji = P_ij·2^(level_i - level_j). The R rows are one column tile of
-    walk_backward: spread [B, n_pad/R, 2] holds the least and largest level in it, drop_j = 2^(their middle - level_j).
+    walk_backward: spread [B, n_pad/R, 2] holds the least and largest level in it (∞ and -∞ if all are idle), drop_j =
+    2^(their middle - level_j).
     In an image with outliers alone [B, n_pad] is the node that a row looks at alone, or -1. OF_LSE: lse_grad [B, n_pad] is
     ∂L/∂lse in units of the image.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -197,6 +226,7 @@ def gradient_prepare_kernel(
         reach_of_t += tl.load(lse_reach_ptr + image).to(tl.float32, bitcast=True)
     h_scale = 0.5 / power_of_two_below(reach_of_t)
     delta = tl.zeros([R], tl.float32)
+    most = tl.zeros([R], tl.float32)  # |h|, of every row
     grad_mu = tl.zeros([R], tl.float32)
     grad_beta = tl.zeros([R], tl.float32)
     for chunk in range(0, chunks):
@@ -212,14 +242,11 @@ def gradient_prepare_kernel(
         at_walked = walked_ptr + (image * N + n[:, None]) * K + label[None, :]
         walk_stride = batch.to(tl.int64) * N * K
         s = field_tile(given_seed_ptr, image, seed_b, label, seed_k, n, seed_n, inside, SEED_AXIS)
-        y = field_tile(given_state_ptr, image, state_b, label, state_k, n, state_n, inside, STATE_AXIS)
-        for earlier in range(0, step):  # yᵗ again, from what the forward saved
-            w = tl.load(at_walked + earlier * walk_stride, mask=inside, other=0.0)
-            mixed = mix(w, s, tl.load(given_mu_ptr + earlier))  # (W3)
-            y = tl.where(inside, blend(mixed, y, tl.load(given_beta_ptr + earlier)), 0.0)  # (W4)
+        y = tl.load(states_ptr + step * (batch.to(tl.int64) * chunks * n_pad * KP) + at)
         w = tl.load(at_walked + step * walk_stride, mask=inside, other=0.0)
         g = tl.load(g_ptr + at)
         h = mu * beta * g * own[None, :]  # (B1), in units of its class
+        most = tl.maximum(most, tl.max(tl.abs(h), axis=1))
         h_hi = h.to(tl.float16)
         h_in_image = h_hi.to(tl.float32) * unit[None, :]
         # (B2) from hi and lo of h and w, as walk_backward multiplies h and y: where P is nearly one-hot, w = y and
@@ -266,13 +293,15 @@ def gradient_prepare_kernel(
     near = tl.minimum(n, N - 1)
     level = tl.load(lse_at + near) + tl.load(bias_ptr + image * n_pad + near)
     tl.store(level_ptr + image * n_pad + n, level)
-    low = tl.min(level, axis=0)
+    # nobody looks at a column of -∞, and where it has no gradient (a masked node) P_ji meets zeros: it may be anything
+    idle = (level == float("-inf")) & (most == 0.0) & (delta == 0.0)
+    low = tl.min(tl.where(idle, float("inf"), level), axis=0)
     high = tl.max(level, axis=0)
     tl.store(spread_ptr + program * 2, low)
     tl.store(spread_ptr + program * 2 + 1, high)
     # clipped to stay finite: where the spread is that wide, walk_backward does not use it
     drop = tl.exp2(tl.minimum(tl.maximum(0.5 * (low + high) - level, -SPREAD), SPREAD))
-    tl.store(drop_ptr + image * n_pad + n, drop)
+    tl.store(drop_ptr + image * n_pad + n, tl.where(idle, 0.0, drop))
     if program % row_blocks == 0:
         tl.store(h_scale_ptr + image, h_scale)
     if tl.load(factor_ptr + image * 4 + 2) != 0.0:  # the image has outliers
@@ -317,9 +346,11 @@ def gradient_end_kernel(
     HAS_STATE: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """∂L/∂y⁰ and ∂L/∂s: g and seed_sum [B, C, n_pad, KP] -> (B, K, N), any strides; without a state the first is added
     to the second (W5). Before them `gates` programs add the parts of ∂μ and ∂β of a walk each."""
+    in_turn(PDL)
     if tl.program_id(0) < gates:
         add_gates(gate_ptr, given_grad_mu_ptr, given_grad_beta_ptr, tl.program_id(0), parts)
     else:

@@ -123,4 +123,5 @@ def write_state(y: Tensor, out: Tensor, layout: Layout) -> None:
         layout.sizes,
         strides("out", "bkn", out),
         layout.constants | dict(R=layout.block, AXIS=contiguous_axis(out)),
+        of=torch.float32,
     )

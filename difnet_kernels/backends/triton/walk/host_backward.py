@@ -1,6 +1,6 @@
 """The cascade backward, last walk first: from tensors to launches.
 
-The states are recomputed from seed and walked, and ψ is prepared again. What `host` says of buffers holds here, too.
+The states are made again from seed and walked, once, and ψ is prepared again. What `host` says of buffers holds here, too.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def cascade_backward(
     learnt = zip(grad_psi, grad_bias, strict=True)
     last = 0 if whole else next(t for t, grads in enumerate(learnt) if any(grad is not None for grad in grads))
     first = seed if state is None else state
-    given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, given_state_ptr=first)
-    given |= dict(walked_ptr=walked, lse_ptr=row_lse)
+    given = dict(given_mu_ptr=mu, given_beta_ptr=beta, given_seed_ptr=seed, walked_ptr=walked)
     with on_device(seed):
         zeros = Zeros.of(walks, layout, seed)
         partial = class_reach(state, seed, layout, zeros.all)
         streamed = Streamed.of(seed, walks[0].value_products, layout)
-        gradient = begin(grad_states[-1], partial, layout, zeros)
+        gradient = begin(grad_states[-1], first, partial, len(walks), layout, zeros, given)
+        given["lse_ptr"] = row_lse
         for t, prepared in each_prepared(psi, bias, walks, layout, zeros.counters, first=last, backwards=True):
             walk = walks[t]
             prepare_gradient(t, walk, len(walks), layout, prepared, streamed, gradient, given, grad_lse[t])
@@ -104,10 +104,11 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], the scale of every class
-    [B, C, KP], the zeros of the cascade, and the memory of the parts."""
+    """What one step hands to the next: g = ∂L/∂yᵗ and Σ_t ∂L/∂s so far [B, C, n_pad, KP], beside all states
+    [T, B, C, n_pad, KP], the scale of every class [B, C, KP], the zeros of the cascade, and the memory of the parts."""
 
     g: Tensor
+    states: Tensor
     seed_sum: Tensor
     scale: Tensor
     zeros: Zeros
@@ -185,20 +186,28 @@ class Streamed:
         return dict(h_scale_ptr=self.h_scale, unit_ptr=self.unit)
 
 
-def begin(grad: Tensor, partial: Tensor, layout: Layout, zeros: Zeros) -> Gradient:
-    """∂L/∂yᵀ and the scales, from the classes' reach."""
+def begin(
+    grad: Tensor, first: Tensor, partial: Tensor, walks: int, layout: Layout, zeros: Zeros, given: dict[str, Tensor]
+) -> Gradient:
+    """∂L/∂yᵀ and every state, from y⁰ and what the forward saved; the scales, from the classes' reach."""
     scale = torch.empty((layout.batch, layout.chunks, layout.KP), dtype=torch.float32, device=grad.device)
     g, seed_sum = (layout.columns(grad, torch.float32) for _ in range(2))
+    states = torch.empty((walks, *g.shape), dtype=torch.float32, device=grad.device)
+    seed = given["given_seed_ptr"]
     launch(
         "gradient_begin",
         gradient_begin_kernel,
         layout.batch * (layout.n_pad // layout.block),
-        dict(given_grad_ptr=grad, partial_ptr=partial, g_ptr=g, scale_ptr=scale, reach_ptr=zeros.reach[-1]),
-        layout.sizes | dict(blocks=partial.shape[2]),
-        strides("grad", "bkn", grad),
-        layout.constants | dict(R=layout.block, AXIS=contiguous_axis(grad)),
+        given | dict(given_grad_ptr=grad, given_state_ptr=first, partial_ptr=partial, g_ptr=g, states_ptr=states),
+        dict(scale_ptr=scale, reach_ptr=zeros.reach[-1]),
+        layout.sizes | dict(blocks=partial.shape[2], batch=layout.batch, walks=walks),
+        strides("grad", "bkn", grad) | strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        dict(GRAD_AXIS=contiguous_axis(grad), SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
+        layout.constants | dict(R=layout.block),
+        warps=8,
+        of=torch.float32,
     )
-    return Gradient(g, seed_sum, scale, zeros)
+    return Gradient(g, states, seed_sum, scale, zeros)
 
 
 def prepare_gradient(
@@ -218,7 +227,7 @@ def prepare_gradient(
     given_grad_lse = gradient.g if grad_lse is None else grad_lse  # not touched without one
     R = walk.launch.cols
     programs = layout.batch * (layout.n_pad // R)
-    seed, first = given["given_seed_ptr"], given["given_state_ptr"]
+    seed = given["given_seed_ptr"]
     launch(
         "gradient_prepare",
         gradient_prepare_kernel,
@@ -227,6 +236,7 @@ def prepare_gradient(
         | dict(
             g_ptr=gradient.g, reach_ptr=gradient.zeros.reach[t + 1], scale_ptr=gradient.scale, alone_ptr=streamed.alone
         ),
+        dict(states_ptr=gradient.states),
         dict(psi_hi_ptr=psi.hi, psi_lo_ptr=psi.lo, bias_ptr=psi.bias, factor_ptr=psi.factor),
         streamed.fields | streamed.vectors | streamed.units,
         dict(lse_pad_ptr=streamed.lse, seed_sum_ptr=gradient.seed_sum, gate_ptr=gradient.zeros.gates[t]),
@@ -234,11 +244,11 @@ def prepare_gradient(
             given_grad_lse_ptr=given_grad_lse, lse_reach_ptr=gradient.zeros.lse_reach[t], lse_grad_ptr=streamed.lse_grad
         ),
         layout.sizes | walk.sizes | dict(batch=layout.batch, step=t, walks=walks),
-        strides("seed", "bkn", seed) | strides("state", "bkn", first),
+        strides("seed", "bkn", seed),
         dict(lse_b=0, lse_n=0) if grad_lse is None else strides("lse", "bn", grad_lse),
         dict(OF_LSE=grad_lse is not None),
         layout.constants | walk.constants | dict(R=R, VALUE_PRODUCTS=walk.value_products),
-        dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
+        dict(SEED_AXIS=contiguous_axis(seed)),
         warps=8 if layout.KP * R > 4096 or layout.KP > 64 else 4,
         of=walk.operand,
     )
@@ -351,4 +361,5 @@ def end(
         strides("seed", "bkn", grad_seed) | strides("state", "bkn", result),
         layout.constants | dict(R=layout.block, HAS_STATE=has_state),
         dict(SEED_AXIS=contiguous_axis(grad_seed), STATE_AXIS=contiguous_axis(result)),
+        of=torch.float32,
     )

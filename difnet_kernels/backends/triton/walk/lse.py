@@ -8,7 +8,7 @@ A walk keeps row_lse in log2 units, of logits without the row terms that softmax
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import field_tile, raise_to
+from ..arithmetic import field_tile, in_turn, raise_to
 from ..launch import contiguous_axis, kernel, launch, strides
 from .plan import Layout, Walk
 from .prepare import PreparedPsi
@@ -37,8 +37,10 @@ def lse_store_kernel(
     DP: tl.constexpr,
     R: tl.constexpr,
     AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """row_lse [B, N] -> lse (B, N), any strides."""
+    in_turn(PDL)
     row_blocks = tl.cdiv(N, R)
     program = tl.program_id(0).to(tl.int64)
     image = program // row_blocks
@@ -71,8 +73,11 @@ def write_lse(row_lse: Tensor, psi: Tensor, prepared: PreparedPsi, walk: Walk, l
 
 
 @kernel
-def lse_reach_kernel(given_grad_lse_ptr, reach_ptr, N, lse_b: tl.int64, lse_n: tl.int64, R: tl.constexpr):
+def lse_reach_kernel(
+    given_grad_lse_ptr, reach_ptr, N, lse_b: tl.int64, lse_n: tl.int64, R: tl.constexpr, PDL: tl.constexpr
+):
     """max |∂L/∂lse| of every image: (B, N) -> reach [B], zeros before."""
+    in_turn(PDL)
     blocks = tl.cdiv(N, R)
     program = tl.program_id(0).to(tl.int64)
     image = program // blocks

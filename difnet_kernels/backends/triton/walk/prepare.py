@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import WEIGHT_SHIFT, field_tile, last_to_arrive, low_of
+from ..arithmetic import WEIGHT_SHIFT, field_tile, in_turn, last_to_arrive, low_of
 from ..launch import contiguous_axis, kernel, launch, strides
 from .plan import Layout, Walk, reduction_blocks
 
@@ -70,12 +70,14 @@ def psi_statistics_kernel(
     R: tl.constexpr,
     AXIS: tl.constexpr,
     WALKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """For c and e: sum, least and largest value of every channel over one block of nodes and one slice of channels.
 
     WALKS times ψ (B, D, N), in one tuple, -> partial [WALKS·B, blocks, 3, slices·DP]. The last program of an image turns them
     into centre [WALKS·B, slices·DP] and factor [WALKS·B, 4] = (σ, 1/κ, 1 if it has outliers, else 0; κ).
     """
+    in_turn(PDL)
     program = tl.program_id(0).to(tl.int64)
     image = program // (blocks * slices)
     block = (program // slices) % blocks
@@ -184,6 +186,7 @@ def psi_prepare_kernel(
     SHIFT: tl.constexpr,
     AXIS: tl.constexpr,
     WALKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """ψ̃ = κ (ψ - c) of R nodes: WALKS times ψ (B, D, N), in one tuple, -> hi, lo [WALKS·B, n_pad, slices·DP],
     bias = σκ ψ̃·c + log2(e) b and floor [WALKS·B, n_pad].
@@ -192,6 +195,7 @@ def psi_prepare_kernel(
     tile would find, in whichever part of the columns it works. Without CENTRED an image's first block writes what
     `psi_statistics_kernel` would, for c = 0.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -323,6 +327,7 @@ def prepare_psi(
             T * B * blocks * walk.slices,
             common | dict(partial_ptr=partial, counter_ptr=counters, blocks=blocks, block_nodes=block_nodes),
             warps=warps,
+            of=walk.operand,
         )
     given = tuple(b for b in bias if b is not None) or (first,)  # all walks have one, or none; not touched then
     launch(
@@ -335,6 +340,7 @@ def prepare_psi(
         dict(HAS_BIAS=bias[0] is not None, PAD=layout.PAD, CENTRED=walk.centred, SHIFT=WEIGHT_SHIFT.value),
         dict(LOGIT_PRODUCTS=walk.logit_products),
         warps=warps,
+        of=walk.operand,
     )
     each = zip(*(getattr(out, field.name).unbind() for field in fields(out)), strict=True)
     return [PreparedPsi(*of_walk) for of_walk in each]

@@ -15,9 +15,6 @@ ROWS: tuple[Row, ...] = (
     Row("forward", Launch(128, 64, 4, 3), (HOPPER,), dict(DP=64, KP=32, products=1), dict(nodes=65)),
     Row("forward", Launch(128, 64, 4, 2), (HOPPER,), dict(DP=64, KP=32), dict(nodes=65)),
     Row("forward", Launch(64, 32, 4, 2, in_registers=False), (HOPPER,), {}, dict(nodes=33)),
-    Row(
-        "backward", Launch(64, 64, 4, 2, in_registers=False), (HOPPER,), dict(DP=64, KP=32, products=1), dict(nodes=33)
-    ),
     Row("backward", Launch(64, 64, 4, 2), (HOPPER,), dict(DP=64, KP=32), dict(nodes=33)),
     Row(
         "backward", Launch(64, 32, 4, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=64, products=1), dict(nodes=33)
@@ -29,6 +26,9 @@ ROWS: tuple[Row, ...] = (
         (HOPPER,),
         dict(DP=128, KP=128, products=1),
         dict(nodes=33),
+    ),
+    Row(
+        "backward", Launch(64, 32, 8, 2, in_registers=False), (HOPPER,), dict(DP=256, KP=64, products=1), dict(nodes=33)
     ),
     Row("backward", Launch(64, 32, 8, 2, in_registers=False), (HOPPER,), dict(DP=64, KP=128), dict(nodes=33)),
     Row("backward", Launch(64, 16, 8, 2, in_registers=False), (HOPPER,), dict(DP=128, KP=128), dict(nodes=33)),

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import class_columns, field_tile, low_of, power_of_two_below
+from ..arithmetic import class_columns, field_tile, in_turn, low_of, power_of_two_below
 from ..launch import contiguous_axis, kernel, launch, strides
 from .plan import Layout, reduction_blocks
 
@@ -45,9 +45,11 @@ def class_reach_kernel(
     HAS_STATE: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """max(|seed|, |y⁰|) per class over one block of nodes: (B, K, N) -> partial [B, C, blocks, KP]. The first launch of a
     cascade: it writes `clear` zeros, too, for those that count and raise later."""
+    in_turn(PDL)
     program = tl.program_id(0).to(tl.int64)
     for first in range(tl.program_id(0) * 256, clear, tl.num_programs(0) * 256):
         at = first + tl.arange(0, 256)
@@ -123,12 +125,14 @@ def state_prepare_kernel(
     VALUE_PRODUCTS: tl.constexpr,
     SEED_AXIS: tl.constexpr,
     STATE_AXIS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """y⁰ and s of R nodes: (B, K, N) -> state, seed [B, C, n_pad, KP] fp32, hi and lo of scale·y⁰.
 
     An image's first block writes scale [B, C, KP]. Of the next state's hi and lo the padding is cleared: a walk's row tiles may
     end before it, and 0 · (what was in the memory) can be NaN.
     """
+    in_turn(PDL)
     n_pad = pad_units * PAD
     row_blocks = n_pad // R
     program = tl.program_id(0).to(tl.int64)
@@ -179,6 +183,7 @@ def class_reach(state: Tensor | None, seed: Tensor, layout: Layout, cleared: Ten
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         dict(KP=layout.KP, R=layout.block, HAS_STATE=state is not None),
+        of=torch.float32,
     )
     return partial
 
@@ -207,5 +212,6 @@ def prepare_state(
         strides("seed", "bkn", seed) | strides("state", "bkn", first),
         dict(SEED_AXIS=contiguous_axis(seed), STATE_AXIS=contiguous_axis(first)),
         layout.sizes | layout.constants | dict(R=layout.block, VALUE_PRODUCTS=value_products),
+        of=torch.float16,
     )
     return out, after
