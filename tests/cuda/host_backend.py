@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels import cascade
-from difnet_kernels.backends import BACKENDS, Backend, reference
+from difnet_kernels.backends import BACKENDS, Backend
 from difnet_kernels.problem import Problem
 from tests.cuda import twin
 
@@ -101,15 +99,7 @@ def cascade_backward(
     precision: str,
     **grads: Any,
 ) -> None:
-    # contiguous, because BLAS gives other bits for other strides
-    grad_states, psi = [g.contiguous() for g in grad_states], [p.contiguous() for p in psi]
-    state, seed = None if state is None else state.contiguous(), seed.contiguous()
-    again = [torch.empty_like(seed if state is None else state)]
-    walked, row_lse = torch.empty_like(walked), torch.empty_like(row_lse)
-    run, back = partial(cascade.forward, reference.walk_forward), partial(cascade.backward, reference.walk_backward)
-    bias = grads.get("bias", ())
-    run(state, seed, psi, mu, beta, precision, states=again, walked=walked, row_lse=row_lse, bias=bias)
-    back(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
+    twin.cascade_backward(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
 
 
 BACKEND = Backend(
