@@ -22,6 +22,8 @@ WIDEST, CLASSES = 128, 63
 # a test runs on the twin if all its problems are small: these, and of the parametrised ones what `fits`
 LARGEST = 257
 FILES = {
+    "test_backward.py": ("test_all_gradients", "test_medium_precision", "test_gradients_", "test_a_single_gradient",
+                         "test_only_one_step", "test_one_walk_differentiates", "test_nearly_one_hot"),
     "test_forward.py": ("test_the_cascade_is_right", "test_medium_precision_keeps_its_own_bound", "test_dtypes_mix",
                         "test_walks_of_different_width_and_dtype", "test_any_number_of_spatial_axes"),
     "test_properties.py": ("test_01", "test_02", "test_03", "test_04", "test_05", "test_06", "test_07", "test_08", "test_09",
