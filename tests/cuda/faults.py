@@ -198,7 +198,9 @@ FAULTS = (
     fault("backward: the share of the seed is forgotten", NUMBERS, GRADIENT, "beta * (1.0f - mu) * g", "0.0f"),
     fault("backward: the first state is not the seed", NUMBERS, GRADIENT, "c.has_state ? 0.0f : g", "0.0f"),
     fault("backward: the last row tile has no part in the gates", NUMBERS, GRADIENT, "at < tiles", "at < tiles - 1"),
-    fault("backward: parts are left out", NUMBERS, BACKWARD, "other = 1", "other = 2", THREE_PARTS, "int {};"),
+    Fault("backward: parts are left out", NUMBERS, (
+        (BACKWARD, "for (int other = 1;", "for (int other = FAULT ? 2 : 1;"),
+    ), THREE_PARTS),
     fault("backward: sums so far are left out", NUMBERS, BACKWARD, "before.x[e] + x[e]", "x[e]", TOGETHER),
     fault("backward: a channel too many is written", BOUNDS, BACKWARD, "channel < to.channels",
           "channel <= to.channels"),
