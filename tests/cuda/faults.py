@@ -253,7 +253,13 @@ def run(program: Path, lines: list[str], number: int = -1, backward: bool = Fals
     environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
-        [program, *["backward"] * backward], input=text, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+        [program, *["backward"] * backward],
+        input=text,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
 

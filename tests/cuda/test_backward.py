@@ -4,14 +4,16 @@ when. `pytest --backends cuda-host tests/kernels` runs the tests that every back
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.cuda import twin
-from tests.cuda.test_forward import CASES, DICE, SMALL, Result
+from tests.cuda.test_forward import CASES, DICE, SMALL
 from tests.cuda.twin import CARD, Machine
 from tests.support.cases import DTYPES, Case, Inputs, make, normal
 from tests.support.truth import Result as Gradients
@@ -31,7 +33,7 @@ class Back:
         grad_lse: list[Tensor | None] | None = None,
     ) -> None:
         seed, psi = inputs.seed.flatten(2), [p.flatten(2) for p in inputs.psi]
-        more = {} if bias is None else {"bias": bias}
+        more: dict[str, Any] = {} if bias is None else {"bias": bias}
         kept = torch.empty((len(psi), seed.shape[0], seed.shape[2], seed.shape[1]))
         row_lse = torch.empty(kept.shape[:3])
         given = (None, seed, psi, inputs.mu, inputs.beta)
@@ -108,7 +110,7 @@ def test_more_walks_than_a_launch_holds() -> None:
 def test_a_bias_and_lse_have_gradients(holes: bool) -> None:
     """(B4b, B8) against autograd in fp64; with holes every tile computes two exponentials."""
     inputs = make(SMALL)
-    B, K, N = inputs.seed.shape
+    B, N = inputs.seed.shape[0], inputs.seed.shape[2]
     draw = torch.randn(3, B, N, generator=DICE.manual_seed(5))
     bias = [torch.where(draw[t] > 1, -torch.inf, draw[t]) if holes else draw[t] for t in range(3)]
     grad_lse: list[Tensor | None] = [normal(9, B, N), None, normal(8, B, N)]
@@ -138,7 +140,7 @@ def test_only_what_is_asked_for_is_computed_and_with_the_same_bits() -> None:
     given = (None, seed, psi, inputs.mu, inputs.beta)
     twin.cascade_forward(*given, "high", states=[torch.empty_like(seed)], walked=kept, row_lse=row_lse)
     last, only_seed = torch.empty_like(psi[2]), torch.empty_like(seed)
-    asked = [([None, None, last], None), ([None] * 3, only_seed)]
+    asked: Sequence[tuple[list[Tensor | None], Tensor | None]] = [([None, None, last], None), ([None] * 3, only_seed)]
     for grad_psi, grad_seed in asked:
         twin.cascade_backward(
             [inputs.grad], *given, kept, row_lse, "high", grad_state=None, grad_seed=grad_seed, grad_psi=grad_psi,

@@ -34,7 +34,11 @@ def said(
             )
             for fault in selected
         }
-        found |= {(check, case): pool.submit(run, made[check], runs(case), backward=True) for check in CHECKS for case in CASES}
+        found |= {
+            (check, case): pool.submit(run, made[check], runs(case), backward=True)
+            for check in CHECKS
+            for case in CASES
+        }
         found |= {(BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS), backward=True) for case in BITS_CASES}
         yield found
 
