@@ -99,7 +99,7 @@ EVERY_BINARY = [
 def test_every_kernel_is_there_for_every_architecture() -> None:
     """Machine code for each, and PTX for what is newer than all."""
     assert set(binaries()) == {(arch, kind) for arch in ARCHS for kind in KINDS}
-    assert re.findall(r"sm_(\d+)\.ptx", _dump("-lptx")) == ["80"]
+    assert re.findall(r"sm_(\d+)\.ptx", _dump("-lptx")) == ["80", "80"]  # of either direction
 
 
 def test_the_library_stays_small() -> None:
@@ -149,13 +149,15 @@ def test_the_matrix_units_do_what_was_computed(arch: int, kind: Kind) -> None:
 def test_tiles_are_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: Kind) -> None:
     """psi and y, and backward h twice, for the first tile and for the next one, and the biases."""
     direction, products, embed, width = kind
-    halves, tile = (2 if products == 3 else 1), twin.tile_of(products, embed, width, direction == "backward")
-    chunks = [
-        -(-tile * numbers // 8 // THREADS) for numbers in (embed, *[width] * (3 if direction == "backward" else 1))
-    ]
     binary = binaries()[arch, kind]
     assert binary.count(r"LDGSTS.*\.128") == binary.count(r"LDGSTS")
-    assert binary.count(r"LDGSTS") >= 2 * (halves * sum(chunks) + 1)
+    halves = 2 if products == 3 else 1
+    if direction == "forward":
+        tile = twin.tile_of(products, embed, width)
+        chunks = [-(-tile * numbers // 8 // THREADS) for numbers in (embed, width)]
+        assert binary.count(r"LDGSTS") >= 2 * (halves * sum(chunks) + 1)
+    else:  # ptxas may leave a loop over the chunks of a tile
+        assert binary.count(r"LDGSTS") >= 2 * (halves * 4 + 4)
 
 
 @pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
