@@ -410,7 +410,9 @@ struct WalkBackward {
 #pragma unroll
         for (int d = 0; d < kEmbed / 8; d += 2) {  // (B5)
           Product<kHalves> product[2];
-          add_weighted<2, kEmbed>(product, d, n, weights, tile.psi, me % 32);
+          // where registers are scarcest, the addresses of every step anew
+          const int lane = (kHalves == 2 && kEmbed == 128 && kWidth == 24 ? anew(me) : me) % 32;
+          add_weighted<2, kEmbed>(product, d, n, weights, tile.psi, lane);
 #pragma unroll
           for (int part = 0; part < 2; ++part)
 #pragma unroll
