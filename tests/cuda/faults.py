@@ -141,7 +141,6 @@ FAULTS = (
     fault("one chunk too many is copied", BOUNDS, FORWARD, "thread() < kTile / 4", "thread() <= kTile / 4"),
     fault("a channel too many is read", BOUNDS, MEMORY, "channel < field.channels", "channel <= field.channels"),
     # ---- backward: barriers, waits, flags
-    dropped("backward: no barrier behind the columns", RACE, BACKWARD, "barrier();", around="{}\n#pragma unroll"),
     dropped("backward: a unit is taken while one is at work", RACE, BACKWARD, "barrier();",
             around="{}  // the unit before is done with"),
     dropped("backward: no barrier before a part arrives", RACE, BACKWARD, "barrier();",
