@@ -32,5 +32,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "cuda_cascade_forward(Tensor? state, Tensor seed, Tensor[] psi, Tensor[] bias, Tensor mu, Tensor beta, bool "
       "high, "
       "Tensor(a!)[] states, Tensor(b!)? walked, Tensor(c!)? row_lse, Tensor(d!)[] lse, Tensor(e!) counters) -> ()");
+  m.def(
+      "cuda_cascade_backward(Tensor[] grad_states, Tensor? state, Tensor seed, Tensor[] psi, Tensor[] bias, Tensor mu, "
+      "Tensor beta, Tensor walked, Tensor row_lse, bool high, Tensor[] grad_lse, Tensor(a!)? grad_state, "
+      "Tensor(b!)? grad_seed, Tensor(c!)[] grad_psi, Tensor(d!)[] grad_bias, Tensor(e!)? grad_mu, "
+      "Tensor(f!)? grad_beta, Tensor(g!) counters) -> ()");
 #endif
 }

@@ -41,6 +41,7 @@ struct Units {
 };
 
 struct Cascade {
+  static constexpr bool kBackward = false;
   int32_t images, nodes, classes, groups;
   int32_t row_tiles, column_tiles;  // of one image
   Split split;
@@ -77,21 +78,22 @@ static_assert(sizeof(Cascade) <= 4096, "a kernel takes 4 KiB of arguments");
 
 // ---- the host's part ------------------------------------------------------------------------------------------------
 // False where they are too many to be numbered.
-inline bool count_units(Cascade& c) {
+// begins: the first launch of a cascade, which looks for the largest scores.
+inline bool count_units(auto& c, bool begins) {
   const int64_t tiles = int64_t(c.images) * c.row_tiles, groups = int64_t(c.images) * c.groups;
   const int64_t walks = c.walks * tiles * (c.split.all_parts ? 1 : c.split.parts);
   if (groups * (1 + c.walks) + tiles * (1 + c.walks) + walks >= int64_t(1) << 31) return false;
-  c.units = {c.first_walk == 0 ? int32_t(groups) : 0, int32_t(c.walks * groups), int32_t(tiles),
-             int32_t(c.walks * tiles), int32_t(walks)};
+  c.units = {begins ? int32_t(groups) : 0, int32_t(c.walks * groups), int32_t(tiles), int32_t(c.walks * tiles),
+             int32_t(walks)};
   return true;
 }
-inline int64_t all_units(const Cascade& c) {
+inline int64_t all_units(const auto& c) {
   return int64_t(c.units.reach) + c.units.statistics + c.units.states + c.units.psi + c.units.walks;
 }
 
 // finished blocks; groups of class_reach [B]; groups of psi_statistics [walks, B]; parts of a row tile [B, row_tiles];
 // what a walk reads of a row tile [walks, B, row_tiles]
-inline int64_t counters(const Cascade& c) {
+inline int64_t counters(const auto& c) {
   return 1 + int64_t(c.images) * (1 + c.walks) + int64_t(c.images) * c.row_tiles * (1 + c.walks);
 }
 
@@ -100,14 +102,16 @@ inline Instance instance(bool three_products, int32_t widest, int32_t classes) {
 }
 
 // The cut of a cascade of c.images, c.nodes on a card; forced parts are for the tests, 0 leaves them to the plan.
-inline void cut(Cascade& c, const Instance& with, int32_t processors, int32_t forced_parts, int32_t forced_all_parts) {
+// in_registers: whether a block can add the parts of a row tile in turn.
+inline void cut(auto& c, int32_t tile, bool in_registers, int32_t processors, int32_t forced_parts,
+                int32_t forced_all_parts) {
   c.row_tiles = (c.nodes + kRows - 1) / kRows;
-  c.column_tiles = (c.nodes + with.tile() - 1) / with.tile();
+  c.column_tiles = (c.nodes + tile - 1) / tile;
   c.groups = std::min(c.nodes, kGroups);
-  c.split = split_columns(c.images, c.row_tiles, c.column_tiles, processors, with.in_registers());
+  c.split = split_columns(c.images, c.row_tiles, c.column_tiles, processors, in_registers);
   if (forced_parts > 0) {
     const int32_t part_tiles = (c.column_tiles + forced_parts - 1) / forced_parts;
-    c.split = {(c.column_tiles + part_tiles - 1) / part_tiles, part_tiles, forced_all_parts && with.in_registers()};
+    c.split = {(c.column_tiles + part_tiles - 1) / part_tiles, part_tiles, forced_all_parts && in_registers};
   }
   c.split.all_parts |= c.split.parts == 1;
 }

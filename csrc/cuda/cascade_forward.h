@@ -19,16 +19,6 @@ union SharedMemory {
   WalkMemory<With> walk;
 };
 
-// The last block out leaves all counters at zero for the next launch.
-DIFNET_DEVICE void leave(const Cascade& c, uint32_t* before) {
-  barrier();
-  if (thread() == 0) *before = add_acquire_release(finished(c), 1);
-  barrier();
-  if (*before != uint32_t(blocks() - 1)) return;
-  const int64_t end = ready(c, c.walks, 0, 0) - c.counters;
-  for (int64_t at = thread(); at < end; at += kThreads) c.counters[at] = 0;
-}
-
 template <typename With>
 DIFNET_KERNEL(2)
 void cascade_forward(const DIFNET_PARAMETER Cascade c) {

@@ -25,6 +25,12 @@ DIFNET_DEVICE int thread() { return int(threadIdx.x); }
 DIFNET_DEVICE int lane() { return int(threadIdx.x % 32); }
 DIFNET_DEVICE int warp() { return int(threadIdx.x / 32); }
 
+// x, of which the compiler knows nothing: what is derived from it is computed here, not kept in registers from before.
+DIFNET_DEVICE int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- the block: shared memory and barriers --------------------------------------------------------------------------
 template <typename T>
 DIFNET_DEVICE T& shared_memory() {

@@ -19,16 +19,18 @@ using Failure = std::string;
 Failure why_no_device();
 Failure look_at_device(int32_t index, Device& to);
 
-// One cooperative launch on `stream` (a cudaStream_t).
-Failure launch(const Cascade& cascade, const Instance& with, const Device& on, void* stream);
-
 // The bytes of workspace that a request needs on a card, or -1 where no launch can hold it.
 int64_t workspace_bytes(const Request& asked);
+int64_t workspace_bytes(const BackwardRequest& asked);
 // The launches of a request; `workspace` has that many bytes, aligned to 128.
 Failure cascade_forward(const Request& asked, const Device& on, void* workspace, void* stream);
+Failure cascade_backward(const BackwardRequest& asked, const Device& on, void* workspace, void* stream);
 
 }  // namespace difnet::cuda
 
 // The same for callers without C++: `told` receives the failure, the result is its length.
 extern "C" __attribute__((visibility("default"))) int32_t difnet_cuda_cascade_forward(
     const difnet::cuda::Request* asked, int32_t device, void* workspace, void* stream, char* told, int32_t room);
+extern "C" __attribute__((visibility("default"))) int32_t
+difnet_cuda_cascade_backward(const difnet::cuda::BackwardRequest* asked, int32_t device, void* workspace, void* stream,
+                             char* told, int32_t room);

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cascade.h"
+#include "backward.h"
 
 namespace difnet::cuda {
 
@@ -24,7 +24,7 @@ struct Request {
   int32_t processors, forced_parts, forced_all_parts, walks_at_a_time;
 };
 
-inline Instance instance_of(const Request& asked) {
+inline Instance instance_of(const auto& asked) {
   bool fp32 = asked.seed.dtype == DType::kFloat || asked.state.dtype == DType::kFloat;
   int32_t widest = 0;
   for (int32_t t = 0; t < asked.walks; ++t) {
@@ -57,12 +57,12 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
   c.row_lse = asked.row_lse;
   c.counters = asked.counters;
   c.walks = std::min(at_a_time, asked.walks);
-  cut(c, with, asked.processors, asked.forced_parts, asked.forced_all_parts);
-  if (!count_units(c)) return refuse("the units of work pass 2^31; split the batch");
+  cut(c, with.tile(), with.in_registers(), asked.processors, asked.forced_parts, asked.forced_all_parts);
+  if (!count_units(c, true)) return refuse("the units of work pass 2^31; split the batch");
   if (counters(c) > asked.counters_size) return refuse("the counters do not suffice; this is a defect of the caller");
   for (c.first_walk = 0; c.first_walk < asked.walks; c.first_walk += c.walks) {
     c.walks = std::min(at_a_time, asked.walks - c.first_walk);
-    count_units(c);
+    count_units(c, c.first_walk == 0);
     bind(c, with);
     for (int32_t t = 0; t < c.walks; ++t) {
       const int32_t walk = c.first_walk + t, step = asked.wanted - asked.walks + walk;
@@ -70,6 +70,81 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
       c.column_bias[t] = asked.column_bias == nullptr ? nullptr : asked.column_bias[walk];
       c.lse[t] = asked.lse == nullptr ? nullptr : asked.lse[walk];
       c.steps[t] = step < 0 ? nullptr : asked.steps[step];
+    }
+    if (auto bad = launch(c, with)) return bad;
+  }
+  return {};
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+struct BackwardRequest {
+  int32_t images, nodes, classes, walks, given;  // given: gradients of how many of the last states, 1 or all
+  int32_t high, has_state;
+  BatchField state, seed;            // y⁰ (the seed, if there is no state), s
+  BatchField grad_state, grad_seed;  // without data where they are not wanted
+  const BatchField* psi;             // of all walks
+  const BatchField* grad_psi;        // of all walks, without data where it is not wanted
+  const BatchField* grad_states;     // of the given ones
+  const float* const* column_bias;   // of all walks (a walk without one has a null), or null
+  const float* const* grad_lse;      // the same
+  float* const* grad_bias;           // the same
+  const float *mu, *beta, *walked, *row_lse;
+  float *grad_mu, *grad_beta;  // or null
+  uint32_t* counters;
+  int64_t counters_size;
+  int32_t processors, forced_parts, forced_all_parts, walks_at_a_time;  // as in Request
+};
+
+// As `run`: launches of the last walks first. Where ψ and bias alone are learnt, walks before the first that learns are
+// left out.
+template <typename Bind, typename Launch, typename Refuse>
+auto run_backward(const BackwardRequest& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
+  const Instance with = instance_of(asked);
+  const int32_t most = kMaxWalksBackward;
+  const int32_t at_a_time = asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, most) : most;
+  CascadeBackward c{};
+  c.images = asked.images;
+  c.nodes = asked.nodes;
+  c.classes = asked.classes;
+  c.all_walks = asked.walks;
+  c.centred = with.products == 3;
+  c.has_state = asked.has_state;
+  c.state = asked.state;
+  c.seed = asked.seed;
+  c.grad_state = asked.grad_state;
+  c.grad_seed = asked.grad_seed;
+  c.mu = asked.mu;
+  c.beta = asked.beta;
+  c.walked = asked.walked;
+  c.row_lse = asked.row_lse;
+  c.grad_mu = asked.grad_mu;
+  c.grad_beta = asked.grad_beta;
+  c.counters = asked.counters;
+  const bool to_the_start = asked.grad_state.data != nullptr || asked.grad_seed.data != nullptr ||
+                            asked.grad_mu != nullptr || asked.grad_beta != nullptr;
+  int32_t earliest = 0;
+  const auto learns = [&](int32_t t) {
+    return asked.grad_psi[t].data != nullptr || (asked.grad_bias != nullptr && asked.grad_bias[t] != nullptr);
+  };
+  while (!to_the_start && earliest < asked.walks - 1 && !learns(earliest)) ++earliest;
+  c.walks = std::min(at_a_time, asked.walks - earliest);
+  cut(c, backward_tile(with), true, asked.processors, asked.forced_parts, asked.forced_all_parts);
+  if (!count_units(c, true)) return refuse("the units of work pass 2^31; split the batch");
+  if (counters(c) > asked.counters_size) return refuse("the counters do not suffice; this is a defect of the caller");
+  for (int32_t end = asked.walks; end > earliest; end -= c.walks) {
+    c.walks = std::min(at_a_time, end - earliest);
+    c.first_walk = end - c.walks;
+    c.first_hands_on = to_the_start || c.first_walk > earliest;
+    count_units(c, end == asked.walks);
+    bind(c, with);
+    for (int32_t t = 0; t < c.walks; ++t) {
+      const int32_t walk = c.first_walk + t, step = asked.given - asked.walks + walk;
+      c.psi[t] = asked.psi[walk];
+      c.grad_psi[t] = asked.grad_psi[walk];
+      c.grad_step[t] = step < 0 ? BatchField{} : asked.grad_states[step];
+      c.column_bias[t] = asked.column_bias == nullptr ? nullptr : asked.column_bias[walk];
+      c.grad_lse[t] = asked.grad_lse == nullptr ? nullptr : asked.grad_lse[walk];
+      c.grad_bias[t] = asked.grad_bias == nullptr ? nullptr : asked.grad_bias[walk];
     }
     if (auto bad = launch(c, with)) return bad;
   }

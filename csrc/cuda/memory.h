@@ -75,25 +75,33 @@ DIFNET_DEVICE int chunk_at(int row, int chunk) {
 }
 
 template <int kWidth, int kNodes>
-DIFNET_DEVICE void copy_tile(uint16_t* to, const uint16_t* from) {
+DIFNET_DEVICE void copy_tile(uint16_t* to, const uint16_t* from, int me = thread()) {
 #pragma unroll
-  for (int at = thread(); at < kNodes * kWidth / 8; at += kThreads)
-    copy16(to + chunk_at<kWidth>(at / (kWidth / 8), at % (kWidth / 8)), from + at * 8);
+  for (int at = me; at < kNodes * kWidth / 8; at += kThreads) {
+    const int place = kWidth % 64 == 0 ? chunk_at<kWidth>(at / (kWidth / 8), at % (kWidth / 8)) : at * 8;
+    copy16(to + place, from + at * 8);
+  }
 }
 
 // ---- counters -------------------------------------------------------------------------------------------------------
-DIFNET_DEVICE uint32_t* finished(const Cascade& c) { return c.counters; }
-DIFNET_DEVICE uint32_t* reached(const Cascade& c, int image) { return c.counters + 1 + image; }
-DIFNET_DEVICE uint32_t* measured(const Cascade& c, int t, int image) {
+DIFNET_DEVICE uint32_t* finished(const auto& c) { return c.counters; }
+DIFNET_DEVICE uint32_t* reached(const auto& c, int image) { return c.counters + 1 + image; }
+DIFNET_DEVICE uint32_t* measured(const auto& c, int t, int image) {
   return reached(c, c.images + t * c.images + image);
 }
-DIFNET_DEVICE uint32_t* arrived(const Cascade& c, int image, int row_tile) {
+DIFNET_DEVICE uint32_t* arrived(const auto& c, int image, int row_tile) {
   return measured(c, c.walks, 0) + image * c.row_tiles + row_tile;
 }
 // kInputs once ψ_t and y_t of the row tile can be read.
 constexpr uint32_t kInputs = 2;
-DIFNET_DEVICE uint32_t* ready(const Cascade& c, int t, int image, int row_tile) {
+DIFNET_DEVICE uint32_t* ready(const auto& c, int t, int image, int row_tile) {
   return arrived(c, c.images, 0) + (t * c.images + image) * c.row_tiles + row_tile;
+}
+
+// ψ_t or y_t of the row tile is written, by all threads of the block.
+DIFNET_DEVICE void hand_over(const auto& c, int t, int image, int row_tile) {
+  barrier();
+  if (thread() == 0) add_release(ready(c, t, image, row_tile), 1);
 }
 
 // One thread waits; a barrier then gives the block what it saw.
@@ -102,6 +110,17 @@ DIFNET_DEVICE void wait_for(const uint32_t* counter, uint32_t count, const char*
     pause();
     if (polls == kPatience) give_up(words, "difnet_kernels/csrc/cuda/memory.h", line);
   }
+}
+
+// The last block out leaves all counters at zero for the next launch. Whether this is it.
+DIFNET_DEVICE bool leave(const auto& c, uint32_t* before) {
+  barrier();
+  if (thread() == 0) *before = add_acquire_release(finished(c), 1);
+  barrier();
+  if (*before != uint32_t(blocks() - 1)) return false;
+  const int64_t end = ready(c, c.walks, 0, 0) - c.counters;
+  for (int64_t at = thread(); at < end; at += kThreads) c.counters[at] = 0;
+  return true;
 }
 
 }  // namespace difnet::cuda

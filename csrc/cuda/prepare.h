@@ -11,7 +11,7 @@
 // no mask. Every sum has one order, whatever the strides and whoever computes it.
 #pragma once
 
-#include "memory.h"
+#include "product.h"
 
 namespace difnet::cuda {
 
@@ -27,7 +27,7 @@ DIFNET_DEVICE float power_of_two(int exponent) { return float_of(uint32_t(expone
 DIFNET_DEVICE int clamp(int x, int least, int most) { return x < least ? least : x > most ? most : x; }
 DIFNET_DEVICE bool is_finite(float x) { return magnitude(x) < float_of(0x7f800000u); }
 
-DIFNET_DEVICE int group_begin(const Cascade& c, int group) { return int(int64_t(group) * c.nodes / c.groups); }
+DIFNET_DEVICE int group_begin(const auto& c, int group) { return int(int64_t(group) * c.nodes / c.groups); }
 
 // Sum over the lanes of a warp, the same bits in each.
 DIFNET_DEVICE float sum_of_warp(float x) {
@@ -51,7 +51,7 @@ struct PrepareMemory {
 // ---- the first state ------------------------------------------------------------------------------------------------
 // max |seed|, |y⁰| of every class over one group of nodes.
 template <int kWidth>
-DIFNET_DEVICE void class_reach(const Cascade& c, PrepareMemory<kWidth>& memory, int image, int group) {
+DIFNET_DEVICE void class_reach(const auto& c, PrepareMemory<kWidth>& memory, int image, int group) {
   const int end = group_begin(c, group + 1);
   float reach = 0.0f;
   for (int first = group_begin(c, group); first < end; first += kRows) {
@@ -71,23 +71,29 @@ DIFNET_DEVICE void class_reach(const Cascade& c, PrepareMemory<kWidth>& memory, 
   if (thread() == 0) add_release(reached(c, image), 1);
 }
 
-// y⁰ of a row tile in halves; the first row tile also leaves the scales of the classes. y is scaled by a power of two
-// per image and class that brings |seed| and |y⁰| below one: every later state lies between them, so one scale serves
-// all walks.
+// The scales of the classes in memory.centre; the first row tile also leaves them for the walks. y is scaled by a power
+// of two per image and class that brings |seed| and |y⁰| below one: every later state lies between them, so one scale
+// serves all walks.
+template <int kWidth>
+DIFNET_DEVICE void class_scales(const auto& c, PrepareMemory<kWidth>& memory, int image, int row_tile) {
+  if (thread() == 0)
+    wait_for(reached(c, image), c.groups, "a block waits for the largest scores of its image", __LINE__);
+  barrier();
+  if (thread() < kWidth) {
+    float reach = 0.0f;
+    for (int group = 0; group < c.groups; ++group)
+      reach = larger(reach, c.class_reach[(int64_t(image) * c.groups + group) * kWidth + thread()]);
+    const float scale = power_of_two(-1 - clamp(exponent_of(reach), -126, 125));
+    memory.centre[thread()] = scale;
+    if (row_tile == 0) c.scale[image * kWidth + thread()] = scale;
+  }
+}
+
+// y⁰ of a row tile in halves.
 template <int kWidth, int kHalves>
-DIFNET_DEVICE void prepare_state(const Cascade& c, PrepareMemory<kWidth>& memory, int image, int row_tile) {
+DIFNET_DEVICE void prepare_state(const auto& c, PrepareMemory<kWidth>& memory, int image, int row_tile) {
   if (c.first_walk == 0) {
-    if (thread() == 0)
-      wait_for(reached(c, image), c.groups, "a block waits for the largest scores of its image", __LINE__);
-    barrier();
-    if (thread() < kWidth) {
-      float reach = 0.0f;
-      for (int group = 0; group < c.groups; ++group)
-        reach = larger(reach, c.class_reach[(int64_t(image) * c.groups + group) * kWidth + thread()]);
-      const float scale = power_of_two(-1 - clamp(exponent_of(reach), -126, 125));
-      memory.centre[thread()] = scale;
-      if (row_tile == 0) c.scale[image * kWidth + thread()] = scale;
-    }
+    class_scales(c, memory, image, row_tile);
     stage<kWidth>(c.state, image, row_tile * kRows, c.nodes, memory.rows);
     barrier();
     const int64_t to = (int64_t(image) * c.row_tiles + row_tile) * kRows * kWidth;
@@ -98,11 +104,7 @@ DIFNET_DEVICE void prepare_state(const Cascade& c, PrepareMemory<kWidth>& memory
       const float first = from[0] * memory.centre[channel];
       // the last column is ones: it leaves the row sums of P
       const float second = channel + 2 < kWidth ? from[1] * memory.centre[channel + 1] : inside ? 1.0f : 0.0f;
-      const uint32_t hi = two_halves(first, second);
-      reinterpret_cast<uint32_t*>(c.y_hi + to)[at] = hi;
-      if constexpr (kHalves == 2)
-        reinterpret_cast<uint32_t*>(c.y_lo + to)[at] =
-            two_halves(first - half_to_float(uint16_t(hi)), second - half_to_float(uint16_t(hi >> 16)));
+      store_halves<kHalves>(c.y_hi + to, c.y_lo + to, at, first, second);
     }
     barrier();
   }
@@ -112,7 +114,7 @@ DIFNET_DEVICE void prepare_state(const Cascade& c, PrepareMemory<kWidth>& memory
 // ---- ψ --------------------------------------------------------------------------------------------------------------
 // Sum, least and largest value of every channel over one group of nodes; what is not finite does not count.
 template <int kEmbed>
-DIFNET_DEVICE void psi_statistics(const Cascade& c, PrepareMemory<kEmbed>& memory, int t, int image, int group) {
+DIFNET_DEVICE void psi_statistics(const auto& c, PrepareMemory<kEmbed>& memory, int t, int image, int group) {
   constexpr int kParts = kThreads / kEmbed, kPartRows = kRows / kParts;
   const int end = group_begin(c, group + 1), channel = thread() % kEmbed, part = thread() / kEmbed;
   const float infinity = float_of(0x7f800000u);
@@ -164,7 +166,7 @@ DIFNET_DEVICE float median(const float (&mean)[kGroups], int groups) {
 }
 
 // (W1b) of a node, in the units of the logits. What is finite stays so: a row of such columns alone is their mean.
-DIFNET_DEVICE float column_bias(const Cascade& c, int t, int image, int node) {
+DIFNET_DEVICE float column_bias(const auto& c, int t, int image, int node) {
   if (c.column_bias[t] == nullptr) return 0.0f;
   const float bias = c.column_bias[t][int64_t(image) * c.nodes + node];
   return bias > -kInfinity ? larger(bias * kLog2E, kLowest * 0.5f) : bias;
@@ -172,8 +174,8 @@ DIFNET_DEVICE float column_bias(const Cascade& c, int t, int image, int node) {
 
 // ψ_t of a row tile: its halves, bias, and floor. floor_i is just below row i's own logit (minus the shift), so a walk
 // starts with the maximum that its diagonal tile would find, in whichever part of the columns it works.
-template <int kEmbed, int kHalves>
-DIFNET_DEVICE void prepare_psi(const Cascade& c, PrepareMemory<kEmbed>& memory, int t, int image, int row_tile) {
+template <int kEmbed, int kHalves, typename Asked>
+DIFNET_DEVICE void prepare_psi(const Asked& c, PrepareMemory<kEmbed>& memory, int t, int image, int row_tile) {
   const BatchField& psi = c.psi[t];
   const bool centred = c.centred != 0 || psi.dtype == DType::kFloat;
   if (thread() == 0) wait_for(measured(c, t, image), c.groups, "a block waits for the centre of its image", __LINE__);
@@ -204,7 +206,13 @@ DIFNET_DEVICE void prepare_psi(const Cascade& c, PrepareMemory<kEmbed>& memory, 
   const float kappa = power_of_two(-shrink), root = centred ? kRootLog2E : 1.0f;
   // 2⁶⁰ at most: beyond it the softmax is one-hot anyway, and an infinite logit would be a NaN
   const float sigma = 2 * shrink < -126 ? 0.0f : power_of_two(clamp(2 * shrink, -126, 60)) * (centred ? 1.0f : kLog2E);
-  if (thread() == 0) c.sigma[(int64_t(t) * c.images + image) * c.row_tiles + row_tile] = sigma;
+  const int64_t tile = (int64_t(t) * c.images + image) * c.row_tiles + row_tile;
+  if (thread() == 0) c.sigma[tile] = sigma;
+  if constexpr (Asked::kBackward) {
+    if (thread() == 0) c.back_to_psi[tile] = power_of_two(shrink) * (centred ? 1.0f / kRootLog2E : 1.0f);
+    if (row_tile == 0 && thread() < kEmbed)
+      c.centre[(int64_t(t) * c.images + image) * kEmbed + thread()] = memory.centre[thread()];
+  }
   for (int row = warp() * 16; row < warp() * 16 + 16; ++row) {
     const int node = row_tile * kRows + row;
     const int64_t to = (int64_t(t) * c.images + image) * c.row_tiles * kRows + node;
@@ -224,18 +232,21 @@ DIFNET_DEVICE void prepare_psi(const Cascade& c, PrepareMemory<kEmbed>& memory, 
     }
     own = sigma * sum_of_warp(own);
     const float of_centre = sigma * sum_of_warp(shift);
-    if (c.wants_lse) squares = sum_of_warp(squares);
+    bool wants_lse = false;
+    if constexpr (!Asked::kBackward) wants_lse = c.wants_lse != 0;
+    if (wants_lse) squares = sum_of_warp(squares);
     if (lane() == 0) {
       const float bias = node < c.nodes ? of_centre + column_bias(c, t, image, node) : -kInfinity;
-      const float floor = own + bias - (own + magnitude(bias)) * 0x1p-13f - 1.0f - kShift;
       c.bias[to] = bias;
-      // a column that no row sees, its own row neither, says nothing about the row: a floor below all finite logits
-      c.floor[to] = node >= c.nodes ? 0.0f : bias == -kInfinity ? kLowest : floor;
-      if (c.wants_lse) c.row_term[to] = fma(of_centre, kLn2, squares);
+      if constexpr (!Asked::kBackward) {
+        const float floor = own + bias - (own + magnitude(bias)) * 0x1p-13f - 1.0f - kShift;
+        // a column that no row sees, its own row neither, says nothing about the row: a floor below all finite logits
+        c.floor[to] = node >= c.nodes ? 0.0f : bias == -kInfinity ? kLowest : floor;
+        if (wants_lse) c.row_term[to] = fma(of_centre, kLn2, squares);
+      }
     }
   }
-  barrier();
-  if (thread() == 0) add_release(ready(c, t, image, row_tile), 1);
+  hand_over(c, t, image, row_tile);
 }
 
 }  // namespace difnet::cuda

@@ -22,21 +22,20 @@ BatchField field_of(const Tensor& x) {
 
 // One argument, whoever calls: sizes, device, and fp64, which no kernel takes.
 void check(const char* name, const Tensor& x, const Tensor& seed, std::initializer_list<int64_t> sizes, bool fp32) {
-  STD_TORCH_CHECK(x.dim() == int64_t(sizes.size()), "difnet_kernels::cuda_cascade_forward: ", name, " has ", x.dim(),
+  STD_TORCH_CHECK(x.dim() == int64_t(sizes.size()), "difnet_kernels::cuda_cascade: ", name, " has ", x.dim(),
                   " axes, not ", sizes.size());
   int64_t axis = 0;
   for (const int64_t size : sizes) {
-    STD_TORCH_CHECK(x.size(axis) == size, "difnet_kernels::cuda_cascade_forward: axis ", axis, " of ", name, " has ",
+    STD_TORCH_CHECK(x.size(axis) == size, "difnet_kernels::cuda_cascade: axis ", axis, " of ", name, " has ",
                     x.size(axis), " places, not ", size);
     ++axis;
   }
   const bool float64 = x.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(!float64 && (!fp32 || x.scalar_type() == ScalarType::Float),
-                  "difnet_kernels::cuda_cascade_forward: ", name, " must be ",
-                  fp32 ? "float32" : "float16, bfloat16 or float32");
-  STD_TORCH_CHECK(x.get_device() == seed.get_device(), "difnet_kernels::cuda_cascade_forward: ", name,
+  STD_TORCH_CHECK(!float64 && (!fp32 || x.scalar_type() == ScalarType::Float), "difnet_kernels::cuda_cascade: ", name,
+                  " must be ", fp32 ? "float32" : "float16, bfloat16 or float32");
+  STD_TORCH_CHECK(x.get_device() == seed.get_device(), "difnet_kernels::cuda_cascade: ", name,
                   " lies on another device than seed");
-  STD_TORCH_CHECK(!fp32 || x.is_contiguous(), "difnet_kernels::cuda_cascade_forward: ", name, " must be contiguous");
+  STD_TORCH_CHECK(!fp32 || x.is_contiguous(), "difnet_kernels::cuda_cascade: ", name, " must be contiguous");
 }
 
 const Device& device_of(const Tensor& x) {
@@ -53,6 +52,61 @@ const Device& device_of(const Tensor& x) {
   return *device;
 }
 
+// ψ, as fields; none wider than the compiled kernels.
+std::vector<BatchField> fields_of(const std::vector<Tensor>& psi, const Tensor& seed) {
+  std::vector<BatchField> fields;
+  for (const Tensor& one : psi) {
+    check("psi", one, seed, {seed.size(0), one.size(1), seed.size(2)}, false);
+    STD_TORCH_CHECK(one.size(1) <= 128, "difnet_kernels::cuda_cascade: D = ", one.size(1), " is above 128");
+    fields.push_back(field_of(one));
+  }
+  STD_TORCH_CHECK(!fields.empty(), "difnet_kernels::cuda_cascade: there is no psi");
+  STD_TORCH_CHECK(seed.size(1) <= 63, "difnet_kernels::cuda_cascade: K = ", seed.size(1), " is above 63");
+  return fields;
+}
+
+// What is (B, N) of every walk; an empty tensor stands for none. Number: float, or const float.
+template <typename Number>
+std::vector<Number*> vectors_of(const char* name, const std::vector<Tensor>& list, const Tensor& seed, size_t walks) {
+  STD_TORCH_CHECK(list.empty() || list.size() == walks, "difnet_kernels::cuda_cascade: ", walks, " walks have ",
+                  list.size(), " of ", name);
+  std::vector<Number*> pointers;
+  for (const Tensor& one : list) {
+    if (one.numel() > 0) check(name, one, seed, {seed.size(0), seed.size(2)}, true);
+    pointers.push_back(one.numel() > 0 ? static_cast<Number*>(one.data_ptr()) : nullptr);
+  }
+  return pointers;
+}
+
+template <typename Of>
+auto data_or_null(const std::vector<Of>& list) -> decltype(list.data()) {
+  return list.empty() ? nullptr : list.data();
+}
+float* data_or_null(const std::optional<Tensor>& x) { return x ? static_cast<float*>(x->mutable_data_ptr()) : nullptr; }
+
+// What both directions are asked.
+void set_common(auto& asked, const std::optional<Tensor>& state, const Tensor& seed, const std::vector<BatchField>& psi,
+                const Tensor& mu, const Tensor& beta, bool high, const Tensor& counters, const Device& device) {
+  asked.images = int32_t(seed.size(0)), asked.nodes = int32_t(seed.size(2)), asked.classes = int32_t(seed.size(1));
+  asked.walks = int32_t(psi.size()), asked.high = high;
+  asked.seed = field_of(seed), asked.state = state ? field_of(*state) : asked.seed;
+  asked.psi = psi.data();
+  asked.mu = static_cast<const float*>(mu.const_data_ptr());
+  asked.beta = static_cast<const float*>(beta.const_data_ptr());
+  asked.counters = static_cast<uint32_t*>(counters.mutable_data_ptr()), asked.counters_size = counters.numel();
+  asked.processors = device.processors;
+}
+
+// Takes the workspace and launches, by cascade_forward or cascade_backward.
+template <typename Request, typename Launch>
+void launch(const Request& asked, const Tensor& seed, const Device& device, Launch launch) {
+  const int64_t bytes = workspace_bytes(asked);
+  const Tensor workspace = torch::stable::new_empty(seed, {std::max<int64_t>(bytes, 0)}, ScalarType::Byte);
+  const Failure failure = launch(asked, device, workspace.mutable_data_ptr(), current_stream(device.index));
+  STD_TORCH_CHECK(failure.empty(), "the CUDA kernels of difnet_kernels did not run: ", failure,
+                  ". Use backend=\"triton\" or \"reference\", or report the case with this line.");
+}
+
 void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::vector<Tensor> psi,
                                 std::vector<Tensor> bias, Tensor mu, Tensor beta, bool high, std::vector<Tensor> states,
                                 std::optional<Tensor> walked, std::optional<Tensor> row_lse, std::vector<Tensor> lse,
@@ -61,58 +115,78 @@ void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::v
                 S = int64_t(states.size());
   check("seed", seed, seed, {B, K, N}, false);
   if (state) check("state", *state, seed, {B, K, N}, false);
-  STD_TORCH_CHECK(T > 0 && (S == 1 || S == T), "difnet_kernels::cuda_cascade_forward: states holds ", S, " steps of ",
-                  T);
-  std::vector<BatchField> fields;
-  for (const Tensor& one : psi) {
-    check("psi", one, seed, {B, one.size(1), N}, false);
-    STD_TORCH_CHECK(one.size(1) <= 128, "difnet_kernels::cuda_cascade_forward: D = ", one.size(1), " is above 128");
-    fields.push_back(field_of(one));
-  }
-  STD_TORCH_CHECK(K <= 63, "difnet_kernels::cuda_cascade_forward: K = ", K, " is above 63");
+  const std::vector<BatchField> fields = fields_of(psi, seed);
+  STD_TORCH_CHECK(S == 1 || S == T, "difnet_kernels::cuda_cascade: states holds ", S, " steps of ", T);
   std::vector<void*> steps;
   for (const Tensor& one : states) {
     check("states", one, seed, {B, K, N}, false);
     const bool alike = one.stride(0) == states[0].stride(0) && one.stride(1) == states[0].stride(1) &&
                        one.stride(2) == states[0].stride(2) && one.scalar_type() == states[0].scalar_type();
-    STD_TORCH_CHECK(alike, "difnet_kernels::cuda_cascade_forward: states differ in strides or dtype");
+    STD_TORCH_CHECK(alike, "difnet_kernels::cuda_cascade: states differ in strides or dtype");
     steps.push_back(one.mutable_data_ptr());
   }
-  for (const std::vector<Tensor>* list : {&bias, &lse})
-    STD_TORCH_CHECK(list->empty() || int64_t(list->size()) == T, "difnet_kernels::cuda_cascade_forward: ", T,
-                    " walks have ", list->size(), " biases or lse");
-  std::vector<const float*> biases;
-  for (const Tensor& one : bias) {  // an empty one stands for none
-    if (one.numel() > 0) check("bias", one, seed, {B, N}, true);
-    biases.push_back(one.numel() > 0 ? static_cast<const float*>(one.const_data_ptr()) : nullptr);
-  }
-  std::vector<float*> lses;
-  for (const Tensor& one : lse) {
-    check("lse", one, seed, {B, N}, true);
-    lses.push_back(static_cast<float*>(one.mutable_data_ptr()));
-  }
+  const auto biases = vectors_of<const float>("bias", bias, seed, psi.size());
+  const auto lses = vectors_of<float>("lse", lse, seed, psi.size());
   check("mu", mu, seed, {T}, true);
   check("beta", beta, seed, {T}, true);
   if (walked) check("walked", *walked, seed, {T, B, N, K}, true);
   if (row_lse) check("row_lse", *row_lse, seed, {T, B, N}, true);
   const Device& device = device_of(seed);
   Request asked{};
-  asked.images = int32_t(B), asked.nodes = int32_t(N), asked.classes = int32_t(K), asked.walks = int32_t(T);
-  asked.wanted = int32_t(S), asked.high = high;
-  asked.seed = field_of(seed), asked.state = state ? field_of(*state) : asked.seed, asked.states = field_of(states[0]),
-  asked.steps = steps.data(), asked.psi = fields.data();
-  asked.column_bias = biases.empty() ? nullptr : biases.data(), asked.lse = lses.empty() ? nullptr : lses.data();
-  asked.mu = static_cast<const float*>(mu.const_data_ptr()),
-  asked.beta = static_cast<const float*>(beta.const_data_ptr());
-  asked.walked = walked ? static_cast<float*>(walked->mutable_data_ptr()) : nullptr;
-  asked.row_lse = row_lse ? static_cast<float*>(row_lse->mutable_data_ptr()) : nullptr;
-  asked.counters = static_cast<uint32_t*>(counters.mutable_data_ptr()), asked.counters_size = counters.numel();
-  asked.processors = device.processors;
-  const int64_t bytes = workspace_bytes(asked);
-  const Tensor workspace = torch::stable::new_empty(seed, {std::max<int64_t>(bytes, 0)}, ScalarType::Byte);
-  const Failure failure = cascade_forward(asked, device, workspace.mutable_data_ptr(), current_stream(device.index));
-  STD_TORCH_CHECK(failure.empty(), "the CUDA kernels of difnet_kernels did not run: ", failure,
-                  ". Use backend=\"triton\" or \"reference\", or report the case with this line.");
+  set_common(asked, state, seed, fields, mu, beta, high, counters, device);
+  asked.wanted = int32_t(S), asked.states = field_of(states[0]), asked.steps = steps.data();
+  asked.column_bias = data_or_null(biases), asked.lse = data_or_null(lses);
+  asked.walked = data_or_null(walked), asked.row_lse = data_or_null(row_lse);
+  launch(asked, seed, device, [](auto&&... all) { return cascade_forward(all...); });
+}
+
+void cascade_backward_of_tensors(std::vector<Tensor> grad_states, std::optional<Tensor> state, Tensor seed,
+                                 std::vector<Tensor> psi, std::vector<Tensor> bias, Tensor mu, Tensor beta,
+                                 Tensor walked, Tensor row_lse, bool high, std::vector<Tensor> grad_lse,
+                                 std::optional<Tensor> grad_state, std::optional<Tensor> grad_seed,
+                                 std::vector<Tensor> grad_psi, std::vector<Tensor> grad_bias,
+                                 std::optional<Tensor> grad_mu, std::optional<Tensor> grad_beta, Tensor counters) {
+  const int64_t T = int64_t(psi.size()), B = seed.size(0), K = seed.size(1), N = seed.size(2),
+                S = int64_t(grad_states.size());
+  check("seed", seed, seed, {B, K, N}, false);
+  if (state) check("state", *state, seed, {B, K, N}, false);
+  const std::vector<BatchField> fields = fields_of(psi, seed);
+  STD_TORCH_CHECK(S == 1 || S == T, "difnet_kernels::cuda_cascade: grad_states holds ", S, " steps of ", T);
+  STD_TORCH_CHECK(grad_psi.size() == psi.size(), "difnet_kernels::cuda_cascade: ", T, " psi have ", grad_psi.size(),
+                  " gradients");
+  std::vector<BatchField> given, to_psi;
+  for (const Tensor& one : grad_states) {
+    check("grad_states", one, seed, {B, K, N}, false);
+    given.push_back(field_of(one));
+  }
+  for (size_t t = 0; t < psi.size(); ++t) {  // an empty one is not wanted
+    if (grad_psi[t].numel() > 0) check("grad_psi", grad_psi[t], seed, {B, psi[t].size(1), N}, false);
+    to_psi.push_back(grad_psi[t].numel() > 0 ? field_of(grad_psi[t]) : BatchField{});
+  }
+  const auto biases = vectors_of<const float>("bias", bias, seed, psi.size());
+  const auto of_lse = vectors_of<const float>("grad_lse", grad_lse, seed, psi.size());
+  const auto to_bias = vectors_of<float>("grad_bias", grad_bias, seed, psi.size());
+  for (const std::optional<Tensor>* one : {&grad_state, &grad_seed})
+    if (*one) check("a gradient of the state or seed", **one, seed, {B, K, N}, false);
+  for (const std::optional<Tensor>* one : {&grad_mu, &grad_beta})
+    if (*one) check("a gradient of mu or beta", **one, seed, {T}, true);
+  check("mu", mu, seed, {T}, true);
+  check("beta", beta, seed, {T}, true);
+  check("walked", walked, seed, {T, B, N, K}, true);
+  check("row_lse", row_lse, seed, {T, B, N}, true);
+  const Device& device = device_of(seed);
+  BackwardRequest asked{};
+  set_common(asked, state, seed, fields, mu, beta, high, counters, device);
+  asked.given = int32_t(S), asked.has_state = state.has_value();
+  asked.grad_states = given.data(), asked.grad_psi = to_psi.data();
+  asked.grad_state = grad_state ? field_of(*grad_state) : BatchField{};
+  asked.grad_seed = grad_seed ? field_of(*grad_seed) : BatchField{};
+  asked.column_bias = data_or_null(biases), asked.grad_lse = data_or_null(of_lse);
+  asked.grad_bias = data_or_null(to_bias);
+  asked.walked = static_cast<const float*>(walked.const_data_ptr());
+  asked.row_lse = static_cast<const float*>(row_lse.const_data_ptr());
+  asked.grad_mu = data_or_null(grad_mu), asked.grad_beta = data_or_null(grad_beta);
+  launch(asked, seed, device, [](auto&&... all) { return cascade_backward(all...); });
 }
 
 }  // namespace
@@ -124,4 +198,5 @@ STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CUDA, m) {
   m.impl("cuda_cascade_forward", TORCH_BOX(&difnet::cuda::cascade_forward_of_tensors));
+  m.impl("cuda_cascade_backward", TORCH_BOX(&difnet::cuda::cascade_backward_of_tensors));
 }

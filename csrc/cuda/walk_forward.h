@@ -7,6 +7,7 @@
 // order, in registers or by whichever block finishes a row tile last, so the bits do not depend on who computes what.
 #pragma once
 
+#include "columns.h"
 #include "prepare.h"
 
 namespace difnet::cuda {
@@ -23,13 +24,6 @@ template <typename With>
 struct WalkMemory {
   alignas(128) Stage<With> stage[2];
   uint32_t before;  // how many parts of the row tile came before this one
-};
-
-struct alignas(16) Four {
-  float x[4];
-};
-struct alignas(8) Two {
-  float x[2];
 };
 
 // The numbers of one thread, as mma leaves them: rows g and g + 8 of the warp's 16 with g = lane / 4; of every 8
@@ -58,8 +52,7 @@ DIFNET_DEVICE void add_part(Sums<kWidth>& to, const Sums<kWidth>& part) {
 template <typename With>
 struct Walk {
   static constexpr int kTile = Stage<With>::kTile, kHalves = Stage<With>::kHalves;
-  static constexpr int kEmbed = With::kInstance.embed, kWidth = With::kInstance.width, kSteps = kEmbed / 16;
-  static constexpr int kTilesOfRows = kRows / kTile;  // column tiles in a row tile
+  static constexpr int kEmbed = With::kInstance.embed, kWidth = With::kInstance.width;
 
   const Cascade& c;
   WalkMemory<With>& memory;
@@ -69,11 +62,6 @@ struct Walk {
   DIFNET_DEVICE int64_t first_psi() const { return int64_t(t) * c.images * c.row_tiles * kRows + first_node(); }
   DIFNET_DEVICE int64_t first_y(int walk) const {
     return int64_t((c.first_walk + walk) & 1) * c.images * c.row_tiles * kRows + first_node();
-  }
-
-  DIFNET_DEVICE bool is_ready(int tile) const { return load_acquire(ready(c, t, image, tile)) >= kInputs; }
-  DIFNET_DEVICE void wait_until_ready(int tile) const {
-    wait_for(ready(c, t, image, tile), kInputs, "a block waits for the state or psi of a column tile", __LINE__);
   }
 
   // ---- column tiles -------------------------------------------------------------------------------------------------
@@ -88,52 +76,12 @@ struct Walk {
     if (thread() < kTile / 4) copy16(to.bias + thread() * 4, c.bias + psi + thread() * 4);
   }
 
-  // ψ of the warp's 16 rows, as the left operand of mma
-  DIFNET_DEVICE void load_rows(uint32_t (&rows)[kSteps][kHalves][4]) const {
-    const int64_t at = (first_psi() + row_tile * kRows + warp() * 16 + lane() / 4) * kEmbed + lane() % 4 * 2;
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k)
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half)
-#pragma unroll
-        for (int x = 0; x < 4; ++x)
-          rows[k][half][x] = *reinterpret_cast<const uint32_t*>((half == 0 ? c.psi_hi : c.psi_lo) + at +
-                                                                (x % 2) * 8 * kEmbed + k * 16 + x / 2 * 8);
-  }
-
   // ---- one column tile ----------------------------------------------------------------------------------------------
-  // [16 x 8] of a product: that of the high halves, and the two with a low half, which are 2⁻¹¹ of it. Apart, because
-  // the matrix units truncate: only the products of high halves do so at full size.
-  struct Product {
-    float large[4] = {}, small[4] = {};
-
-    DIFNET_DEVICE void add(const uint32_t (&a)[kHalves][4], const uint32_t (&b)[kHalves][2]) {
-      if constexpr (kHalves == 2) {
-        mma(small, a[0], b[1][0], b[1][1]);
-        mma(small, a[1], b[0][0], b[0][1]);
-      }
-      mma(large, a[0], b[0][0], b[0][1]);
-    }
-    DIFNET_DEVICE float sum(int e) const { return kHalves == 2 ? large[e] + small[e] : large[e]; }
-  };
-
   // (W1) x [16 x 16] = log2(e) S without what softmax ignores, for columns 16 n and on
-  DIFNET_DEVICE static void logits(float (&x)[kTile / 8][4], int n, const uint32_t (&rows)[kSteps][kHalves][4],
-                                   float sigma, const Stage<With>& tile) {
-    Product product[2];
-    const int node = n * 16 + lane() / 16 * 8 + lane() % 8;
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      uint32_t left[kHalves][2], right[kHalves][2];
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        uint32_t b[4];
-        ldmatrix4(b, tile.psi[half] + chunk_at<kEmbed>(node, k * 2 + lane() / 8 % 2));
-        left[half][0] = b[0], left[half][1] = b[1], right[half][0] = b[2], right[half][1] = b[3];
-      }
-      product[0].add(rows[k], left);
-      product[1].add(rows[k], right);
-    }
+  DIFNET_DEVICE static void logits(float (&x)[kTile / 8][4], int n, const Rows<kEmbed, kHalves>& rows, float sigma,
+                                   const Stage<With>& tile) {
+    Product<kHalves> product[2];
+    add_products(product, rows, n, tile.psi);
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const Two bias = *reinterpret_cast<const Two*>(tile.bias + (n * 2 + part) * 8 + lane() % 4 * 2);
@@ -146,24 +94,9 @@ struct Walk {
   template <int kAtOnce>
   DIFNET_DEVICE static void add_classes(Sums<kWidth>& sums, int n, const float (&rescale)[2],
                                         const uint32_t (&weights)[kTile / 16][kHalves][4], const Stage<With>& tile) {
-    Product product[kAtOnce];
+    Product<kHalves> product[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kTile / 16; ++k) {
-      const int node = k * 16 + lane() / 8 % 2 * 8 + lane() % 8;
-      uint32_t y[kAtOnce][kHalves][2];
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        uint32_t b[2 * kAtOnce];
-        if constexpr (kAtOnce == 2)
-          ldmatrix4_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16));
-        else
-          ldmatrix2_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n));
-#pragma unroll
-        for (int part = 0; part < kAtOnce; ++part) y[part][half][0] = b[2 * part], y[part][half][1] = b[2 * part + 1];
-      }
-#pragma unroll
-      for (int part = 0; part < kAtOnce; ++part) product[part].add(weights[k], y[part]);
-    }
+    for (int k = 0; k < kTile / 16; ++k) add_weighted<kAtOnce, kWidth>(product, n, k, weights[k], tile.y);
 #pragma unroll
     for (int part = 0; part < kAtOnce; ++part)
 #pragma unroll
@@ -171,7 +104,7 @@ struct Walk {
         sums.total[n + part][e] = fma(sums.total[n + part][e], rescale[e / 2], product[part].sum(e));
   }
 
-  DIFNET_DEVICE static void add_tile(Sums<kWidth>& sums, const uint32_t (&rows)[kSteps][kHalves][4], float sigma,
+  DIFNET_DEVICE static void add_tile(Sums<kWidth>& sums, const Rows<kEmbed, kHalves>& rows, float sigma,
                                      const Stage<With>& tile) {
     float x[kTile / 8][4];
 #pragma unroll
@@ -196,11 +129,10 @@ struct Walk {
       for (int half = 0; half < 2; ++half) {
         const float first = exp2_fast(x[n][2 * half] - sums.peak[half]);
         const float second = exp2_fast(x[n][2 * half + 1] - sums.peak[half]);
-        const uint32_t hi = two_halves(first, second);
-        weights[n / 2][0][n % 2 * 2 + half] = hi;
-        if constexpr (kHalves == 2)
-          weights[n / 2][1][n % 2 * 2 + half] =
-              two_halves(first - half_to_float(uint16_t(hi)), second - half_to_float(uint16_t(hi >> 16)));
+        uint32_t both[kHalves];
+        to_halves(both, first, second);
+#pragma unroll
+        for (int part = 0; part < kHalves; ++part) weights[n / 2][part][n % 2 * 2 + half] = both[part];
       }
 #pragma unroll
     for (int n = 0; n < kWidth / 16; ++n) add_classes<2>(sums, n * 2, rescale, weights, tile);
@@ -209,44 +141,23 @@ struct Walk {
 
   // ---- one part of the columns --------------------------------------------------------------------------------------
   DIFNET_DEVICE void sum_part(Sums<kWidth>& sums, int part) {
-    const int begin = part * c.split.part_tiles;
-    const int end = begin + c.split.part_tiles < c.column_tiles ? begin + c.split.part_tiles : c.column_tiles;
-    // every thread looks whether some row tiles are there; where all are, nobody looks again
-    bool mine = is_ready(row_tile);
-    for (int tile = begin / kTilesOfRows + thread(); tile <= (end - 1) / kTilesOfRows; tile += kThreads)
-      mine = is_ready(tile) && mine;
-    const bool all_ready = barrier_and(mine);
-    int tile = row_tile * kTilesOfRows;
-    if (tile < begin || tile >= end) tile = begin;
-    if (!all_ready) {
-      if (thread() == 0) {
-        wait_until_ready(row_tile);
-        wait_until_ready(tile / kTilesOfRows);
-      }
-      barrier();
-    }
-    copy_stage(tile, memory.stage[0]);
-    uint32_t rows[kSteps][kHalves][4];
-    load_rows(rows);
-    const int64_t node = first_psi() + row_tile * kRows + warp() * 16 + lane() / 4;
-    sums.peak[0] = c.floor[node];
-    sums.peak[1] = c.floor[node + 8];
+    Rows<kEmbed, kHalves> rows;
+    float sigma = 0.0f;
+    const auto copy = [&](int tile, int stage) { copy_stage(tile, memory.stage[stage]); };
+    const auto start = [&] {
+      const int64_t node = first_psi() + row_tile * kRows + warp() * 16;
+      rows.load(c.psi_hi, c.psi_lo, node);
+      sums.peak[0] = c.floor[node + lane() / 4];
+      sums.peak[1] = c.floor[node + lane() / 4 + 8];
 #pragma unroll
-    for (int n = 0; n < kWidth / 8; ++n)
+      for (int n = 0; n < kWidth / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) sums.total[n][e] = 0.0f;
-    const float sigma = c.sigma[(int64_t(t) * c.images + image) * c.row_tiles + row_tile];
-#pragma unroll 1
-    for (int k = 0; k < end - begin; ++k) {
-      const int next = tile + 1 < end ? tile + 1 : begin;
-      const bool more = k + 1 < end - begin;
-      if (!all_ready && more && thread() == 0) wait_until_ready(next / kTilesOfRows);
-      wait_for_copies();
-      barrier();  // this tile is here, the one before is done with, and the next one can be read
-      if (more) copy_stage(next, memory.stage[(k + 1) % 2]);
-      add_tile(sums, rows, sigma, memory.stage[k % 2]);
-      tile = next;
-    }
+        for (int e = 0; e < 4; ++e) sums.total[n][e] = 0.0f;
+      sigma = c.sigma[(int64_t(t) * c.images + image) * c.row_tiles + row_tile];
+    };
+    const auto add = [&](int, int stage) { add_tile(sums, rows, sigma, memory.stage[stage]); };
+    const auto counter = [&](int tile) { return ready(c, t, image, tile); };
+    stream_columns<kTile>(c, row_tile, [&] { return part; }, counter, copy, start, add);
   }
 
   // ---- the end of a row tile ----------------------------------------------------------------------------------------
@@ -290,11 +201,7 @@ struct Walk {
           }
         }
         const int64_t at = ((next_y + in_image) * kWidth + n * 8 + channel_of_thread) / 2;
-        const uint32_t hi = two_halves(next[0], next[1]);
-        reinterpret_cast<uint32_t*>(c.y_hi)[at] = hi;
-        if constexpr (kHalves == 2)
-          reinterpret_cast<uint32_t*>(c.y_lo)[at] =
-              two_halves(next[0] - half_to_float(uint16_t(hi)), next[1] - half_to_float(uint16_t(hi >> 16)));
+        store_halves<kHalves>(c.y_hi, c.y_lo, at, next[0], next[1]);
         sums.total[n][0] = sums.total[n][2];
         sums.total[n][1] = sums.total[n][3];
       }

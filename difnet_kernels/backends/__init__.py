@@ -91,6 +91,7 @@ BACKENDS: dict[str, Backend] = {
             refuses=cuda.refuses,
             refuses_projection=cuda.refuses_projection,
             cascade_forward=cuda.cascade_forward,
+            cascade_backward=cuda.cascade_backward,
             not_preferred=cuda.not_preferred,
         ),
         Backend(

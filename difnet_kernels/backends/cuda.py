@@ -1,4 +1,4 @@
-"""CUDA C++ kernels (csrc/cuda): a whole cascade forward in one launch, on NVIDIA GPUs from sm_80 on. Without gradients yet."""
+"""CUDA C++ kernels (csrc/cuda): a whole cascade in one launch, and its gradients in another, on NVIDIA GPUs from sm_80 on."""
 
 from __future__ import annotations
 
@@ -118,7 +118,45 @@ def cascade_forward(
     """
     counters = _counters_for(seed.device, counters_size(seed.shape[0], seed.shape[2], len(psi)))
     kept = (walked, row_lse) if walked.shape[0] == len(psi) else (None, None)
-    biases = [mu.new_empty((0,)) if b is None else b for b in bias]
     torch.ops.difnet_kernels.cuda_cascade_forward.default(
-        state, seed, psi, biases, mu, beta, precision == "high", states, *kept, lse, counters
+        state, seed, psi, _given(bias, mu), mu, beta, precision == "high", states, *kept, lse, counters
     )
+
+
+def cascade_backward(
+    grad_states: Sequence[Tensor],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    grad_lse: Sequence[Tensor | None] = (),
+    grad_bias: Sequence[Tensor | None] = (),
+) -> None:
+    """B1-B8 into preallocated gradients (None: not wanted), from what cascade_forward wrote to walked and row_lse.
+
+    grad_states, S tensors (B, K, N), hold every step's gradient when S = T, else the last; any strides, 0 included.
+    Without a state the gradient of y⁰ is added to grad_seed (W5). Where ψ or bias alone is learnt, walks before the first
+    that learns are not run backwards. bias, grad_lse, grad_bias: T tensors (B, N) fp32, of which some may be None, or none.
+    """
+    counters = _counters_for(seed.device, counters_size(seed.shape[0], seed.shape[2], len(psi)))
+    torch.ops.difnet_kernels.cuda_cascade_backward.default(
+        grad_states, state, seed, psi, _given(bias, mu), mu, beta, walked, row_lse, precision == "high",
+        _given(grad_lse, mu), grad_state, grad_seed, _given(grad_psi, mu), _given(grad_bias, mu), grad_mu, grad_beta,
+        counters,
+    )  # fmt: skip
+
+
+def _given(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """A list as torch takes it: an empty tensor where there is none."""
+    return [like.new_empty((0,)) if x is None else x for x in tensors]

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
 
-FORWARD, PREPARE, MEMORY, CASCADE = "walk_forward.h", "prepare.h", "memory.h", "cascade_forward.h"
+FORWARD, PREPARE, MEMORY = "walk_forward.h", "prepare.h", "memory.h"
+COLUMNS, PRODUCT = "columns.h", "product.h"
+BACKWARD, GRADIENT = "walk_backward.h", "gradient.h"
 
 # what a check builds, and what a run that it stops prints
 NUMBERS = "numbers"  # an error against fp64, class by class
@@ -47,6 +49,11 @@ class Fault:
     edits: tuple[tuple[str, str, str], ...] = field(repr=False)
     case: str = TWO_PARTS
 
+    @property
+    def backward(self) -> bool:
+        """Whether the run goes backwards, too."""
+        return any(file in (BACKWARD, GRADIENT) for file, _, _ in self.edits)
+
 
 def fault(name: str, check: str, file: str, old: str, new: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
     """One expression `old` that becomes `new`; `around` is the text of its line where `old` alone is not unique."""
@@ -60,8 +67,8 @@ def dropped(name: str, check: str, file: str, statement: str, case: str = TWO_PA
 
 FAULTS = (
     # ---- barriers, waits, flags
-    dropped("no barrier before a tile is used", RACE, FORWARD, "barrier();", around="{}  // this tile is here"),
-    dropped("copies are not waited for", LANDED, FORWARD, "wait_for_copies();"),
+    dropped("no barrier before a tile is used", RACE, COLUMNS, "barrier();", around="{}  // this tile is here"),
+    dropped("copies are not waited for", LANDED, COLUMNS, "wait_for_copies();"),
     dropped("no barrier before a flag is released", RACE, FORWARD, "barrier();", around="{}\n    if (t + 1 < c.walks"),
     dropped("no barrier before a part arrives", RACE, FORWARD, "barrier();",
             around="{}\n    if (thread() == 0) memory.before"),
@@ -77,31 +84,35 @@ FAULTS = (
     )),
     fault("one of two inputs suffices", RACE, MEMORY, "load_acquire(counter) < count",
           "load_acquire(counter) < (count + 1) / 2"),
-    fault("nobody looks whether tiles are there", RACE, FORWARD, "is_ready(tile) && mine", "mine"),
-    dropped("no wait for the next tile", RACE, FORWARD, "wait_until_ready(next / kTilesOfRows);", UNCUT),
+    fault("nobody looks whether tiles are there", RACE, COLUMNS, "is_ready(counter(tile)) && mine", "mine"),
+    dropped("no wait for the next tile", RACE, COLUMNS, "wait_until_ready(counter(next / kTilesOfRows));", UNCUT),
     fault("no wait for the centre", RACE, PREPARE, "thread() == 0", "false", around="if ({}) wait_for(measured("),
-    fault("a row tile of psi does not arrive", DEADLOCK, PREPARE, "thread() == 0", "thread() == 0 && row_tile != 1",
-          around="if ({}) add_release(ready(c, t, image"),
+    Fault("a row tile of psi does not arrive", DEADLOCK, (
+        (PREPARE, "  hand_over(c, t, image, row_tile);", "  if (!FAULT || row_tile != 1) hand_over(c, t, image, row_tile);"),
+    )),
+    dropped("no barrier before psi is handed over", RACE, MEMORY, "barrier();",
+            around="{}\n  if (thread() == 0) add_release(ready(c, t, image, row_tile), 1);"),
     dropped("the count of parts is not reset", NUMBERS, FORWARD, "*arrived(c, image, row_tile) = 0;", THREE_PARTS),
     fault("the last but one part finishes", RACE, FORWARD, "uint32_t(c.split.parts - 1)",
           "uint32_t(c.split.parts - 2)", THREE_PARTS),
-    fault("counters are left as they are", COUNTERS, CASCADE, "uint32_t(blocks() - 1)", "uint32_t(blocks())"),
+    fault("counters are left as they are", COUNTERS, MEMORY, "uint32_t(blocks() - 1)", "uint32_t(blocks())"),
     fault("a shuffle in a branch", DEADLOCK, FORWARD, "shuffle(sums.total[kWidth / 8 - 1][1], lane() | 3)",
           "inside ? shuffle(1.0f, lane() | 3) : 1.0f"),
     fault("walks share one buffer of y", RACE, FORWARD, "((c.first_walk + walk) & 1)", "0"),
-    fault("a stage is refilled while it is read", RACE, FORWARD, "(k + 1) % 2", "k % 2"),
+    fault("a stage is refilled while it is read", RACE, COLUMNS, "(left + 1) % 2", "left % 2"),
     # ---- tiles and fragments
-    fault("a stage too far", NUMBERS, FORWARD, "memory.stage[k % 2]", "memory.stage[(k + 1) % 2]"),
-    fault("fragments of psi swapped", NUMBERS, FORWARD, "right[half][0] = b[2]", "right[half][0] = b[3]"),
-    fault("y is not transposed", NUMBERS, FORWARD,
-          "ldmatrix4_transposed(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16))",
-          "ldmatrix4(b, tile.y[half] + chunk_at<kWidth>(node, n + lane() / 16))"),
+    fault("a stage too far", NUMBERS, FORWARD, "memory.stage[stage]", "memory.stage[1 - stage]",
+          around="sigma, {}"),
+    fault("fragments of psi swapped", NUMBERS, PRODUCT, "second[half][0] = b[2]", "second[half][0] = b[3]"),
+    fault("y is not transposed", NUMBERS, PRODUCT,
+          "ldmatrix4_transposed(b, rows[half] + chunk_at<kWidth>(node, n + me / 16))",
+          "ldmatrix4(b, rows[half] + chunk_at<kWidth>(node, n + me / 16))"),
     fault("chunks are permuted on one side", NUMBERS, MEMORY,
           "chunk_at<kWidth>(at / (kWidth / 8), at % (kWidth / 8))", "at * 8"),
     dropped("chunks are not permuted", BANKS, MEMORY, "chunk ^= row & 7;"),
-    fault("columns of a part are left out", LANDED, FORWARD, "k < end - begin", "k < end - begin - 1",
-          THREE_PARTS, "; {}; ++k)"),
-    fault("columns do not wrap around", BOUNDS, FORWARD, "tile + 1 < end ? tile + 1 : begin", "tile + 1", UNCUT),
+    fault("columns of a part are left out", LANDED, COLUMNS, "left > 0", "left > 1",
+          UNCUT, "; {}; --left)"),
+    fault("columns do not wrap around", BOUNDS, COLUMNS, "tile + 1 < end() ? tile + 1 : begin()", "tile + 1", UNCUT),
     # ---- sums
     fault("sums are not rescaled", NUMBERS, FORWARD, "rescale[e / 2]", "1.0f"),
     fault("parts are added without their maxima", NUMBERS, FORWARD, "exp2_fast(to.peak[half] - higher)", "1.0f",
@@ -116,8 +127,8 @@ FAULTS = (
     fault("the state is forgotten", NUMBERS, FORWARD, "(1.0f - beta)", "0.0f"),
     fault("y is not scaled again", NUMBERS, FORWARD, "after * scale", "after"),
     fault("scales of the first image for all", NUMBERS, FORWARD, "c.scale[image * kWidth + k]", "c.scale[k]"),
-    dropped("low halves on the right are left out", NUMBERS, FORWARD, "mma(small, a[0], b[1][0], b[1][1]);"),
-    dropped("low halves on the left are left out", NUMBERS, FORWARD, "mma(small, a[1], b[0][0], b[0][1]);"),
+    dropped("low halves on the right are left out", NUMBERS, PRODUCT, "mma(small, a[0], b[1][0], b[1][1]);"),
+    dropped("low halves on the left are left out", NUMBERS, PRODUCT, "mma(small, a[1], b[0][0], b[0][1]);"),
     # ---- the bias and lse
     fault("the bias of a column is forgotten", NUMBERS, PREPARE, "c.column_bias[t] == nullptr", "true"),
     fault("the bias of the first image for all", NUMBERS, PREPARE, "int64_t(image) * c.nodes + node", "node"),
@@ -129,6 +140,71 @@ FAULTS = (
     fault("one node too many is read", BOUNDS, MEMORY, "row < count", "row <= count"),
     fault("one chunk too many is copied", BOUNDS, FORWARD, "thread() < kTile / 4", "thread() <= kTile / 4"),
     fault("a channel too many is read", BOUNDS, MEMORY, "channel < field.channels", "channel <= field.channels"),
+    # ---- backward: barriers, waits, flags
+    dropped("backward: a unit is taken while one is at work", RACE, BACKWARD, "barrier();",
+            around="{}  // the unit before is done with"),
+    dropped("backward: no barrier before a part arrives", RACE, BACKWARD, "barrier();",
+            around="{}\n    if (thread() == 0) memory.before"),
+    fault("backward: a part arrives without release", RACE, BACKWARD, "add_acquire_release(arrived(c, image(), row_tile()), 1)",
+          "add_relaxed(arrived(c, image(), row_tile()), 1)"),
+    fault("backward: the last but one part finishes", RACE, BACKWARD, "uint32_t(c.split.parts - 1)",
+          "uint32_t(c.split.parts - 2)", THREE_PARTS),
+    dropped("backward: the count of parts is not reset", NUMBERS, BACKWARD, "*arrived(c, image(), row_tile()) = 0;",
+            THREE_PARTS),
+    dropped("backward: no barrier before the sums of rows", RACE, GRADIENT, "barrier();",
+            around="{}\n    find_reach(lse_grad, lse + bias);"),
+    dropped("backward: no barrier before the units", RACE, GRADIENT, "barrier();", around="{}\n    const auto both"),
+    dropped("backward: no barrier before h", RACE, GRADIENT, "barrier();",
+            around="{}\n    split_h(power_of_two(exponent));"),
+    dropped("backward: no barrier before delta", RACE, GRADIENT, "barrier();", around="{}\n    if (me < kRows) {{"),
+    fault("backward: no wait for psi of its own rows", RACE, GRADIENT, "me == 0", "false",
+          around="if ({}) wait_for(ready(c, t,"),
+    Fault("backward: walks share one buffer", RACE, (
+        (BACKWARD, "((c.first_walk + t) & 1)", "(FAULT ? 0 : ((c.first_walk + t) & 1))"),
+        (GRADIENT, "((c.first_walk + t) & 1)", "(FAULT ? 0 : ((c.first_walk + t) & 1))"),
+    ), "2 5 130 16 3 0 1 2 0 4"),
+    fault("backward: the buffer of the other walk", NUMBERS, BACKWARD, "((c.first_walk + t) & 1)",
+          "((c.first_walk + t + 1) & 1)"),
+    fault("backward: walks in the order of the forward", DEADLOCK, BACKWARD, "c.walks - 1 - images / c.images",
+          "images / c.images"),
+    # ---- backward: equations
+    fault("backward: no transposed term", NUMBERS, BACKWARD,
+          "fma(back[part][e] * pair.of_columns, product[part].sum(e), T[part][e])", "T[part][e]"),
+    fault("backward: delta is forgotten", NUMBERS, GRADIENT, "lse_grad * power_of_two(exponent) - delta",
+          "lse_grad * power_of_two(exponent)"),
+    fault("backward: the gradient of lse is forgotten", NUMBERS, GRADIENT, "lse_grad * power_of_two(exponent) - delta",
+          "-delta"),
+    dropped("backward: the node itself stays in the sums", NUMBERS, BACKWARD, "step.take_out(look, back);",
+            around="if (diagonal) {}"),
+    fault("backward: no diagonal in the gradient of psi", NUMBERS, BACKWARD, "2.0f * itself * psi", "0.0f"),
+    fault("backward: no diagonal in the sum of a row", NUMBERS, BACKWARD, "2.0f * itself", "itself",
+          around="looked[row] + {};"),
+    fault("backward: no diagonal in the gradient of the state", NUMBERS, BACKWARD, "own * g", "0.0f"),
+    fault("backward: the centre is forgotten", NUMBERS, BACKWARD, "looked * centre[channel]", "0.0f"),
+    fault("backward: one exponential out of range", NUMBERS, BACKWARD, "pair.one_exponential", "true",
+          around="if ({})"),
+    fault("backward: the bias of a row is forgotten", NUMBERS, BACKWARD, "own.bias[e / 2]", "0.0f"),
+    fault("backward: the level of a column is forgotten", NUMBERS, BACKWARD, "drop.x[e % 2]", "1.0f"),
+    fault("backward: the level of a row is forgotten", NUMBERS, BACKWARD, "pair.rise[e / 2]", "8192.0f"),
+    fault("backward: units of rows are not met", NUMBERS, BACKWARD, "unit - ours + kTransposedShift",
+          "kTransposedShift"),
+    fault("backward: units of columns are not met", NUMBERS, BACKWARD, "unit - theirs", "0"),
+    fault("backward: one unit for all classes", NUMBERS, BACKWARD, "(k + part) * 8 + lane() % 4 * 2", "0",
+          around="tile.tile + {})"),
+    fault("backward: g of the walk behind is forgotten", NUMBERS, BACKWARD, "(1.0f - beta) * g", "0.0f"),
+    fault("backward: the state of one walk less", NUMBERS, GRADIENT, "earlier < walk", "earlier < walk - 1"),
+    fault("backward: the state without its seed", NUMBERS, GRADIENT, "(1.0f - c.mu[earlier]) * s", "0.0f"),
+    fault("backward: the share of the seed is forgotten", NUMBERS, GRADIENT, "beta * (1.0f - mu) * g", "0.0f"),
+    fault("backward: the first state is not the seed", NUMBERS, GRADIENT, "c.has_state ? 0.0f : g", "0.0f"),
+    fault("backward: the last row tile has no part in the gates", NUMBERS, GRADIENT, "at < tiles", "at < tiles - 1"),
+    Fault("backward: parts are left out", NUMBERS, (
+        (BACKWARD, "for (int other = 1;", "for (int other = FAULT ? 2 : 1;"),
+    ), THREE_PARTS),
+    fault("backward: sums so far are left out", NUMBERS, BACKWARD, "before.x[e] + x[e]", "x[e]", TOGETHER),
+    fault("backward: a channel too many is written", BOUNDS, BACKWARD, "channel < to.channels",
+          "channel <= to.channels"),
+    fault("backward: padding is read", BOUNDS, GRADIENT, "k < c.classes && node() < c.nodes", "k < c.classes",
+          around="if ({}) {{\n        const float g"),
 )  # fmt: skip
 
 PATIENCE = 900  # seconds; a run takes a few, on a machine that does nothing else
@@ -157,7 +233,7 @@ def planted(folder: Path) -> Path:
     copy = folder / "kernels"
     copy.mkdir(exist_ok=True)
     for name, text in texts.items():
-        if name not in ("device.h", "cascade_forward.cu"):
+        if name != "device.h" and not name.endswith(".cu"):
             (copy / name).write_text(text)
     (copy / "fault.h").write_text(SWITCH)
     return copy
@@ -171,12 +247,18 @@ def build(kernels: Path, check: str) -> Path:
     return compile_host("alone.cpp", ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
 
 
-def run(program: Path, lines: list[str], number: int = -1) -> str:
+def run(program: Path, lines: list[str], number: int = -1, backward: bool = False) -> str:
     """What the program says to the runs, with fault `number`."""
     environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
-        [program], input=text, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+        [program, *["backward"] * backward],
+        input=text,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
 

@@ -1,21 +1,16 @@
-"""`--backends cuda-host`: the tests of every backend, with the CUDA kernels' forward on the twin. Its gradients are the
-reference's, so that tests of both directions run and judge the forward. It is named, never chosen.
-
-`--backends cuda`, on a card: those tests that ask for no gradients, until the backend has its own."""
+"""`--backends cuda-host`: the tests of every backend, with the CUDA kernels on the twin. It is named, never chosen."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels import cascade
-from difnet_kernels.backends import BACKENDS, Backend, reference
+from difnet_kernels.backends import Backend
 from difnet_kernels.problem import Problem
 from tests.cuda import twin
 
@@ -24,6 +19,8 @@ WIDEST, CLASSES = 128, 63
 # a test runs on the twin if all its problems are small: these, and of the parametrised ones what `fits`
 LARGEST = 257
 FILES = {
+    "test_backward.py": ("test_all_gradients", "test_medium_precision", "test_gradients_", "test_a_single_gradient",
+                         "test_only_one_step", "test_one_walk_differentiates", "test_nearly_one_hot"),
     "test_forward.py": ("test_the_cascade_is_right", "test_medium_precision_keeps_its_own_bound", "test_dtypes_mix",
                         "test_walks_of_different_width_and_dtype", "test_any_number_of_spatial_axes"),
     "test_properties.py": ("test_01", "test_02", "test_03", "test_04", "test_05", "test_06", "test_07", "test_08", "test_09",
@@ -39,18 +36,14 @@ FILES = {
 }  # fmt: skip
 # of the costly ones the twin runs a part: which cuts and loads there are does not depend on the other parameter
 SAMPLED: dict[str, Callable[[dict[str, Any]], bool]] = {
+    # fp32 of all, for it has all products and halves; of 16 bits one size, and every regime
+    "test_all_gradients_are_right": lambda of: (
+        of["dtype"] == "fp32" or (of["case"].nodes in (65, 127) and of["dtype"] != "fp64")
+    ),
     "test_strided_equals_contiguous_bit_for_bit": lambda of: (
         of["dtype"] == "bf16" or of["pattern"] in ("channels_last", "unaligned", "overlapping")
     ),
     "test_a_bad_number_spreads_in_its_image_only": lambda of: of["regime"] == "one_hot" or of["value"] == "nan",
-}
-# the tests of FILES that ask for no gradients
-FORWARD = {
-    "test_forward.py": FILES["test_forward.py"][:2],
-    "test_properties.py": ("test_01", "test_02", "test_03", "test_07", "test_08", "test_10", "test_11", "test_15"),
-    "test_layouts.py": ("test_every_step",),
-    "test_extremes.py": ("test_equal_nodes", "test_logits_far_below"),
-    "test_nonfinite.py": FILES["test_nonfinite.py"],
 }
 
 
@@ -101,15 +94,7 @@ def cascade_backward(
     precision: str,
     **grads: Any,
 ) -> None:
-    # contiguous, because BLAS gives other bits for other strides
-    grad_states, psi = [g.contiguous() for g in grad_states], [p.contiguous() for p in psi]
-    state, seed = None if state is None else state.contiguous(), seed.contiguous()
-    again = [torch.empty_like(seed if state is None else state)]
-    walked, row_lse = torch.empty_like(walked), torch.empty_like(row_lse)
-    run, back = partial(cascade.forward, reference.walk_forward), partial(cascade.backward, reference.walk_backward)
-    bias = grads.get("bias", ())
-    run(state, seed, psi, mu, beta, precision, states=again, walked=walked, row_lse=row_lse, bias=bias)
-    back(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
+    twin.cascade_backward(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
 
 
 BACKEND = Backend(
@@ -123,18 +108,17 @@ BACKEND = Backend(
 
 
 def takes_test(backend: str, item: pytest.Item) -> bool:
-    """Whether the twin, or a backend that brings forward alone, runs a test: one of FILES or FORWARD; on the twin one of a
-    size that it does in moments."""
-    if backend != NAME and BACKENDS[backend].cascade_backward is not None:
+    """Whether a backend runs a test: the twin one of FILES, of a size that it does in moments."""
+    if backend != NAME:
         return True
-    names = (FILES if backend == NAME else FORWARD).get(item.path.name, ())
+    names = FILES.get(item.path.name, ())
     if not any(item.name.startswith(name) for name in names):
         return False
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    if backend == NAME and not SAMPLED.get(getattr(item, "originalname", ""), lambda of: True)(parameters):
+    if not SAMPLED.get(getattr(item, "originalname", ""), lambda of: True)(parameters):
         return False
     case = parameters.get("case")
     sizes = [parameters.get("nodes", 1), parameters.get("embed", 1), parameters.get("classes", 1)]
     if case is not None:
         sizes = [case.nodes, case.embed, case.classes]
-    return (sizes[0] <= LARGEST or backend != NAME) and sizes[1] <= WIDEST and sizes[2] <= CLASSES
+    return sizes[0] <= LARGEST and sizes[1] <= WIDEST and sizes[2] <= CLASSES

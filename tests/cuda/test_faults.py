@@ -13,6 +13,7 @@ from tests.cuda.faults import BANKS, BITS, FAULTS, NUMBERS, SANITIZERS, Fault, b
 CHECKS = (NUMBERS, *SANITIZERS)
 CASES = sorted({fault.case for fault in FAULTS})
 BITS_CASES = sorted({fault.case for fault in FAULTS if fault.check == BITS})
+# a run backwards begins with the forward
 SILENT = [(check, case) for check in CHECKS for case in CASES] + [(BITS, case) for case in BITS_CASES]
 
 
@@ -28,16 +29,23 @@ def said(
         made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check), CHECKS), strict=True))
         program = {check: made.get(check, made[NUMBERS]) for check in {fault.check for fault in FAULTS}}
         found: dict[object, Future[str]] = {
-            fault: pool.submit(run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault))
+            fault: pool.submit(
+                run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault), fault.backward
+            )
             for fault in selected
         }
-        found |= {(check, case): pool.submit(run, made[check], runs(case)) for check in CHECKS for case in CASES}
-        found |= {(BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS)) for case in BITS_CASES}
+        found |= {
+            (check, case): pool.submit(run, made[check], runs(case), backward=True)
+            for check in CHECKS
+            for case in CASES
+        }
+        found |= {(BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS), backward=True) for case in BITS_CASES}
         yield found
 
 
 def test_there_are_enough() -> None:
-    assert len(FAULTS) >= 25
+    assert sum(not fault.backward for fault in FAULTS) >= 25
+    assert sum(fault.backward for fault in FAULTS) >= 25
 
 
 @pytest.mark.parametrize(("check", "case"), SILENT, ids=lambda x: x.replace(" ", "-"))

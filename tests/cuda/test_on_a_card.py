@@ -12,7 +12,7 @@ from torch import Tensor
 from difnet_kernels import cascaded_random_walk, random_walk
 from tests.support.cases import DTYPES, Case, Inputs, make
 from tests.support.dense import dense
-from tests.support.truth import assert_forward, setting, truth_of
+from tests.support.truth import assert_forward, assert_gradients, assert_same, both, setting, truth_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("card", range(torch.cuda.device_count()))]
 WIDTHS = ((16, 5), (64, 21), (64, 60), (128, 21), (128, 60))
@@ -38,6 +38,17 @@ def test_a_small_cascade_is_right(card: int, dtype: str) -> None:
     """Also under compute-sanitizer."""
     inputs = on(card, Case(2, (130,), 64, 21, 2), dtype)
     assert_forward(walk(inputs), inputs, truth_of(inputs))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("nodes", [130, 1100])
+def test_gradients_are_right(card: int, dtype: str, nodes: int) -> None:
+    """And the same bits the second time; 1,100 nodes are cut into parts."""
+    inputs = on(card, Case(2, (nodes,), 64, 21, 2), dtype)
+    result = both(inputs, "cuda")
+    assert_gradients(result, inputs, truth_of(inputs))
+    assert_same(both(inputs, "cuda").tensors(), result.tensors())
 
 
 def test_a_bias_and_lse(card: int) -> None:

@@ -45,7 +45,10 @@ class BatchField(ctypes.Structure):
     ]  # fmt: skip
 
     @staticmethod
-    def of(x: Tensor) -> BatchField:
+    def of(x: Tensor | None) -> BatchField:
+        """Without data for None."""
+        if x is None:
+            return BatchField()
         return BatchField(x.data_ptr(), *x.stride(), x.shape[1], DTYPES[x.dtype])
 
 
@@ -57,6 +60,19 @@ class Request(ctypes.Structure):
         *((name, BatchField) for name in ("state", "seed", "states")),
         *((name, ctypes.c_void_p) for name in ("steps", "psi", "column_bias", "lse")),
         *((name, ctypes.c_void_p) for name in ("mu", "beta", "walked", "row_lse", "counters")),
+        ("counters_size", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("processors", "forced_parts", "forced_all_parts", "walks_at_a_time")),
+    ]  # fmt: skip
+
+
+class BackwardRequest(ctypes.Structure):
+    """As csrc/cuda/launches.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "given", "high", "has_state")),
+        *((name, BatchField) for name in ("state", "seed", "grad_state", "grad_seed")),
+        *((name, ctypes.c_void_p) for name in ("psi", "grad_psi", "grad_states", "column_bias", "grad_lse", "grad_bias")),
+        *((name, ctypes.c_void_p) for name in ("mu", "beta", "walked", "row_lse", "grad_mu", "grad_beta", "counters")),
         ("counters_size", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("processors", "forced_parts", "forced_all_parts", "walks_at_a_time")),
     ]  # fmt: skip
@@ -132,10 +148,10 @@ def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) ->
 def library() -> ctypes.CDLL:
     made = compile_host("twin.cpp", ROOT / "build" / "twin" / "twin.so", "-O2", "-fPIC", "-shared")
     loaded = ctypes.CDLL(str(made))
-    sizes = (ctypes.c_int32 * 4)()
+    sizes = (ctypes.c_int32 * 5)()
     loaded.twin_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report)]
-    loaded.twin_cascade_forward.restype = ctypes.c_bool
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report, BackwardRequest)]
+    loaded.twin_cascade_forward.restype = loaded.twin_cascade_backward.restype = ctypes.c_bool
     loaded.twin_host_work.restype = ctypes.c_int64
     return loaded
 
@@ -150,14 +166,14 @@ def split_columns(
     return to[0], to[1], bool(to[2])
 
 
-def tile_of(products: int, embed: int, width: int) -> int:
+def tile_of(products: int, embed: int, width: int, backward: bool = False) -> int:
     """Nodes of a column tile of a compiled kernel."""
-    return int(library().twin_tile(products, embed, width))
+    return int(library().twin_tile(products, embed, width, backward))
 
 
-def shared_bytes(products: int, embed: int, width: int) -> int:
+def shared_bytes(products: int, embed: int, width: int, backward: bool = False) -> int:
     """Shared memory of a block of a compiled kernel."""
-    return int(library().twin_shared_bytes(products, embed, width))
+    return int(library().twin_shared_bytes(products, embed, width, backward))
 
 
 def request_of(
@@ -223,5 +239,46 @@ def cascade_forward(
     )
     options, report = Options(machine.workers, machine.schedule), Report()
     if not library().twin_cascade_forward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
+        raise TwinError(report.error.decode())
+    return report
+
+
+def cascade_backward(
+    grad_states: Sequence[Tensor],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    grad_lse: Sequence[Tensor | None] = (),
+    grad_bias: Sequence[Tensor | None] = (),
+    machine: Machine = CARD,
+) -> Report:
+    """B1-B8 into preallocated gradients, as every backend; None: not wanted."""
+    B, K, N = seed.shape
+    counters = torch.zeros(counters_size(B, N, len(psi)), dtype=torch.int32)
+    mu, beta = mu.contiguous(), beta.contiguous()
+    lists = [(BatchField * len(of))(*(BatchField.of(x) for x in of)) for of in (psi, grad_psi, grad_states)]
+    pointers = [_pointers(of) for of in (bias, grad_lse, grad_bias)]
+    assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (*bias, *grad_lse, *grad_bias))
+    request = BackwardRequest(
+        B, N, K, len(psi), len(grad_states), precision == "high", state is not None,
+        BatchField.of(seed if state is None else state), *(BatchField.of(x) for x in (seed, grad_state, grad_seed)),
+        *(address(of) for of in lists), *(None if of is None else address(of) for of in pointers),
+        *(None if x is None else x.data_ptr() for x in (mu, beta, walked, row_lse, grad_mu, grad_beta, counters)),
+        counters.numel(), machine.processors, machine.parts, machine.all_parts, machine.walks_at_a_time,
+    )  # fmt: skip
+    options, report = Options(machine.workers, machine.schedule), Report()
+    if not library().twin_cascade_backward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
         raise TwinError(report.error.decode())
     return report

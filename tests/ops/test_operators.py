@@ -17,7 +17,7 @@ NATIVE = {*native.KERNELS, "instruction_set", "instruction_sets", "matrix_unit_c
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
 CHECKED |= {"steady_state_forward", "steady_state_backward"}
 # in a library with CUDA kernels; they need a card, and tests/cuda tests what can be tested without one
-CUDA = {"cuda_cascade_forward", "why_no_cuda_device"}
+CUDA = {"cuda_cascade_forward", "cuda_cascade_backward", "why_no_cuda_device"}
 MUTABLE = ("test_schema", "test_faketensor")
 
 

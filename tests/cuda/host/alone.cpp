@@ -1,7 +1,7 @@
 // The twin as a program of its own, for the sanitizers: reads runs from standard input, one a line,
 //     images classes nodes embed walks dtype precision parts together workers schedule
-// makes numbered inputs, and compares what comes out with dense fp64, class by class. Prints one line a run; stops at
-// the first that is wrong.
+// makes numbered inputs, and compares what comes out with dense fp64, class by class. With the argument `backward` the
+// gradients follow and are compared, too. Prints one line a run; stops at the first that is wrong.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -84,9 +84,137 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
   return worst;
 }
 
+// Gradients of ⟨grad, yᵀ⟩ + Σ_t ⟨grad_lse, lse_t⟩ with respect to everything.
+struct Gradients {
+  explicit Gradients(const Request& asked, const std::vector<Numbers>& fields)
+      : seed(size_t(asked.images) * asked.classes * asked.nodes, NAN),
+        bias(size_t(asked.images) * asked.nodes, NAN),
+        mu(asked.walks, NAN),
+        beta(asked.walks, NAN) {
+    for (const Numbers& one : fields) psi.emplace_back(one.wide.size(), NAN);
+  }
+  std::vector<float> seed, bias, mu, beta;  // bias: of the last walk
+  std::vector<std::vector<float>> psi;
+};
+
+// The largest error of each, relative to the largest number of its class, or of all.
+double worst_error(const Request& asked, const Numbers& seed, const std::vector<Numbers>& psi, const Numbers& grad,
+                   const std::vector<float>& grad_lse, const Gradients& ours) {
+  const int N = asked.nodes, K = asked.classes, T = asked.walks, B = asked.images;
+  const auto at = [&](const std::vector<double>& x, int i, int k) { return x[size_t(i) * K + k]; };
+  std::vector<double> of_mu(T), of_beta(T), size_mu(T), size_beta(T);
+  double worst = 0;
+  const auto compare = [&](double mine, double truth, double& error, double& largest) {
+    error = std::fmax(error, mine == mine ? std::fabs(mine - truth) : INFINITY);
+    largest = std::fmax(largest, std::fabs(truth));
+  };
+  const auto judge = [&](double error, double largest) {
+    worst = std::fmax(worst, largest > 0 ? error / largest : error);
+  };
+  for (int b = 0; b < B; ++b) {
+    std::vector<std::vector<double>> y(1, std::vector<double>(size_t(N) * K)), w(T, y[0]), P(T);
+    const auto s = [&](int i, int k) { return seed.at(b, k, i); };
+    for (int i = 0; i < N; ++i)
+      for (int k = 0; k < K; ++k) y[0][size_t(i) * K + k] = s(i, k);
+    for (int t = 0; t < T; ++t) {
+      P[t].resize(size_t(N) * N);
+      for (int i = 0; i < N; ++i) {
+        double most = -INFINITY, sum = 0;
+        double* row = &P[t][size_t(i) * N];
+        for (int j = 0; j < N; ++j) {
+          row[j] = asked.column_bias[t] == nullptr ? 0.0 : double(asked.column_bias[t][size_t(b) * N + j]);
+          for (int d = 0; d < psi[t].channels; ++d) row[j] += psi[t].at(b, d, i) * psi[t].at(b, d, j);
+          most = std::fmax(most, row[j]);
+        }
+        for (int j = 0; j < N; ++j) sum += row[j] = std::exp(row[j] - most);
+        for (int j = 0; j < N; ++j) row[j] /= sum;
+        for (int j = 0; j < N; ++j)
+          for (int k = 0; k < K; ++k) w[t][size_t(i) * K + k] += row[j] * at(y[t], j, k);
+      }
+      y.push_back(y[t]);
+      for (int i = 0; i < N; ++i)
+        for (int k = 0; k < K; ++k)
+          y[t + 1][size_t(i) * K + k] =
+              double(asked.beta[t]) * (asked.mu[t] * at(w[t], i, k) + (1 - double(asked.mu[t])) * s(i, k)) +
+              (1 - double(asked.beta[t])) * at(y[t], i, k);
+    }
+    std::vector<double> g(size_t(N) * K), total(size_t(N) * K);
+    for (int i = 0; i < N; ++i)
+      for (int k = 0; k < K; ++k) g[size_t(i) * K + k] = grad.at(b, k, i);
+    for (int t = T - 1; t >= 0; --t) {
+      const double mu = asked.mu[t], beta = asked.beta[t];
+      std::vector<double> A(size_t(N) * N), next(g.size());
+      for (int i = 0; i < N; ++i) {
+        double delta = -double(grad_lse[size_t(b) * N + i]);
+        for (int k = 0; k < K; ++k) delta += mu * beta * at(g, i, k) * at(w[t], i, k);  // (B2)
+        for (int j = 0; j < N; ++j) {
+          double term = -delta;
+          for (int k = 0; k < K; ++k) {
+            const double h = mu * beta * at(g, i, k);
+            term += h * at(y[t], j, k);
+            next[size_t(j) * K + k] += P[t][size_t(i) * N + j] * h;  // (B6)
+          }
+          A[size_t(i) * N + j] = P[t][size_t(i) * N + j] * term;  // (B4b)
+        }
+        for (int k = 0; k < K; ++k) {
+          const double of_s = at(w[t], i, k) - s(i, k), mixed = mu * at(w[t], i, k) + (1 - mu) * s(i, k);
+          of_mu[t] += beta * of_s * at(g, i, k);  // (B7)
+          size_mu[t] += std::fabs(beta * of_s * at(g, i, k));
+          of_beta[t] += (mixed - at(y[t], i, k)) * at(g, i, k);
+          size_beta[t] += std::fabs((mixed - at(y[t], i, k)) * at(g, i, k));
+          next[size_t(i) * K + k] += (1 - beta) * at(g, i, k);  // (B1)
+          total[size_t(i) * K + k] += beta * (1 - mu) * at(g, i, k);
+        }
+      }
+      g = next;
+      double error = 0, largest = 0;
+      for (int d = 0; d < psi[t].channels; ++d)
+        for (int i = 0; i < N; ++i) {
+          double sum = 0;  // (B5)
+          for (int j = 0; j < N; ++j) sum += (A[size_t(i) * N + j] + A[size_t(j) * N + i]) * psi[t].at(b, d, j);
+          const size_t place = (size_t(b) * psi[t].channels + d) * N + i;
+          const float mine =
+              psi[t].dtype == DType::kFloat ? ours.psi[t][place]
+              : psi[t].dtype == DType::kHalf
+                  ? half_to_float(reinterpret_cast<const uint16_t*>(ours.psi[t].data())[place])
+                  : float_of(uint32_t(reinterpret_cast<const uint16_t*>(ours.psi[t].data())[place]) << 16);
+          compare(mine, sum, error, largest);
+        }
+      judge(error, largest);
+      if (t < T - 1) continue;
+      error = largest = 0;
+      for (int j = 0; j < N; ++j) {
+        double sum = 0;  // (B8)
+        for (int i = 0; i < N; ++i) sum += A[size_t(i) * N + j];
+        compare(ours.bias[size_t(b) * N + j], sum, error, largest);
+      }
+      judge(error, largest);
+    }
+    for (int k = 0; k < K; ++k) {
+      double error = 0, largest = 0;
+      for (int i = 0; i < N; ++i) {
+        const size_t place = (size_t(b) * K + k) * N + i;
+        const float mine = seed.dtype == DType::kFloat ? ours.seed[place]
+                           : seed.dtype == DType::kHalf
+                               ? half_to_float(reinterpret_cast<const uint16_t*>(ours.seed.data())[place])
+                               : float_of(uint32_t(reinterpret_cast<const uint16_t*>(ours.seed.data())[place]) << 16);
+        compare(mine, at(g, i, k) + at(total, i, k), error, largest);
+      }
+      judge(error, largest);
+    }
+  }
+  for (int t = 0; t < T; ++t) {
+    const auto off = [](float mine, double truth) { return mine == mine ? std::fabs(mine - truth) : INFINITY; };
+    judge(off(ours.mu[t], of_mu[t]), size_mu[t]);
+    judge(off(ours.beta[t], of_beta[t]), size_beta[t]);
+  }
+  return worst;
+}
+
 }  // namespace
 
-int main() {
+int main(int count, char** words) {
+  const bool backward = count > 1 && std::string(words[1]) == "backward";
   int images, classes, nodes, embed, walks, dtype, high, parts, together, workers;
   unsigned schedule;
   while (scanf("%d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &nodes, &embed, &walks, &dtype, &high, &parts,
@@ -127,14 +255,51 @@ int main() {
       printf("FAILED %s\n", report.error);
       return 1;
     }
-    const double error = worst_error(asked, seed, psi, walked.data());
-    const double allowed = walks * (dtype == 0 && high ? 2e-5 : dtype == 3 ? 8e-3 : 4e-3);
+    double error = worst_error(asked, seed, psi, walked.data());
+    double allowed = walks * (dtype == 0 && high ? 2e-5 : dtype == 3 ? 8e-3 : 4e-3);
     uint64_t bits = 0;
-    for (const std::vector<float>* numbers : {&walked, &row_lse, &lse})
-      for (const float x : *numbers) bits = bits * 1099511628211u + bits_of(x);
+    const auto mix = [&](const std::vector<float>& numbers) {
+      for (const float x : numbers) bits = bits * 1099511628211u + bits_of(x);
+    };
+    mix(walked), mix(row_lse), mix(lse);
+    int64_t conflicts = report.bank_conflicts;
+    if (backward && error <= allowed) {
+      // of another size from row tile to row tile, so that their units differ
+      const auto falling = [&](int at) { return unit(at) * std::exp2(-(at % nodes / 20)); };
+      Numbers grad(images, classes, nodes, DType(dtype), chance, falling, 0.0);
+      std::vector<float> grad_lse(size_t(images) * nodes);
+      for (float& one : grad_lse) one = normal(chance);
+      Gradients ours(asked, psi);
+      std::vector<BatchField> to_psi = fields;
+      for (int t = 0; t < walks; ++t) to_psi[t].data = ours.psi[t].data();
+      std::vector<const float*> of_lse(walks, grad_lse.data());
+      std::vector<float*> to_bias(walks);
+      to_bias.back() = ours.bias.data();
+      BackwardRequest back{};
+      back.images = images, back.nodes = nodes, back.classes = classes, back.walks = walks, back.given = 1;
+      back.high = high, back.state = asked.state, back.seed = asked.seed;
+      back.grad_seed = seed.field(), back.grad_seed.data = ours.seed.data();
+      const BatchField given = grad.field();
+      back.psi = fields.data(), back.grad_psi = to_psi.data(), back.grad_states = &given;
+      back.column_bias = biases.data(), back.grad_lse = of_lse.data(), back.grad_bias = to_bias.data();
+      back.mu = mu.data(), back.beta = beta.data(), back.walked = walked.data(), back.row_lse = row_lse.data();
+      back.grad_mu = ours.mu.data(), back.grad_beta = ours.beta.data();
+      back.counters = counters.data(), back.counters_size = int64_t(counters.size());
+      back.processors = 132, back.forced_parts = parts, back.forced_all_parts = together;
+      const twin::Report second = twin::run_on_host(back, {workers, schedule});
+      if (second.error[0] != 0) {
+        printf("FAILED %s\n", second.error);
+        return 1;
+      }
+      error = worst_error(asked, seed, psi, grad, grad_lse, ours);
+      allowed = walks * (dtype == 0 && high ? 2e-5 : dtype == 3 ? 1e-2 : 5e-3);
+      conflicts += second.bank_conflicts;
+      mix(ours.seed), mix(ours.bias), mix(ours.mu), mix(ours.beta);
+      for (const std::vector<float>& one : ours.psi) mix(one);
+    }
     printf("%s error %.1e, allowed %.1e, %d parts of %d tiles, %lld bank conflicts, bits %016llx\n",
            error <= allowed ? "right" : "WRONG", error, allowed, report.parts, report.part_tiles,
-           static_cast<long long>(report.bank_conflicts), static_cast<unsigned long long>(bits));
+           static_cast<long long>(conflicts), static_cast<unsigned long long>(bits));
     fflush(stdout);
     if (!(error <= allowed)) return 1;
   }

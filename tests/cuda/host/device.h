@@ -27,6 +27,7 @@ DIFNET_DEVICE int blocks() { return Machine::number_of_blocks(); }
 DIFNET_DEVICE int thread() { return Machine::thread_of_block(); }
 DIFNET_DEVICE int lane() { return thread() % 32; }
 DIFNET_DEVICE int warp() { return thread() / 32; }
+DIFNET_DEVICE int anew(int x) { return x; }
 
 // ---- the block: shared memory and barriers --------------------------------------------------------------------------
 template <typename T>

@@ -1,6 +1,7 @@
-// A request on fibers: what csrc/cuda/cascade_forward.cu does with a card.
+// A request on fibers: what csrc/cuda/kernels.cu does with a card.
 #pragma once
 
+#include <cascade_backward.h>
 #include <cascade_forward.h>
 #include <launches.h>
 
@@ -59,41 +60,53 @@ struct Bad : std::string {
 };
 
 template <typename With>
-void on_fibers(const difnet::cuda::Cascade& c, const difnet::cuda::Instance& with, const Machine::Settings& settings,
-               Machine::Result& result) {
-  constexpr difnet::cuda::Instance mine = With::kInstance;
-  if (mine.products != with.products || mine.embed != with.embed || mine.width != with.width) return;
-  Machine::Settings own = settings;
-  own.threads = difnet::cuda::kThreads;
-  own.shared_bytes = sizeof(difnet::cuda::SharedMemory<With>);
-  result = Machine::run(own, [&c] { difnet::cuda::cascade_forward<With>(c); });
+void on_fibers(const difnet::cuda::Cascade& c, Machine::Settings& settings, Machine::Result& result) {
+  settings.shared_bytes = sizeof(difnet::cuda::SharedMemory<With>);
+  result = Machine::run(settings, [&c] { difnet::cuda::cascade_forward<With>(c); });
+}
+template <typename With>
+void on_fibers(const difnet::cuda::CascadeBackward& c, Machine::Settings& settings, Machine::Result& result) {
+  settings.shared_bytes = sizeof(difnet::cuda::BackwardMemory<With>);
+  result = Machine::run(settings, [&c] { difnet::cuda::cascade_backward<With>(c); });
 }
 
-inline Report run_on_host(const difnet::cuda::Request& asked, const Options& options) {
+// act(kind) for the compiled kernel that is meant.
+template <typename Act>
+void with_kind(const difnet::cuda::Instance& with, Act act) {
+  using namespace difnet::cuda;
+  const auto look = [&](auto kind) {
+    constexpr Instance mine = decltype(kind)::kInstance;
+    if (mine.products == with.products && mine.embed == with.embed && mine.width == with.width) act(kind);
+  };
+  look(Kind<3, 64, 24>{});
+#if !defined(TWIN_ONE_KIND)
+  look(Kind<1, 64, 24>{}), look(Kind<1, 64, 64>{}), look(Kind<1, 128, 24>{}), look(Kind<1, 128, 64>{});
+  look(Kind<3, 64, 64>{}), look(Kind<3, 128, 24>{}), look(Kind<3, 128, 64>{});
+#endif
+}
+
+// The launches of a request: of run_all, which is run or run_backward.
+template <typename Asked, typename RunAll>
+Report run_on_host(const Asked& asked, const Options& options, RunAll run_all) {
   using namespace difnet::cuda;
   Report report{};
   Sections sections;
-  const Bad bad = run(
+  const Bad bad = run_all(
       asked,
-      [&](Cascade& c, const Instance& with) {
+      [&](auto& c, const Instance& with) {
         sections.again();
         take_sections(c, with, sections);
       },
-      [&](const Cascade& c, const Instance& with) -> Bad {
+      [&](const auto& c, const Instance& with) -> Bad {
         Machine::Settings settings{};
         settings.blocks = options.workers;
+        settings.threads = kThreads;
         settings.schedule = options.schedule;
         settings.holds = [&](const void* at, size_t bytes) {
           return sections.holds(static_cast<const char*>(at), bytes);
         };
         Machine::Result result;
-        on_fibers<Kind<3, 64, 24>>(c, with, settings, result);
-#if !defined(TWIN_ONE_KIND)
-        on_fibers<Kind<1, 64, 24>>(c, with, settings, result), on_fibers<Kind<1, 64, 64>>(c, with, settings, result);
-        on_fibers<Kind<1, 128, 24>>(c, with, settings, result), on_fibers<Kind<1, 128, 64>>(c, with, settings, result);
-        on_fibers<Kind<3, 128, 24>>(c, with, settings, result), on_fibers<Kind<3, 128, 64>>(c, with, settings, result);
-        on_fibers<Kind<3, 64, 64>>(c, with, settings, result);
-#endif
+        with_kind(with, [&](auto kind) { on_fibers<decltype(kind)>(c, settings, result); });
         report.bank_conflicts += result.bank_conflicts;
         report.instructions += result.instructions;
         report.parts = c.split.parts, report.part_tiles = c.split.part_tiles, report.all_parts = c.split.all_parts;
@@ -106,6 +119,12 @@ inline Report run_on_host(const difnet::cuda::Request& asked, const Options& opt
       [](const char* words) { return Bad(words); });
   strncpy(report.error, bad.c_str(), sizeof report.error - 1);
   return report;
+}
+inline Report run_on_host(const difnet::cuda::Request& asked, const Options& options) {
+  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run(all...); });
+}
+inline Report run_on_host(const difnet::cuda::BackwardRequest& asked, const Options& options) {
+  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_backward(all...); });
 }
 
 }  // namespace twin

@@ -26,6 +26,11 @@ bool twin_cascade_forward(const difnet::cuda::Request* asked, const twin::Option
   *report = twin::run_on_host(*asked, *options);
   return report->error[0] == 0;
 }
+bool twin_cascade_backward(const difnet::cuda::BackwardRequest* asked, const twin::Options* options,
+                           twin::Report* report) {
+  *report = twin::run_on_host(*asked, *options);
+  return report->error[0] == 0;
+}
 
 // What the host does for a launch on a card, but for the calls of the driver: `times` requests from size to arguments.
 // Returns the bytes of their workspace, so that nothing is left out.
@@ -55,20 +60,19 @@ void twin_split_columns(int64_t batch, int64_t row_tiles, int64_t columns, int64
   to[2] = split.all_parts;
 }
 
-int32_t twin_tile(int32_t products, int32_t embed, int32_t width) {
-  return difnet::cuda::Instance{products, embed, width}.tile();
+// Nodes of a column tile and shared memory of a block of a compiled kernel.
+int32_t twin_tile(int32_t products, int32_t embed, int32_t width, bool backward) {
+  const difnet::cuda::Instance with{products, embed, width};
+  return backward ? difnet::cuda::backward_tile(with) : with.tile();
 }
 
-int32_t twin_shared_bytes(int32_t products, int32_t embed, int32_t width) {
+int32_t twin_shared_bytes(int32_t products, int32_t embed, int32_t width, bool backward) {
   using namespace difnet::cuda;
   int32_t bytes = 0;
-  const auto look = [&](auto kind) {
+  twin::with_kind({products, embed, width}, [&](auto kind) {
     using With = decltype(kind);
-    constexpr Instance k = With::kInstance;
-    if (k.products == products && k.embed == embed && k.width == width) bytes = sizeof(SharedMemory<With>);
-  };
-  look(Kind<1, 64, 24>{}), look(Kind<1, 64, 64>{}), look(Kind<1, 128, 24>{}), look(Kind<1, 128, 64>{});
-  look(Kind<3, 64, 24>{}), look(Kind<3, 64, 64>{}), look(Kind<3, 128, 24>{}), look(Kind<3, 128, 64>{});
+    bytes = int32_t(backward ? sizeof(BackwardMemory<With>) : sizeof(SharedMemory<With>));
+  });
   return bytes;
 }
 
@@ -77,5 +81,6 @@ void twin_sizes(int32_t* to) {
   to[1] = sizeof(difnet::cuda::Request);
   to[2] = sizeof(twin::Options);
   to[3] = sizeof(twin::Report);
+  to[4] = sizeof(difnet::cuda::BackwardRequest);
 }
 }
