@@ -197,7 +197,10 @@ void walk_unit_backward_multiply(const WalkBackward<float>& walk, int64_t a, int
                                  WalkBackwardScratch<float>& scratch) {
   scratch.on_unit = *BackwardOperands(scheme, walk, a).plain != 0 && *BackwardOperands(scheme, walk, b).plain != 0 &&
                     !far_apart<1>(walk, a, b);
-  if (!scratch.on_unit) return walk_backward_multiply<float, float>(walk, a, b, scratch);
+  if (!scratch.on_unit || far_apart<1>(walk, a, b)) {
+    scratch.on_unit = false;
+    return walk_backward_multiply<float, float>(walk, a, b, scratch);
+  }
   start_terms(walk, a, b, scratch);
   constexpr int P = parts_of_a(scheme.state), T = parts_of_a(scheme.psi);
   biased(walk, a, b) ? multiply_on_unit<true, P, T>(scheme, walk, a, b, scratch)

@@ -155,7 +155,11 @@ void walk_unit_forward_multiply(const WalkForward<float>& walk, int64_t a, int64
                                 WalkForwardScratch<float>& scratch) {
   scratch.on_unit = *ForwardOperands(scheme, walk, a).plain != 0 && *ForwardOperands(scheme, walk, b).plain != 0 &&
                     !far_apart<1>(walk, a, b);
-  if (!scratch.on_unit) return walk_forward_multiply<float, float>(walk, a, b, scratch);
+  // tiles that are far apart (far.h) are passed over there
+  if (!scratch.on_unit || far_apart<1>(walk, a, b)) {
+    scratch.on_unit = false;
+    return walk_forward_multiply<float, float>(walk, a, b, scratch);
+  }
   constexpr int parts = parts_of_a(scheme.walked);
   biased(walk, a, b) ? multiply_on_unit<true, parts>(scheme, walk, a, b, scratch)
                      : multiply_on_unit<false, parts>(scheme, walk, a, b, scratch);
