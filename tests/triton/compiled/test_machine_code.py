@@ -38,7 +38,7 @@ WITHIN = {
     ("sm90-D768-K21-float32-high", "walk_backward_kernel"): 44,
 }
 if VERSION < (3, 8):  # the rows end in registers: eight of 792 instructions go to the stack, and no partials to memory
-    WITHIN["sm90-D64-K21-bfloat16-high", "walk_backward_kernel"] = 8
+    WITHIN |= {(f"sm90-D64-K21-bfloat16-high{bias}", "walk_backward_kernel"): 8 for bias in ("", "-bias")}
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
