@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD, GATES = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h", "cpu/walk/gates.h"
 EXPONENTIAL, BIAS, LOGITS = "cpu/exponential.h", "cpu/walk/bias.h", "cpu/walk/logits.h"
+FAR = "cpu/walk/far.h"
 PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
 
 
@@ -53,9 +54,10 @@ FAULTS = (
         "skipped gradients hide NaN", BACKWARD, "walk.finite[a] && walk.finite[b]", "true",
         "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
     ),
-    Fault(
-        "one polynomial for logits of any size", FORWARD, "squared_norms(lanes, D, starts) <= kInRange", "true", "extremes"
-    ),
+    Fault("one polynomial for logits of any size", FORWARD, "squared_norm <= kInRange", "true", "extremes"),
+    Fault("tiles are far too soon", FAR, "apart", "3 * apart", "forward", "(norms - {}) / 2"),
+    Fault("tiles are far in one direction alone", FAR, "column < negligible", "true", "backward"),
+    Fault("tiles are far whatever their bias", FAR, "bias_b", "Real(0)", "bias", "largest + {} - least_shift"),
     Fault("gradients lose the rest of row_lse", EXPONENTIAL, "polynomial(-rest)", "broadcast<V>(Real(1))", "backward"),
     Fault(
         "weights fade through the denormal numbers", EXPONENTIAL, "x.rounded > limit", "x.rounded > limit - Real(75)",
@@ -84,17 +86,18 @@ FAULTS = (
     Fault("padding looks like a column without bias", BIAS, "-infinity", "Real(0)", "bias", "* kTile + n] : {};"),
     Fault("rows without their own column start there", BIAS, "walk.heaviest < 0", "true", "bias", "if ({}) return;"),
     Fault("a row keeps its own bias in row_lse", FORWARD, "double(rest)", "0.0", "bias", "- {});"),
-    Fault("a row keeps its own bias in its gradients", BACKWARD, "biased", "false", "bias", "if ({}) factor"),
+    Fault("a row keeps its own bias in its gradients", BACKWARD, "-load<V>(walk.tile_bias[tile].rest + n)", "V{}", "bias"),
     Fault(
         "a bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "of_i[half] += {};"
     ),
+    Fault("an even bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->most)", "V{}", "bias"),
     Fault(
         "large logits lose their bias", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "below_i += {};"
     ),
     Fault("the gradient of row_lse is lost", BACKWARD, "rest[n]", "Real(0)", "bias", "walk.grad_row_lse[first + n] * {};"),
     Fault("the diagonal misses the gradient of row_lse", BACKWARD, "gamma", "Real(0)", "bias", "2 * ({} - walk.off_diagonal"),
     Fault("the gradient of a bias keeps that of row_lse", BACKWARD, "gamma", "Real(0)", "bias", "+ diagonal - {};"),
-    Fault("the gradient of a bias misses columns", BACKWARD, "!same", "false", "bias", "if ({}) of_b"),
+    Fault("the gradient of a bias misses columns", BACKWARD, "!same", "false", "bias", "c < kMR && {}; ++c"),
     Fault("d mu misses beta", GATES, "double(beta)", "1.0", "backward", "{} * grad_mu"),
     Fault("strides are ignored in full tiles", "cpu/convert.h", "field.node_stride == 1", "true", "layouts"),
     Fault(

@@ -109,12 +109,12 @@ def test_a_loss_of_lse_alone() -> None:
     assert (answer.grad_seed == 0).all()
 
 
-@pytest.mark.parametrize("unit", (1e-20, 1e20))
-def test_gradients_of_lse_of_any_unit(unit: float) -> None:
+@pytest.mark.parametrize("scale", (1e-20, 1e20))
+def test_gradients_of_lse_of_any_unit(scale: float) -> None:
     """Beside those of the scores, and alone."""
     p = biased(problem(1, 5, 35, (16,)))
-    p.grad_lse[0] *= unit
-    p.grad *= unit if unit > 1 else 0.0
+    p.grad_lse[0] *= scale
+    p.grad *= scale if scale > 1 else 0.0
     assert_right(p)
 
 
