@@ -55,9 +55,12 @@ FAULTS = (
         "nonfinite.py::test_a_bad_gradient_reaches_all_it_touches",
     ),
     Fault("one polynomial for logits of any size", FORWARD, "squared_norm <= kInRange", "true", "extremes"),
-    Fault("tiles are far too soon", FAR, "apart", "3 * apart", "forward", "(norms - {}) / 2"),
-    Fault("tiles are far in one direction alone", FAR, "column < negligible", "true", "backward"),
-    Fault("tiles are far whatever their bias", FAR, "bias_b", "Real(0)", "bias", "largest + {} - least_shift"),
+    Fault("tiles are far too soon", FAR, "apart", "3 * apart", "forward.py::test_the_cascade_is_right", "(norms - {}) / 2"),
+    Fault("tiles are far in one direction alone", FAR, "column < negligible", "true", "forward.py::test_the_cascade_is_right"),
+    Fault(
+        "tiles are far whatever their bias", FAR, "bias_a", "Real(0)", "bias.py::test_a_walk_with_a_bias_is_right",
+        "largest + {} - least_shift",
+    ),
     Fault("gradients lose the rest of row_lse", EXPONENTIAL, "polynomial(-rest)", "broadcast<V>(Real(1))", "backward"),
     Fault(
         "weights fade through the denormal numbers", EXPONENTIAL, "x.rounded > limit", "x.rounded > limit - Real(75)",
@@ -90,7 +93,10 @@ FAULTS = (
     Fault(
         "a bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "of_i[half] += {};"
     ),
-    Fault("an even bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->most)", "V{}", "bias"),
+    Fault(
+        "an even bias skips too soon", LOGITS, "broadcast<V>(rows_j.bias->most)", "V{}",
+        "bias_properties.py::test_a_constant_changes_nothing_and_shifts_lse",
+    ),
     Fault(
         "large logits lose their bias", LOGITS, "broadcast<V>(rows_j.bias->whole[j + c])", "V{}", "bias", "below_i += {};"
     ),
