@@ -438,7 +438,7 @@ struct WalkBackward {
     const auto part = [&] { return memory.unit.part; };
     const auto counter = [&](int tile) { return ready(c, t(), image(), tile); };
     stream_columns<kTile>(c, row_tile(), part, counter, copy, start, add);
-    barrier();
+    barrier();  // P_ii and A_ii are there
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       sums.own[half] = memory.own[warp() * 16 + lane() / 4 + half * 8];
