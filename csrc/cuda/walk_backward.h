@@ -531,7 +531,7 @@ struct WalkBackward {
       float grad = 0.0f;
       if (k < c.classes && in_image < c.nodes) {
         const float g = c.g[(tile_of_all() * kRows + row) * kWidth + k];
-        grad = (1.0f - beta) * g + (memory.gradient.tile.rows[row * (kWidth + 1) + k] + own * g);
+        grad = (1.0f - beta) * g + (memory.gradient.tile.rows[row * (kWidth + 1) + k] + own * g);  // (B1, B6)
         if (given) grad += load(c.grad_step[t() - 1], place(c.grad_step[t() - 1], image(), k, in_image));
       }
       memory.gradient.tile.rows[row * (kWidth + 1) + k] = grad;
