@@ -37,6 +37,8 @@ def aarch64_tools_missing() -> str | None:
     return f"no {' and no '.join(missing)}" if missing else None
 
 
+# of the operators, what another backend may change
+TORCH = [f"tests/ops/test_{name}.py" for name in ("operators", "compile", "bias_and_mask")]
 # the longest first, so that no core waits long for the last one
 ROOMS = {
     "kernels": Room(["tests/kernels"]),
@@ -46,8 +48,8 @@ ROOMS = {
     "models": Room(["tests/models"]),
     "project": Room(["tests/benchmarks", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py"))]),
     "ops": Room(["tests/ops"]),
-    # every forward case that fits, on the twin of the CUDA kernels
-    "cuda-host": Room(["tests/kernels", "--backends", "cuda-host", "-k", "cuda-host"]),
+    # every case that fits, on the twin of the CUDA kernels
+    "cuda-host": Room(["tests/kernels", *TORCH, "--backends", "cuda-host", "-k", "cuda-host"]),
 }
 # the CPU kernels compiled for 64-bit ARM, in an emulator
 FILES = ("test_forward.py", "test_backward.py", "test_projection_kernels.py")

@@ -68,11 +68,11 @@ struct Gradient {
           const float mixed = c.mu[earlier] * walked(earlier, k) + (1.0f - c.mu[earlier]) * s;  // (W3)
           y = c.beta[earlier] * mixed + (1.0f - c.beta[earlier]) * y;                           // (W4)
         }
-        const float w = walked(walk, k), mixed = mu * w + (1.0f - mu) * s;
+        const float w = walked(walk, k), mixed = mu * w + (1.0f - mu) * s;  // (W3)
         of_mu += (w - s) * g;
         of_beta += (mixed - y) * g;
         const float before = walk == c.all_walks - 1 ? 0.0f : c.seed_sum[own + k];
-        c.seed_sum[own + k] = before + beta * (1.0f - mu) * g;
+        c.seed_sum[own + k] = before + beta * (1.0f - mu) * g;  // (B1)
         c.g[own + k] = g;
         reach += magnitude(mu * beta * g) * power_of_two(-exponent_of(scale));
         state = y * scale;

@@ -16,6 +16,7 @@ from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
 FORWARD, PREPARE, MEMORY = "walk_forward.h", "prepare.h", "memory.h"
 COLUMNS, PRODUCT = "columns.h", "product.h"
 BACKWARD, GRADIENT = "walk_backward.h", "gradient.h"
+UNIT, TILE, FINISH = "backward_unit.h", "backward_tile.h", "backward_finish.h"
 
 # what a check builds, and what a run that it stops prints
 NUMBERS = "numbers"  # an error against fp64, class by class
@@ -52,7 +53,7 @@ class Fault:
     @property
     def backward(self) -> bool:
         """Whether the run goes backwards, too."""
-        return any(file in (BACKWARD, GRADIENT) for file, _, _ in self.edits)
+        return any(file in (BACKWARD, GRADIENT, UNIT, TILE, FINISH) for file, _, _ in self.edits)
 
 
 def fault(name: str, check: str, file: str, old: str, new: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
@@ -68,6 +69,8 @@ def dropped(name: str, check: str, file: str, statement: str, case: str = TWO_PA
 FAULTS = (
     # ---- barriers, waits, flags
     dropped("no barrier before a tile is used", RACE, COLUMNS, "barrier();", around="{}  // this tile is here"),
+    dropped("no barrier behind the wait for the first tile", RACE, COLUMNS, "barrier();",
+            around="    }}\n    {}\n  }}\n  int left"),
     dropped("copies are not waited for", LANDED, COLUMNS, "wait_for_copies();"),
     dropped("no barrier before a flag is released", RACE, FORWARD, "barrier();", around="{}\n    if (t + 1 < c.walks"),
     dropped("no barrier before a part arrives", RACE, FORWARD, "barrier();",
@@ -141,10 +144,27 @@ FAULTS = (
     fault("one chunk too many is copied", BOUNDS, FORWARD, "thread() < kTile / 4", "thread() <= kTile / 4"),
     fault("a channel too many is read", BOUNDS, MEMORY, "channel < field.channels", "channel <= field.channels"),
     # ---- backward: barriers, waits, flags
-    dropped("backward: a unit is taken while one is at work", RACE, BACKWARD, "barrier();",
+    dropped("backward: a unit is taken while one is at work", RACE, UNIT, "barrier();",
             around="{}  // the unit before is done with"),
     dropped("backward: no barrier before a part arrives", RACE, BACKWARD, "barrier();",
             around="{}\n    if (thread() == 0) memory.before"),
+    dropped("backward: no barrier behind the number of a unit", RACE, UNIT, "barrier();",
+            around="nodes}};\n  }}\n  {}"),
+    # where a unit's own columns come last: else the loop itself orders what they leave
+    dropped("backward: no barrier behind the columns", RACE, BACKWARD, "barrier();", THREE_PARTS,
+            around="{}  // P_ii and A_ii are there"),
+    dropped("backward: no barrier before the gradient of psi", RACE, FINISH, "barrier();",
+            around="{}\n      finish_psi("),
+    dropped("backward: no barrier behind the gradient of psi", RACE, FINISH, "barrier();",
+            around="{}\n    leave_rows<kWidth>("),
+    dropped("backward: no barrier before the gradient of the state", RACE, FINISH, "barrier();",
+            around="{}\n    finish_moved("),
+    dropped("backward: no barrier behind the count of parts", RACE, BACKWARD, "barrier();",
+            around="{}\n    if (memory.before !="),
+    dropped("backward: a part begins while one is at work", RACE, BACKWARD, "barrier();", TOGETHER,
+            around="{}\n      if (thread() == 0) ++memory.unit.part;"),
+    dropped("backward: no barrier behind the number of a part", RACE, BACKWARD, "barrier();", TOGETHER,
+            around="++memory.unit.part;\n      {}"),
     fault("backward: a part arrives without release", RACE, BACKWARD, "add_acquire_release(arrived(c, image(), row_tile()), 1)",
           "add_relaxed(arrived(c, image(), row_tile()), 1)"),
     fault("backward: the last but one part finishes", RACE, BACKWARD, "uint32_t(c.split.parts - 1)",
@@ -157,41 +177,43 @@ FAULTS = (
     dropped("backward: no barrier before h", RACE, GRADIENT, "barrier();",
             around="{}\n    split_h(power_of_two(exponent));"),
     dropped("backward: no barrier before delta", RACE, GRADIENT, "barrier();", around="{}\n    if (me < kRows) {{"),
+    dropped("backward: no barrier behind the wait for psi", RACE, GRADIENT, "barrier();",
+            around="{}\n    state_and_gates();"),
     fault("backward: no wait for psi of its own rows", RACE, GRADIENT, "me == 0", "false",
           around="if ({}) wait_for(ready(c, t,"),
     Fault("backward: walks share one buffer", RACE, (
-        (BACKWARD, "((c.first_walk + t) & 1)", "(FAULT ? 0 : ((c.first_walk + t) & 1))"),
+        (UNIT, "((c.first_walk + t) & 1)", "(FAULT ? 0 : ((c.first_walk + t) & 1))"),
         (GRADIENT, "((c.first_walk + t) & 1)", "(FAULT ? 0 : ((c.first_walk + t) & 1))"),
     ), "2 5 130 16 3 0 1 2 0 4"),
-    fault("backward: the buffer of the other walk", NUMBERS, BACKWARD, "((c.first_walk + t) & 1)",
+    fault("backward: the buffer of the other walk", NUMBERS, UNIT, "((c.first_walk + t) & 1)",
           "((c.first_walk + t + 1) & 1)"),
-    fault("backward: walks in the order of the forward", DEADLOCK, BACKWARD, "c.walks - 1 - images / c.images",
+    fault("backward: walks in the order of the forward", DEADLOCK, UNIT, "c.walks - 1 - images / c.images",
           "images / c.images"),
     # ---- backward: equations
-    fault("backward: no transposed term", NUMBERS, BACKWARD,
+    fault("backward: no transposed term", NUMBERS, TILE,
           "fma(back[part][e] * pair.of_columns, product[part].sum(e), T[part][e])", "T[part][e]"),
     fault("backward: delta is forgotten", NUMBERS, GRADIENT, "lse_grad * power_of_two(exponent) - delta",
           "lse_grad * power_of_two(exponent)"),
     fault("backward: the gradient of lse is forgotten", NUMBERS, GRADIENT, "lse_grad * power_of_two(exponent) - delta",
           "-delta"),
-    dropped("backward: the node itself stays in the sums", NUMBERS, BACKWARD, "step.take_out(look, back);",
+    dropped("backward: the node itself stays in the sums", NUMBERS, TILE, "step.take_out(look, back);",
             around="if (diagonal) {}"),
-    fault("backward: no diagonal in the gradient of psi", NUMBERS, BACKWARD, "2.0f * itself * psi", "0.0f"),
-    fault("backward: no diagonal in the sum of a row", NUMBERS, BACKWARD, "2.0f * itself", "itself",
+    fault("backward: no diagonal in the gradient of psi", NUMBERS, FINISH, "2.0f * itself * psi", "0.0f"),
+    fault("backward: no diagonal in the sum of a row", NUMBERS, FINISH, "2.0f * itself", "itself",
           around="looked[row] + {};"),
-    fault("backward: no diagonal in the gradient of the state", NUMBERS, BACKWARD, "own * g", "0.0f"),
-    fault("backward: the centre is forgotten", NUMBERS, BACKWARD, "looked * centre[channel]", "0.0f"),
-    fault("backward: one exponential out of range", NUMBERS, BACKWARD, "pair.one_exponential", "true",
+    fault("backward: no diagonal in the gradient of the state", NUMBERS, FINISH, "own * g", "0.0f"),
+    fault("backward: the centre is forgotten", NUMBERS, FINISH, "looked * centre[channel]", "0.0f"),
+    fault("backward: one exponential out of range", NUMBERS, TILE, "pair.one_exponential", "true",
           around="if ({})"),
-    fault("backward: the bias of a row is forgotten", NUMBERS, BACKWARD, "own.bias[e / 2]", "0.0f"),
-    fault("backward: the level of a column is forgotten", NUMBERS, BACKWARD, "drop.x[e % 2]", "1.0f"),
-    fault("backward: the level of a row is forgotten", NUMBERS, BACKWARD, "pair.rise[e / 2]", "8192.0f"),
-    fault("backward: units of rows are not met", NUMBERS, BACKWARD, "unit - ours + kTransposedShift",
+    fault("backward: the bias of a row is forgotten", NUMBERS, TILE, "own.bias[e / 2]", "0.0f"),
+    fault("backward: the level of a column is forgotten", NUMBERS, TILE, "drop.x[e % 2]", "1.0f"),
+    fault("backward: the level of a row is forgotten", NUMBERS, TILE, "pair.rise[e / 2]", "8192.0f"),
+    fault("backward: units of rows are not met", NUMBERS, TILE, "unit - ours + kTransposedShift",
           "kTransposedShift"),
-    fault("backward: units of columns are not met", NUMBERS, BACKWARD, "unit - theirs", "0"),
-    fault("backward: one unit for all classes", NUMBERS, BACKWARD, "(k + part) * 8 + lane() % 4 * 2", "0",
+    fault("backward: units of columns are not met", NUMBERS, TILE, "unit - theirs", "0"),
+    fault("backward: one unit for all classes", NUMBERS, TILE, "(k + part) * 8 + lane() % 4 * 2", "0",
           around="tile.tile + {})"),
-    fault("backward: g of the walk behind is forgotten", NUMBERS, BACKWARD, "(1.0f - beta) * g", "0.0f"),
+    fault("backward: g of the walk behind is forgotten", NUMBERS, FINISH, "(1.0f - beta) * g", "0.0f"),
     fault("backward: the state of one walk less", NUMBERS, GRADIENT, "earlier < walk", "earlier < walk - 1"),
     fault("backward: the state without its seed", NUMBERS, GRADIENT, "(1.0f - c.mu[earlier]) * s", "0.0f"),
     fault("backward: the share of the seed is forgotten", NUMBERS, GRADIENT, "beta * (1.0f - mu) * g", "0.0f"),
@@ -201,7 +223,7 @@ FAULTS = (
         (BACKWARD, "for (int other = 1;", "for (int other = FAULT ? 2 : 1;"),
     ), THREE_PARTS),
     fault("backward: sums so far are left out", NUMBERS, BACKWARD, "before.x[e] + x[e]", "x[e]", TOGETHER),
-    fault("backward: a channel too many is written", BOUNDS, BACKWARD, "channel < to.channels",
+    fault("backward: a channel too many is written", BOUNDS, FINISH, "channel < to.channels",
           "channel <= to.channels"),
     fault("backward: padding is read", BOUNDS, GRADIENT, "k < c.classes && node() < c.nodes", "k < c.classes",
           around="if ({}) {{\n        const float g"),

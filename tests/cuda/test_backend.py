@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from difnet_kernels import cascaded_random_walk
 from difnet_kernels.backends import BACKENDS, BackendUnavailable, choose, cuda
 from difnet_kernels.problem import Problem
-from tests.cuda import twin
+from tests.cuda import host_backend, twin
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CUDA = torch.device("cuda")
@@ -66,6 +67,29 @@ def test_where_results_show_it_faster_it_is_chosen(monkeypatch: pytest.MonkeyPat
 def test_no_architecture_is_preferred_without_results() -> None:
     for arch in cuda.PREFERRED_ON:
         assert (RESULTS / f"cuda_sm{arch}.json").exists()
+
+
+def _never(*arguments: object, **results: object) -> None:
+    raise AssertionError("another backend was reached")
+
+
+@pytest.mark.parametrize("forward", ["cuda", "reference"])
+def test_what_forward_leaves_is_read_by_its_own_backward_alone(monkeypatch: pytest.MonkeyPatch, forward: str) -> None:
+    """Both keep w and lse in the same shapes, and row_lse in units of their own: no shape tells whose they are. Where
+    the backend that ran forward is gone, backward raises."""
+    monkeypatch.setitem(BACKENDS, "cuda", replace(host_backend.BACKEND, name="cuda"))
+    seed, psi = torch.randn(2, 3, 30), torch.randn(2, 6, 30, requires_grad=True)
+    given = (seed, [psi], torch.tensor([0.5]), torch.tensor([0.75]))
+    y, exact = (cascaded_random_walk(*given, backend=name) for name in (forward, "reference"))
+    (truth,) = torch.autograd.grad(exact.square().sum(), psi)
+    for name in BACKENDS:
+        if name != forward:
+            monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], cascade_backward=_never))
+    (ours,) = torch.autograd.grad(y.square().sum(), psi, retain_graph=True)
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5 * truth.abs().max().item())
+    monkeypatch.setitem(BACKENDS, forward, replace(BACKENDS[forward], unusable=lambda: "its driver is gone"))
+    with pytest.raises(BackendUnavailable, match=f"{forward}: its driver is gone"):
+        torch.autograd.grad(y.square().sum(), psi)
 
 
 @pytest.mark.parametrize(("images", "nodes", "walks"), [(1, 1, 1), (2, 64, 3), (3, 65, 2), (1, 200, 5)])

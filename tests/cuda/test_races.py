@@ -1,4 +1,4 @@
-"""The forward kernels under the race detector and the memory sanitizers: every shape, every forced cut.
+"""The kernels under the race detector and the memory sanitizers: every shape, every forced cut.
 
 The race detector sees an order that is missing whatever the schedule: each seeded race of test_faults.py is found on the
 first. `--schedules 5` looks at more.
@@ -26,17 +26,26 @@ SHAPES = (
     "1 5 130 16 3 0 1 2 0 8", "1 5 190 16 2 0 1 3 0 8", "1 5 160 65 2 0 1 5 0 8", "1 5 130 16 2 0 1 2 1 8",
     "1 5 190 16 2 3 1 3 1 5", "1 30 150 64 2 0 1 5 0 7", "2 5 130 16 3 0 1 2 0 1",
 )  # fmt: skip
-
+# forward, then backward with every gradient: all eight kernels, two walks or more with a bias in the last. Two stages
+# are filled three times where nothing is cut (column tiles of 64, 32 or 16 nodes).
+BACKWARD = (
+    "1 1 1 1 1 0 1 0 0 2", "2 5 65 16 2 0 1 0 0 4", "1 21 190 64 2 0 1 0 0 4", "1 5 130 16 3 0 1 2 0 8",
+    "1 5 190 16 2 0 1 3 1 5", "1 24 100 64 2 0 1 2 0 4", "1 60 70 128 2 0 1 2 0 4", "1 21 100 128 2 0 1 0 0 8",
+    "2 21 130 64 2 3 1 2 0 5", "1 40 70 100 2 2 1 0 0 4", "1 5 130 100 2 3 1 0 0 8", "1 40 130 64 2 3 1 2 1 4",
+)  # fmt: skip
+ALL = {"forward": SHAPES, "backward": BACKWARD}
+Said = dict[tuple[str, str], list[Future[dict[str, list[str]]]]]
 
 CORES = os.cpu_count() or 1
 
 
-def answers(program: Path, shapes: Sequence[str], schedules: int) -> dict[str, list[str]]:
+def answers(program: Path, shapes: Sequence[str], schedules: int, backward: bool) -> dict[str, list[str]]:
     """What the program says to every shape, a line per schedule. One process runs them all, because fibers cost the race
     detector more than a small walk; where it stops, another goes on behind that shape."""
     said, left = {}, list(shapes)
     while left:
-        told = run(program, [f"{shape} {schedule + 1}" for shape in left for schedule in range(schedules)]).splitlines()
+        lines = [f"{shape} {schedule + 1}" for shape in left for schedule in range(schedules)]
+        told = run(program, lines, backward=backward).splitlines()
         right = next((n for n, line in enumerate(told) if not line.startswith("right")), len(told)) // schedules
         for n, shape in enumerate(left[:right]):
             said[shape] = told[n * schedules : (n + 1) * schedules]
@@ -47,7 +56,7 @@ def answers(program: Path, shapes: Sequence[str], schedules: int) -> dict[str, l
 
 
 @pytest.fixture(scope="module")
-def said(request: pytest.FixtureRequest) -> Iterator[dict[str, list[Future[dict[str, list[str]]]]]]:
+def said(request: pytest.FixtureRequest) -> Iterator[Said]:
     """One build per detector, and a process for every core."""
     schedules = {RACE: request.config.getoption("schedules"), MEMORY: 1}
 
@@ -57,26 +66,38 @@ def said(request: pytest.FixtureRequest) -> Iterator[dict[str, list[Future[dict[
     with ThreadPoolExecutor(CORES) as pool:
         programs = dict(zip(schedules, pool.map(build, schedules), strict=True))
         yield {
-            detector: [
-                pool.submit(answers, programs[detector], SHAPES[first::CORES], schedules[detector])
+            (detector, way): [
+                pool.submit(answers, programs[detector], shapes[first::CORES], schedules[detector], way == "backward")
                 for first in range(CORES)
             ]
             for detector in schedules
+            for way, shapes in ALL.items()
         }
 
 
 def test_there_are_enough() -> None:
     assert len(SHAPES) >= 20
     assert {shape.split()[7] for shape in SHAPES} >= {"0", "2", "3", "5"}
+    assert {kernel(shape) for shape in BACKWARD} == {(p, d, k) for p in (1, 3) for d in (64, 128) for k in (24, 64)}
+
+
+def kernel(shape: str) -> tuple[int, int, int]:
+    """Products, embed and width of the kernel that is compiled for a shape."""
+    _, classes, _, embed, _, dtype, high, *_ = map(int, shape.split())
+    return 3 if dtype == 0 and high else 1, 64 if embed <= 64 else 128, 24 if classes < 24 else 64
 
 
 @pytest.mark.parametrize("detector", [RACE, MEMORY], ids=["race", "memory"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.replace(" ", "-"))
+@pytest.mark.parametrize(
+    ("way", "shape"),
+    [(way, shape) for way, shapes in ALL.items() for shape in shapes],
+    ids=lambda text: text.replace(" ", "-"),
+)
 def test_no_detector_finds_anything(
-    request: pytest.FixtureRequest, said: dict[str, list[Future[dict[str, list[str]]]]], shape: str, detector: str
+    request: pytest.FixtureRequest, said: Said, way: str, shape: str, detector: str
 ) -> None:
     """And the results are right, with the same bits on every schedule and without conflicts of banks."""
-    lines = said[detector][SHAPES.index(shape) % CORES].result()[shape]
+    lines = said[detector, way][ALL[way].index(shape) % CORES].result()[shape]
     assert len(lines) == (request.config.getoption("schedules") if detector == RACE else 1), "\n".join(lines[-60:])
     assert all(line.startswith("right") and " 0 bank conflicts" in line for line in lines), "\n".join(lines[-60:])
     assert len({line.rpartition(" ")[2] for line in lines}) == 1
