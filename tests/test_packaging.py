@@ -141,9 +141,8 @@ def test_a_flag_the_compiler_does_not_know_drops_its_set_alone(hollow: Path, tmp
         tmp_path, 'case "$*" in *-mavx512bf16*) echo "error: what is -mavx512bf16?" >&2; exit 1;; esac'
     )
     told = report_of(wheel_of(hollow, CXX=no_bf16))
-    assert (
-        "instructions: baseline, avx2, avx512; left out: avx512bf16 (the compiler does not know -mavx512bf16)" in told
-    )
+    assert "instructions: baseline, avx2, avx512, " in told
+    assert "; left out: avx512bf16 (the compiler does not know -mavx512bf16)" in told
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="without nvcc there is nothing to leave out")
@@ -220,7 +219,7 @@ def test_the_library_uses_the_stable_abi_alone() -> None:
 def test_the_library_exports_nothing() -> None:
     """It registers itself when it is loaded; an exported name could meet its twin in another library."""
     symbols = run("nm", "--dynamic", "--defined-only", "--demangle", native.LIBRARY)
-    # but the C entry of the CUDA kernels, which tests call without torch
-    entry = " T difnet_cuda_cascade_forward"
-    ours = [line for line in symbols.splitlines() if "difnet" in line and not line.endswith(entry)]
+    # but the C entries of the CUDA kernels, which tests call without torch
+    entries = (" T difnet_cuda_cascade_forward", " T difnet_cuda_cascade_backward")
+    ours = [line for line in symbols.splitlines() if "difnet" in line and not line.endswith(entries)]
     assert ours == []
