@@ -107,15 +107,14 @@ def alike_side_by_side(features: torch.Tensor) -> torch.Tensor:
     of all channels in turn, the highest first."""
     depth = 63 // features.shape[1]
     lowest = features.amin(2, keepdim=True)
-    width = (
-        (features.amax(2, keepdim=True) - lowest).amax(1, keepdim=True).clamp_min(1e-6)
-    )  # one scale for all channels
+    widths = features.amax(2, keepdim=True) - lowest
+    width = widths.amax(1, keepdim=True).clamp_min(1e-6)  # one scale for all channels
     cells = ((features - lowest) / width * (2**depth - 1)).long()
     code = torch.zeros_like(cells[:, 0])
     for bit in reversed(range(depth)):
         for channel in cells.unbind(1):
             code = 2 * code + (channel >> bit & 1)
-    return code.argsort(-1)
+    return code.argsort(dim=-1, stable=True)
 
 
 class _Smooth:
