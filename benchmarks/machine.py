@@ -23,7 +23,7 @@ def describe(on: Device) -> dict[str, Any]:
     """Device, clocks, threads and versions: whatever a reader needs to judge or repeat a number."""
     triton = __import__("triton").__version__ if find_spec("triton") else None
     simd = torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX-512")
-    name = next(iter(_cpuinfo("model name")), platform.processor() or platform.machine())
+    name = " ".join(filter(None, (_processor(), generation())))
     clock = max((float(clock) for clock in _cpuinfo("cpu MHz")), default=None)
     return {
         "device": "cpu", "kind": processor_kind(), "cpu": name, "simd": simd, "cores": os.cpu_count(),
@@ -41,6 +41,18 @@ def processor_kind() -> str:
     """What decides how ours compares with its peers: "amx" (bf16 matrix units), "avx512", or "other"."""
     flags = {flag for line in _cpuinfo("flags")[:1] for flag in line.split()}
     return "amx" if {"amx_tile", "amx_bf16"} <= flags else "avx512" if "avx512f" in flags else "other"
+
+
+def _processor() -> str:
+    return next(iter(_cpuinfo("model name")), platform.processor() or platform.machine())
+
+
+def generation() -> str:
+    """The core of an AMD processor, whose virtual machines often hide it in the name; "" of any other, or an unknown one."""
+    if "AuthenticAMD" not in _cpuinfo("vendor_id")[:1] or "Zen" in _processor():
+        return ""
+    zen = {"23": "Zen 1 or 2", "25": "Zen 4" if processor_kind() == "avx512" else "Zen 3", "26": "Zen 5"}
+    return zen.get(next(iter(_cpuinfo("cpu family")), ""), "")
 
 
 def _cpuinfo(field: str) -> list[str]:

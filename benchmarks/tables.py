@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import models, show
+from benchmarks import models, plots, show
 from benchmarks.projection import ALL, ProjectionTask
 from benchmarks.questions import DIRECTIONS, headline_dtype
 from benchmarks.results import Results
@@ -123,6 +123,8 @@ def errors(results: Results) -> str:
     """The largest relative error of output or gradients on `eval505`, of everyone, and the bound on ours."""
     tasks = [task for task in results.tasks("cascade") if task.case.name == "eval505"]
     contenders = list(dict.fromkeys(name for task in tasks for name in task.contenders))
+    if not tasks:
+        return ""
     lines = []
     for task in tasks:
         rows = {row.contender: row for row in results.of(task)}
@@ -157,7 +159,9 @@ def table4(results: Results) -> str:
 
 
 def headline(found: Sequence[Results]) -> str:
-    """The paper's cascades: ours, and how many times the best peer takes, one processor beside the other."""
+    """The paper's cascades: ours, and how many times the best peer takes, one processor beside the other. One that was not
+    asked about them is left out."""
+    found = [results for results in found if results.tasks("cascade")]
     header = ["five walks (B, N, D, K)"]
     lines: dict[str, list[str]] = {}
     for results in found:
@@ -183,7 +187,11 @@ def machine(results: Results) -> str:
 
 
 def figure(kind: str, what: str) -> Table:
-    return lambda results: f"![{what}, {results.title}](figures/{kind}_{results.name}.svg)"
+    def shown(results: Results) -> str:
+        drawn = f"{kind}_{results.name}.svg"
+        return f"![{what}, {results.title}](figures/{drawn})" if drawn in plots.files(results) else ""
+
+    return shown
 
 
 def kernels(results: Results) -> str:

@@ -62,10 +62,12 @@ def _read(name: str, x: Tensor, channels: int | None, grid: Sequence[int], chann
     check_field(name, x)
     tokens = channels_last and x.dim() == 3 and len(grid) > 1
     if x.dim() != len(grid) + 2 and not tokens:
-        raise ValueError(
-            f"{name} must have {len(grid)} spatial axes, as the seed has; got {tuple(x.shape)}. "
-            "Tokens (B, N, C) on the seed's grid are taken with channels_last=True."
+        remedy = (
+            "Scores of one class without an axis of classes, (B, *S), get it with unsqueeze(1)."
+            if x.dim() > len(grid) + 2
+            else "Tokens (B, N, C) on the seed's grid are taken with channels_last=True."
         )
+        raise ValueError(f"{name} must have {len(grid)} spatial axes, as the seed has; got {tuple(x.shape)}. {remedy}")
     axis = -1 if channels_last else 1
     if channels is not None and x.shape[axis] != channels:
         other = 1 if channels_last else -1

@@ -76,6 +76,18 @@ def test_processors_stand_side_by_side(tmp_path: Path):
     assert [title in tables["walk"]() for title in ("Some CPU, AVX2:", "Other CPU, AVX2:")] == [True, True]
 
 
+def test_a_processor_is_left_out_of_what_it_was_not_asked(tmp_path: Path):
+    """`benchmarks.record --only` makes a file of some questions."""
+    asked = QUESTIONS["steady_state"](False)
+    told(tmp_path, HEAD, measured({"ours": 0.010, "sdpa": 0.035}), "cpu_a")
+    other = {**HEAD, "machine": {**HEAD["machine"], "cpu": "Other CPU"}}
+    some = [row for row in measured({"ours": 0.020}) if row.task in {str(task) for task in asked}]
+    found = told(tmp_path, other, some, "cpu_b")
+    tables = {name: table() for name, table in all_tables(found).items() if "experiments" not in name}
+    assert {name for name, text in tables.items() if "Other CPU" in text} == {"steady-state"}
+    assert "Some CPU" in tables["headline"] and "Some CPU" in tables["peers"]
+
+
 def test_a_card_has_a_block_of_its_own_and_marks_what_is_imprecise(tmp_path: Path):
     """With the time of all kernels, the launches and the host beside the walks' share."""
     entry = {"stage": "kernels", "case": "eval505", "dtype": "bf16", "precision": "high", "device_seconds": 2e-4,

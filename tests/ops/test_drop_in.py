@@ -232,6 +232,8 @@ def test_a_head_of_another_kind_is_refused_with_what_to_wrap() -> None:
     image = torch.randn(1, 3, 8, 8)
     with pytest.raises(TypeError, match=r"got a dict with the keys 'out', 'aux'. Wrap the part"):
         DiffusedHead(Many(), [3])(image)
+    with pytest.raises(ValueError, match=r"must have 1 spatial axes, as the seed has; .* get it with unsqueeze\(1\)"):
+        DiffusedHead(nn.Sequential(nn.Conv2d(3, 1, 1), nn.Flatten(1, 2)), [3])(image)  # scores (B, H, W)
     with pytest.raises(ValueError, match=r"stride must divide the size of the scores; got stride=3 for \(8, 8\)"):
         DiffusedHead(nn.Conv2d(3, 2, 1), [3], stride=3)(image)
 
