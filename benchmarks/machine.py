@@ -17,19 +17,26 @@ from typing import Any
 import torch
 
 from benchmarks.device import Device
+from difnet_kernels.backends import native
+
+UNITS = ("amx", "bfmmla")  # instruction sets with a matrix unit
 
 
 def describe(on: Device) -> dict[str, Any]:
     """Device, clocks, threads and versions: whatever a reader needs to judge or repeat a number."""
     triton = __import__("triton").__version__ if find_spec("triton") else None
     simd = torch.backends.cpu.get_cpu_capability().replace("AVX512", "AVX-512")
-    name = " ".join(filter(None, (_processor(), generation())))
     clock = max((float(clock) for clock in _cpuinfo("cpu MHz")), default=None)
     return {
-        "device": "cpu", "kind": processor_kind(), "cpu": name, "simd": simd, "cores": os.cpu_count(),
+        "device": "cpu", "kind": processor_kind(), "cpu": describe_cpu(), "simd": simd, "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "clock_mhz": clock, "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(), "torch": torch.__version__, "triton": triton, "load": load(), **on.facts(),
     }  # fmt: skip
+
+
+def describe_cpu() -> str:
+    """The name of the processor, with its generation where the name does not tell it."""
+    return " ".join(filter(None, (_processor(), generation())))
 
 
 def load() -> float:
@@ -113,3 +120,24 @@ def cpu_peak() -> dict[str, Any] | None:
         return threads * steps * 16 * lanes * 2 / (time.perf_counter() - start)
 
     return {"flop_per_s": max(rate() for _ in range(5)), "how": f"multiply-add loop, {lanes} lanes"}
+
+
+def unit_peak(unit: str | None = None, *, steps: int = 2_000_000) -> dict[str, Any] | None:
+    """FLOP/s of bf16 products by a loop in the registers of a matrix unit, on all threads; None where there is no such
+    unit, or no library. unit: the instruction set that has one, or a model (default: this processor's)."""
+    if native.unusable() is not None:
+        return None
+    found = [name for name in UNITS if name in native.instruction_sets()]
+    name = unit or next(iter(found), None)
+    if name is None:
+        return None
+    spin, rates = torch.ops.difnet_kernels.matrix_unit_spin, []
+    try:
+        for _ in range(5):
+            start = time.perf_counter()
+            threads = spin(name, steps)
+            # a step is four products of 16 rows of 32 numbers and 16 columns
+            rates.append(threads * steps * 4 * 2 * 16 * 32 * 16 / (time.perf_counter() - start))
+    except RuntimeError:
+        return None
+    return {"flop_per_s": max(rates), "how": f"bf16 products of {name}, {threads} threads"}

@@ -33,7 +33,8 @@ def header(on: Device) -> dict[str, Any]:
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     peak = None if on.on_gpu else machine.cpu_peak()
     about = {"schema": SCHEMA, "date": date, "commit": machine.commit(), "backend": backend_in_use(on)}
-    return {**about, "machine": machine.describe(on), "peak": peak}
+    unit = None if on.on_gpu else machine.unit_peak()
+    return {**about, "machine": machine.describe(on), "peak": peak, **({"unit_peak": unit} if unit else {})}
 
 
 def write(path: Path, head: dict[str, Any], rows: Iterable[dict[str, Any]], *, complete: bool) -> None:

@@ -55,7 +55,8 @@ def machine_of(head: Mapping[str, Any]) -> Machine | None:
     """The peak rates of the machine that a header describes, where they are known."""
     facts = head["machine"]
     if facts["device"] == "cpu":
-        return Machine(facts["cpu"], head["peak"]["flop_per_s"]) if head["peak"] else None
+        unit = (head.get("unit_peak") or {}).get("flop_per_s")
+        return Machine(facts["cpu"], head["peak"]["flop_per_s"], unit_flop_per_s=unit) if head["peak"] else None
     return hopper(facts["device"], facts["multiprocessors"]) if facts.get("arch") == "sm_90" else None
 
 

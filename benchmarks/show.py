@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.cases import Case
-from benchmarks.cost import Machine, dense_flop, floor_seconds
+from benchmarks.cost import Machine, dense_flop, floor_seconds, on_unit
 from benchmarks.models import PARTS
 from benchmarks.peers import CONTENDERS
 from benchmarks.projection import TITLES
@@ -80,11 +80,14 @@ def ratio(rows: Sequence[Row]) -> float | None:
 
 def efficiency(row: Row, machine: Machine | None) -> tuple[float, float] | None:
     """The machine's peak (in dense FLOP) and the floor, as fractions of the time of a cascade. The peak of a CPU is that
-    of fp32; processors differ in how much faster they multiply 16 bits."""
+    of fp32 for fp32 fields, that of its matrix unit for bf16 ones; processors without one differ in how much faster they
+    multiply 16 bits."""
     if machine is None or not row.median or row.question not in CASCADES:
         return None
     if machine.exp_per_s is None and row.dtype != "fp32":
-        return None
+        machine = on_unit(machine) if row.dtype == "bf16" else None
+        if machine is None:
+            return None
     case = Case(**row.case)
     dense, floor = dense_flop(case, row.direction) / machine.flop_per_s, floor_seconds(case, row.direction, machine)
     return dense / row.median, floor / row.median

@@ -180,6 +180,8 @@ def machine(results: Results) -> str:
     facts, peak = results.head["machine"], results.head.get("peak")
     name = results.title if results.on_gpu else f"{results.title}, {facts['threads']} threads"
     rate = f", multiply-add peak {peak['flop_per_s'] / 1e9:.0f} GFLOP/s ({peak['how']})" if peak else ""
+    if unit := results.head.get("unit_peak"):
+        rate += f", matrix unit {unit['flop_per_s'] / 1e9:.0f} GFLOP/s ({unit['how']})"
     told = (
         f"{headline_dtype(results.on_gpu)} on {name}{rate}; torch {facts['torch']}; backend `{results.head['backend']}`"
     )

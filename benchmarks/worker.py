@@ -24,9 +24,10 @@ from benchmarks.cases import Case
 from benchmarks.inputs import make_inputs
 
 ROOT = Path(__file__).parent.parent
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PATIENCE = 400.0
 Problem = tuple[Case, str, str]  # a case, a dtype, a direction
+PSI = "psi "  # in front of a direction: Ψ instead of walks, of as many feature channels as the case has classes
 
 
 class Worker:
@@ -77,12 +78,32 @@ class Worker:
 def call_of(case: Case, dtype: str, direction: str) -> Callable[[], object]:
     from difnet_kernels import cascaded_random_walk
 
+    if direction.startswith(PSI):
+        return _projection(case, dtype, direction.removeprefix(PSI))
     inputs = make_inputs(case, "smooth", DTYPES[dtype]).leaves()
 
     def call() -> object:
         with torch.set_grad_enabled(direction != "forward"):
             state = cascaded_random_walk(inputs.seed, inputs.psi, inputs.mu, inputs.beta)
         return state if direction == "forward" else torch.autograd.grad(state, inputs.differentiable, inputs.grad)
+
+    return call
+
+
+def _projection(case: Case, dtype: str, direction: str) -> Callable[[], object]:
+    from difnet_kernels import psi_projection
+
+    draw = torch.Generator().manual_seed(7)
+    features = torch.randn(case.batch, case.classes, *case.grid, generator=draw).to(DTYPES[dtype])
+    weight = torch.randn(case.embed, case.classes, generator=draw) * case.classes**-0.5
+    bias, norm = torch.zeros(case.embed), torch.nn.BatchNorm1d(case.embed).eval().requires_grad_(False)
+    leaves = [features.requires_grad_(), weight.requires_grad_()]
+    weights = torch.randn(case.batch, case.embed, *case.grid, generator=draw)
+
+    def call() -> object:
+        with torch.set_grad_enabled(direction != "forward"):
+            psi = psi_projection(features, weight, bias, norm, case.grid)
+        return psi if direction == "forward" else torch.autograd.grad(psi, leaves, weights.to(psi.dtype))
 
     return call
 
