@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
   m.def("instruction_set() -> str");
   m.def("instruction_sets(bool runnable) -> str[]");
   m.def("matrix_unit_multiply(str instruction_set, Tensor(a!) sums, Tensor a, Tensor b) -> ()");
+  m.def("matrix_unit_spin(str instruction_set, int steps) -> int");
   m.def("matrix_unit_counts(str instruction_set) -> int[]");
   m.def(
       "walk_forward(Tensor state, Tensor seed, Tensor psi, Tensor? bias, Tensor mu, Tensor beta, int t, "

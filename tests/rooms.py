@@ -54,7 +54,8 @@ ROOMS = {
 # the CPU kernels compiled for 64-bit ARM, in an emulator
 FILES = ("test_forward.py", "test_backward.py", "test_projection_kernels.py")
 if (missing := aarch64_tools_missing()) is None:
-    ROOMS["aarch64"] = Room([*(f"tests/kernels/{file}" for file in FILES), "--backends", "aarch64", "-m", "smoke"])
+    paths = ["tests/aarch64", *(f"tests/kernels/{file}" for file in FILES)]
+    ROOMS["aarch64"] = Room([*paths, "--backends", "aarch64", "-m", "smoke"])
 else:
     print(f"LEFT OUT: {missing}; nothing is tested on 64-bit ARM here", flush=True)
 if platform.machine() != "x86_64" or shutil.which(os.environ.get("CXX", "g++")) is None:

@@ -4,8 +4,11 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#include <sys/auxv.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include <cstdlib>
@@ -47,6 +50,22 @@ bool asked_for_amx() {
 [[maybe_unused]] bool has_amx() {
   static const bool permitted = asked_for_amx();
   return permitted;
+}
+#endif
+
+#if defined(__aarch64__)
+// BFMMLA, as the system tells it: the register that has it is not for programs to read.
+[[maybe_unused]] bool has_bfmmla() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
 }
 #endif
 

@@ -39,6 +39,16 @@ void matrix_unit_multiply(std::string instruction_set, Tensor sums, Tensor a, Te
                      static_cast<const uint32_t*>(b.const_data_ptr()) + n * 256);
 }
 
+// On every thread; how many did.
+int64_t matrix_unit_spin(std::string instruction_set, int64_t steps) {
+  const WalkUnitKernels& kernels = matrix_unit(instruction_set);
+  const int64_t threads = torch::stable::get_num_threads();
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t end) {
+    for (; first < end; ++first) kernels.spin(steps);
+  });
+  return threads;
+}
+
 std::vector<int64_t> matrix_unit_counts(std::string instruction_set) {
   std::vector<int64_t> counts(3);
   matrix_unit(instruction_set).counts(counts.data());
@@ -85,6 +95,7 @@ void checked_projection_backward(Tensor grad_peak, std::optional<Tensor> grad_me
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&difnet::cpu::instruction_set));
   m.impl("instruction_sets", TORCH_BOX(&difnet::cpu::instruction_sets));
+  m.impl("matrix_unit_spin", TORCH_BOX(&difnet::cpu::matrix_unit_spin));
   m.impl("matrix_unit_counts", TORCH_BOX(&difnet::cpu::matrix_unit_counts));
 }
 

@@ -27,8 +27,10 @@ from difnet_kernels.problem import Problem, Projection
 
 NAME = "aarch64"
 COMPILER, EMULATORS = "aarch64-linux-gnu-g++", ("qemu-aarch64-static", "qemu-aarch64")
-# the instruction set of the walks; the model of a matrix unit runs on every processor
-ISA = os.environ.get("DIFNET_KERNELS_AARCH64_ISA", "baseline")
+# the instruction set: bf16 fields are multiplied by BFMMLA, others by the vectors of the baseline. The model of a matrix unit
+# runs on every processor
+ISA = os.environ.get("DIFNET_KERNELS_AARCH64_ISA", "bfmmla")
+PROCESSOR = "max"  # one with every extension that the emulator knows; cortex-a57 is one without BFMMLA
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "aarch64"
 DRIVERS = ("isa", "walk/forward", "walk/backward", "projection/forward", "projection/backward")
@@ -37,6 +39,7 @@ KERNELS = {
     "WALK_UNIT": "walk/kernels_unit",
     "WALK_BF16": "walk/kernels_bf16",
     "PROJECTION": "projection/kernels",
+    "PROJECTION_UNIT": "projection/kernels_unit",
 }
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32)  # in the order of ScalarType
 
@@ -54,11 +57,14 @@ def refuses(problem: Problem | Projection) -> str | None:
     return None if problem.device.type == "cpu" else "it runs on the CPU"
 
 
-def _rows() -> list[tuple[str, str, str, str, list[str]]]:
-    """Those of isa.def that 64-bit ARM has: name, the set it extends, whether it runs, whether it is preferred, kernels."""
+def _rows() -> list[tuple[str, str, list[str], str, str, list[str]]]:
+    """Those of isa.def that 64-bit ARM has: name, what it extends, flags, whether it runs and is preferred, kernels."""
     table = (ROOT / "csrc" / "cpu" / "isa.def").read_text()
-    rows = re.findall(r'^DIFNET_ISA\((\w+), (\w+), (?:any|aarch64), "", ([^,]+), (\w+), ([A-Z0-9_ ]+)\)', table, re.M)
-    return [(name, extends, runs, preferred, kernels.split()) for name, extends, runs, preferred, kernels in rows]
+    row = r'^DIFNET_ISA\((\w+), (\w+), (?:any|aarch64), "([^"]*)", ([^,]+), (\w+), ([A-Z0-9_ ]+)\)'
+    return [
+        (name, extends, flags.split(), runs, preferred, kernels.split())
+        for name, extends, flags, runs, preferred, kernels in re.findall(row, table, re.M)
+    ]
 
 
 @cache
@@ -74,12 +80,13 @@ def program() -> Path:
     lines = [f"#ifndef DIFNET_{macro}\n#define DIFNET_{macro}(...)\n#endif" for macro in macros]
     jobs = [(f"{ROOT}/csrc/cpu/{name}.cpp", name.replace("/", "_"), []) for name in DRIVERS]
     jobs.append((f"{Path(__file__).parent}/call.cpp", "call", []))
-    for name, extends, runs, preferred, kernels in _rows():
+    for name, extends, its_flags, runs, preferred, kernels in _rows():
         lines.append(f"DIFNET_ISA({name}, {extends}, {runs}, {preferred})")
         for kernel in kernels:
             lines.append(f"DIFNET_{kernel}({name})")
             file = KERNELS[kernel]
-            jobs.append((f"{ROOT}/csrc/cpu/{file}.cpp", f"{name}_{file.replace('/', '_')}", [f"-DDIFNET_ISA={name}"]))
+            target_name, more = f"{name}_{file.replace('/', '_')}", [f"-DDIFNET_ISA={name}", *its_flags]
+            jobs.append((f"{ROOT}/csrc/cpu/{file}.cpp", target_name, more))
     lines += [f"#undef DIFNET_{macro}" for macro in macros]
     (BUILD / "isa_built.def").write_text("\n".join(lines) + "\n")
     flags = ["-std=c++20", "-O1", "-DNDEBUG", "-Wall", "-fno-math-errno", "-ffp-contract=fast", "-I", str(BUILD)]
@@ -106,8 +113,10 @@ def _memory(x: Tensor) -> Tensor:
     return x.detach().as_strided((_span(x),), (1,)).view(torch.uint8)
 
 
-def call(name: str, t: int, tensors: Sequence[Tensor | None]) -> None:
-    """A native operator on the emulator."""
+def call(
+    name: str, t: int, tensors: Sequence[Tensor | None], isa: str | None = ISA, processor: str = PROCESSOR
+) -> None:
+    """A native operator on the emulator of a processor, whose instruction set is `isa`, or the library's choice."""
     emulator = _emulator()
     assert emulator is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +131,7 @@ def call(name: str, t: int, tensors: Sequence[Tensor | None]) -> None:
             places.append((x, len(content)))
             content += _memory(x).numpy().tobytes()
         file.write_bytes(content)
-        environment = {**os.environ, "DIFNET_KERNELS_ISA": ISA}
+        environment = {**os.environ, "DIFNET_KERNELS_ISA": isa or "", "QEMU_CPU": processor}
         subprocess.run([emulator, str(program()), name, str(t), str(file)], env=environment, check=True, timeout=300)
         content = bytearray(file.read_bytes())
     for x, start in places:

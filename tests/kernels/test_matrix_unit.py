@@ -172,6 +172,40 @@ def test_a_walk_gives_the_unit_what_is_planned(native: str) -> None:
         assert (loads, loads_back) == (products, products_back)  # two of each operand for four products
 
 
+# of Ψ, for 64 pixels, 64 feature channels and D = 64: z, the gradients of features and of weights
+PSI_PLAN = {"fp32": (6 * 32, 6 * 32, 6 * 32), "bf16": (3 * 32, 3 * 32, 3 * 32), "fp16": (5 * 32, 3 * 32, 5 * 32)}
+COUNTED_PSI = """
+import sys, torch
+from tests.kernels.test_projection_kernels import backward, draw, forward
+from tests.support.projections import Shape
+counts = lambda: torch.tensor(torch.ops.difnet_kernels.matrix_unit_counts("model"))
+for name in sys.argv[1:]:
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        problem = draw(Shape(1, 256, 64, (1, 4, 64), (1, 1, 1)), name, statistics=False)
+        problem.features = problem.features.contiguous(memory_format=layout)
+        start = counts(); made = forward("cpu", problem); middle = counts()
+        backward("cpu", problem, made, "features"); then = counts(); backward("cpu", problem, made, "weight")
+        print(*(int(x[1]) for x in (middle - start, then - middle, counts() - then)))
+"""
+
+
+def test_psi_gives_the_unit_what_is_planned(native: str) -> None:
+    """Four tiles of pixels and four blocks of channels, in both orders of memory."""
+    environment = {**os.environ, "DIFNET_KERNELS_ISA": "model"}
+    command = [sys.executable, "-c", COUNTED_PSI, *PSI_PLAN]
+    told = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=100)
+    lines = [tuple(map(int, line.split())) for line in told.stdout.splitlines()]
+    planned = [tuple(16 * products for products in plan) for plan in PSI_PLAN.values() for _ in range(2)]
+    assert lines == planned
+
+
+def test_the_loop_of_the_roofline_multiplies(native: str) -> None:
+    before = torch.ops.difnet_kernels.matrix_unit_counts("model")[1]
+    threads = torch.ops.difnet_kernels.matrix_unit_spin("model", 3)
+    assert threads == torch.get_num_threads()
+    assert torch.ops.difnet_kernels.matrix_unit_counts("model")[1] - before == 4 * 3 * threads
+
+
 BESIDE = """
 import os, sys, torch
 from torch.nn.functional import scaled_dot_product_attention as attention

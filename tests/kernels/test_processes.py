@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -202,6 +203,12 @@ def _processor() -> tuple[str, set[str]]:
     return lines.get("vendor_id", ""), set(lines.get("flags", "").split())
 
 
+def _permits_amx() -> bool:
+    """Whether the system gives this process the state of tiles; a sandbox may not, though the processor has it."""
+    request_permission, tile_data, arch_prctl = 0x1023, 18, 158
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nobody else tells what the processor has")
 def test_the_sets_fit_the_processor(native: str) -> None:
     """Sets are no ladder: one that runs is taken only where it is the faster one. Intel's servers multiply pairs of bf16
@@ -218,6 +225,8 @@ def test_the_sets_fit_the_processor(native: str) -> None:
     }
     never = {"model", "amx_model", "amx"}  # are for tests, or have not been measured
     runnable = [name for name in instruction_sets(runnable=False) if needs[name] <= flags]
+    if "amx" in runnable and not _permits_amx():
+        runnable.remove("amx")
     assert list(instruction_sets()) == runnable
     slow = never if vendor == "AuthenticAMD" else {*never, "avx512bf16"}
     if "DIFNET_KERNELS_ISA" not in os.environ:

@@ -190,6 +190,23 @@ def test_dtypes(kernel: str, dtype: str, weight_dtype: str) -> None:
         assert_true(kernel, draw(case, dtype, weight_dtype))
 
 
+@pytest.mark.parametrize(("features", "weight"), [(-70, -30), (60, 50), (-100, 90), (-105, 20), (90, -100)])
+def test_any_scale_that_a_result_can_have(kernel: str, features: int, weight: int) -> None:
+    """Powers of two, of everything and of single pixels and channels: results scale, whatever multiplies them."""
+    for case in (SMALL, Shape(1, 130, 20, (1, 9, 9), (1, 9, 9))):
+        problem = draw(case, statistics=False)
+        problem.features *= 2.0**features
+        problem.weight *= 2.0**weight
+        assert_true(kernel, problem)
+        problem = draw(case, statistics=False)
+        problem.features[0, :, 0, 3] *= 2.0**features
+        problem.weight[3] *= 2.0**weight
+        z, made = projected(problem)[0].detach(), forward(kernel, problem)
+        size = torch.einsum("dc,bczyx->bdzyx", problem.weight.double().abs(), problem.features.double().abs())
+        chosen, terms = at(z, made.position), at(size, made.position)
+        assert bool(((made.peak - chosen).abs() <= PROJECTION[torch.float32] * terms).all())
+
+
 LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last_3d),
     "cut_out": lambda x: torch.nn.functional.pad(x, (1, 2, 3, 1, 1, 0))[:, :, 1:, 3:-1, 1:-2],

@@ -13,7 +13,14 @@ from tests.support.cases import DTYPES, Case, make, normal
 
 OPS = torch.ops.difnet_kernels
 # every operator of the namespace, and what of opcheck concerns it; an operator that is added must be added here
-NATIVE = {*native.KERNELS, "instruction_set", "instruction_sets", "matrix_unit_counts", "matrix_unit_multiply"}
+NATIVE = {
+    *native.KERNELS,
+    "instruction_set",
+    "instruction_sets",
+    "matrix_unit_counts",
+    "matrix_unit_multiply",
+    "matrix_unit_spin",
+}
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
 CHECKED |= {"steady_state_forward", "steady_state_backward"}
 # in a library with CUDA kernels; they need a card, and tests/cuda tests what can be tested without one

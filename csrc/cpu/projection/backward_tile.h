@@ -131,7 +131,26 @@ DIFNET_INLINE void project_back(const ProjectionBackward<Real>& task, bool inner
                                        grad_features + row * kTile + column);
 }
 
+// Ψ3 and Ψ4 of a tile, from its gradients of z.
 template <typename Real>
+struct VectorGradients {
+  using Projection = VectorProjection<Real>;
+  const ProjectionBackward<Real>& task;
+  const ProjectionBackwardScratch<Real>& work;
+  const int64_t count;
+
+  DIFNET_MEMBER VectorGradients(const ProjectionBackward<Real>& task, const ProjectionBackwardScratch<Real>& work,
+                                int64_t count)
+      : task(task), work(work), count(count) {}
+  DIFNET_MEMBER void to_weight(bool innermost, int64_t block, int64_t part, bool first, Real* features) const {
+    add_grad_weight(task, innermost, block, part, first, features, work.grad_z, count);
+  }
+  DIFNET_MEMBER void to_features(bool innermost, int64_t block) const {
+    project_back(task, innermost, block, work.grad_z_by_channel, count, work.grad_features);
+  }
+};
+
+template <typename Real, typename Gradients = VectorGradients<Real>>
 void projection_backward_tile(const ProjectionBackward<Real>& task, int64_t image, int64_t tile, int64_t part,
                               bool first_of_part, const ProjectionBackwardScratch<Real>& work) {
   constexpr int P = kNR<Real>;
@@ -140,29 +159,33 @@ void projection_backward_tile(const ProjectionBackward<Real>& task, int64_t imag
   const Box box = {{0, 0, 0}, {size.axis[0].pixels, size.axis[1].pixels, size.axis[2].pixels}};
   const int64_t first = tile * kTile, left = box.pixels() - first, count = left < kTile ? left : kTile;
   const bool project = task.grad_variance != nullptr && task.z == nullptr;
-  if (task.grad_weight != nullptr || project)
+  if (task.grad_weight != nullptr || project) {
+    const typename Gradients::Projection products(size, volume, task.weight_panels, task.unit, work.unit);
     for (int64_t block = 0; block < size.blocks; ++block) {
       Real* features = work.features + block * kTile * kTile;
       read_features(volume, size, block, box, first, count, features);
       if (project)
-        project_block(size, volume, task.weight_panels, block, features, count, work.grad_z,
-                      prefetch_after(volume, size, box, first, count, block));
+        products.project(block, features, count, work.grad_z, prefetch_after(volume, size, box, first, count, block));
     }
+    if (project) products.finish(count, work.grad_z);
+  }
   if (task.grad_variance != nullptr && task.z != nullptr)
     read_z(size, task.z + (image * box.pixels() + first) * size.embed, count, work.grad_z);
   differentiate_moments(task, count, work.grad_z);
   for_each_run(box, first, count, [&](const Run& run) { take_from_windows(task, image, run, work.grad_z); });
+  if (task.grad_features != nullptr)
+    for (int64_t d = 0; d < size.embed; ++d)
+      for (int64_t n = 0; n < count; ++n)
+        work.grad_z_by_channel[d * kTile + n] = work.grad_z[(d / P * kTile + n) * P + d % P];
+  const Gradients gradients(task, work, count);
   if (task.grad_weight != nullptr)
     for (int64_t block = 0; block < size.blocks; ++block)
-      add_grad_weight(task, channels_innermost(volume), block, part, first_of_part,
-                      work.features + block * kTile * kTile, work.grad_z, count);
+      gradients.to_weight(channels_innermost(volume), block, part, first_of_part,
+                          work.features + block * kTile * kTile);
   if (task.grad_features == nullptr) return;
   const Volume& grads = task.grad_features[image];
-  for (int64_t d = 0; d < size.embed; ++d)
-    for (int64_t n = 0; n < count; ++n)
-      work.grad_z_by_channel[d * kTile + n] = work.grad_z[(d / P * kTile + n) * P + d % P];
   for (int64_t block = 0; block < size.blocks; ++block) {
-    project_back(task, channels_innermost(grads), block, work.grad_z_by_channel, count, work.grad_features);
+    gradients.to_features(channels_innermost(grads), block);
     write_features(work.grad_features, size, block, box, first, count, grads);
   }
 }

@@ -48,7 +48,7 @@ static void merge(const std::vector<Moments>& bands, const Real* sign, int64_t c
 template <typename Real>
 static void run(const Tensor& features, const Tensor& weight, const std::optional<Tensor>& slope, const Tensor& peak,
                 const Tensor& position, const std::optional<Tensor>& mean, const std::optional<Tensor>& variance) {
-  const ProjectionKernels<Real>& kernels = projection_kernels<Real>();
+  const ProjectionKernels<Real>& kernels = projection_kernels<Real>(features);
   const Windows windows({features.size(2), features.size(3), features.size(4)},
                         {peak.size(2), peak.size(3), peak.size(4)});
   const ProjectionSizes size = projection_sizes(weight, windows, kernels.panel);
@@ -68,6 +68,10 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
   const int64_t row_index = work.reserve(threads * columns * stored);
   const int64_t band_best = work.reserve(threads * rows * columns * stored);
   const int64_t band_index = work.reserve(threads * rows * columns * stored);
+  const ProjectionUnit& unit = kernels.forward.unit;
+  const int64_t unit_of_worker = unit.of_worker != nullptr ? unit.of_worker(size) : 0;
+  const int64_t unit_of_blocks = work.reserve(unit.of_block != nullptr ? size.blocks * unit.of_block(size) : 0);
+  const int64_t unit_of_workers = work.reserve(threads * unit_of_worker);
   work.allocate(weight);
   ProjectionForward<Real> task{size,
                                images.data(),
@@ -77,7 +81,8 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
                                {peak.stride(0), peak.stride(1), {peak.stride(2), peak.stride(3), peak.stride(4)}},
                                work.at(signed_weight),
                                work.at(sign),
-                               false};
+                               false,
+                               work.at(unit_of_blocks)};
   const Real* slopes = pointer<const Real>(slope);
   for (int64_t d = 0; d < stored; ++d) {
     const Real s = slopes != nullptr && d < size.embed ? slopes[d] : Real(1);
@@ -98,7 +103,8 @@ static void run(const Tensor& features, const Tensor& weight, const std::optiona
                                                  work.at(row_best + worker * columns * stored),
                                                  work.at(row_index + worker * columns * stored),
                                                  work.at(band_best + worker * rows * columns * stored),
-                                                 work.at(band_index + worker * rows * columns * stored)};
+                                                 work.at(band_index + worker * rows * columns * stored),
+                                                 work.at(unit_of_workers + worker * unit_of_worker)};
     kernels.forward.pool(task, bands[b], scratch, moments.empty() ? nullptr : &moments[b]);
   });
   if (mean.has_value()) merge(moments, task.sign, size.embed, pointer<Real>(mean), pointer<Real>(variance));

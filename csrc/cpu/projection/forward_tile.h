@@ -210,11 +210,13 @@ DIFNET_INLINE void write_band(const ProjectionForward<Real>& task, const Band& b
       }
 }
 
-template <typename Real>
+// Products is who multiplies: the vectors (tile.h), or a matrix unit (unit.h).
+template <typename Real, typename Products = VectorProjection<Real>>
 void projection_forward_pool(const ProjectionForward<Real>& task, const Band& band,
                              const ProjectionForwardScratch<Real>& work, Moments* moments) {
   const ProjectionSizes& size = task.size;
   const Volume& volume = task.features[band.image];
+  const Products products(size, volume, task.signed_weight, task.unit, work.unit);
   Box box, own;
   for (int a = 0; a < 3; ++a) {
     box.from[a] = own.from[a] = size.axis[a].start[band.from[a]];
@@ -226,9 +228,9 @@ void projection_forward_pool(const ProjectionForward<Real>& task, const Band& ba
     const int64_t left = box.pixels() - first, count = left < kTile ? left : kTile;
     for (int64_t block = 0; block < size.blocks; ++block) {
       read_features(volume, size, block, box, first, count, work.features);
-      project_block(size, volume, task.signed_weight, block, work.features, count, work.z,
-                    prefetch_after(volume, size, box, first, count, block));
+      products.project(block, work.features, count, work.z, prefetch_after(volume, size, box, first, count, block));
     }
+    products.finish(count, work.z);
     plain = plain && tile_is_finite(size, work.z, count);
     for_each_run(box, first, count, [&](const Run& run) {
       if (moments != nullptr) add_moments(task, own, run, work.z, *moments);

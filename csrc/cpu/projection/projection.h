@@ -57,6 +57,7 @@ struct ProjectionForward {
   // [panel][feature channel][channel of the panel]
   Real *signed_weight, *sign;
   bool any_flat;  // some slope is 0: the first pixel of a window wins there
+  Real* unit;     // per block of feature channels: what a matrix unit multiplies (unit.h); null without one
 };
 
 // The memory of one worker. A best is a value and, in the bits of the other Real, the index of its pixel.
@@ -65,6 +66,7 @@ struct ProjectionForwardScratch {
   Real *features, *z;
   Real *row_best, *row_index;    // [panel][window of the band along x][channel of the panel]
   Real *band_best, *band_index;  // the same for each row of windows of the band
+  Real* unit;                    // the memory of a matrix unit
 };
 
 template <typename Real>
@@ -82,11 +84,19 @@ struct ProjectionBackward {
   Real* weight_panels;  // [panel][feature channel][channel of the panel], for z
   Real* weight_blocks;  // [block][embed channel][feature channel of the block], for grad_features
   Real* shares;         // of grad_weight: [part][panel][feature channel, padded to whole blocks][channel of the panel]
+  Real* unit;           // as in the forward
 };
 
 template <typename Real>
 struct ProjectionBackwardScratch {
   Real *features, *grad_z, *grad_z_by_channel, *grad_features;
+  Real* unit;
+};
+
+// What kernels on a matrix unit need beside them, in numbers; null without one.
+struct ProjectionUnit {
+  int64_t (*of_block)(const ProjectionSizes&);  // of feature channels
+  int64_t (*of_worker)(const ProjectionSizes&);
 };
 
 // `prepare` and `finish` are called for every block of feature channels, before and after all bands or tiles.
@@ -94,6 +104,7 @@ template <typename Real>
 struct ProjectionForwardSteps {
   void (*prepare)(const ProjectionForward<Real>&, int64_t block);
   void (*pool)(const ProjectionForward<Real>&, const Band&, const ProjectionForwardScratch<Real>&, Moments*);
+  ProjectionUnit unit = {};
 };
 
 template <typename Real>
@@ -102,6 +113,7 @@ struct ProjectionBackwardSteps {
   void (*tile)(const ProjectionBackward<Real>&, int64_t image, int64_t tile, int64_t part, bool first_of_part,
                const ProjectionBackwardScratch<Real>&);
   void (*finish)(const ProjectionBackward<Real>&, int64_t block);
+  ProjectionUnit unit = {};
 };
 
 // What an instruction set brings.
@@ -110,6 +122,12 @@ struct ProjectionKernels {
   int panel;
   ProjectionForwardSteps<Real> forward;
   ProjectionBackwardSteps<Real> backward;
+};
+
+// What an instruction set with a matrix unit brings, for fp32, bf16 and fp16 features.
+struct ProjectionUnitKernels {
+  const char* name;  // of the set
+  ProjectionKernels<float> fp32, bf16, fp16;
 };
 
 }  // namespace difnet::cpu

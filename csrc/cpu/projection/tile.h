@@ -169,6 +169,22 @@ DIFNET_INLINE void project_block(const ProjectionSizes& size, const Volume& volu
   }
 }
 
+// z of a tile, a block of feature channels after the other.
+template <typename Real>
+struct VectorProjection {
+  const ProjectionSizes& size;
+  const Volume& volume;
+  const Real* weight_panels;
+
+  DIFNET_MEMBER VectorProjection(const ProjectionSizes& size, const Volume& volume, const Real* weight_panels, Real*,
+                                 Real*)
+      : size(size), volume(volume), weight_panels(weight_panels) {}
+  DIFNET_MEMBER void project(int64_t block, Real* features, int64_t count, Real* z, Prefetch ahead) const {
+    project_block(size, volume, weight_panels, block, features, count, z, ahead);
+  }
+  DIFNET_MEMBER void finish(int64_t, Real*) const {}
+};
+
 // One block of feature channels of W (D, C) as panels [panel][feature channel][channel of the panel], padding zero,
 // each number through `change`.
 template <typename Real, typename Change>

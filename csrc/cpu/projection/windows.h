@@ -5,6 +5,7 @@
 #include <array>
 #include <vector>
 
+#include "cpu/dispatch.h"
 #include "cpu/isa.h"
 #include "cpu/projection/projection.h"
 #include "cpu/workspace.h"
@@ -15,6 +16,10 @@ namespace difnet::cpu {
   namespace NAME {                                          \
   extern const ProjectionKernels<float> kProjectionFloat;   \
   extern const ProjectionKernels<double> kProjectionDouble; \
+  }
+#define DIFNET_PROJECTION_UNIT(NAME)                  \
+  namespace NAME {                                    \
+  extern const ProjectionUnitKernels kProjectionUnit; \
   }
 #include "isa_built.def"
 
@@ -33,6 +38,29 @@ const ProjectionKernels<Real>& projection_kernels() {
     return in_use(tables);
   }();
   return *chosen;
+}
+
+// null where no set in use has a matrix unit
+inline const ProjectionUnitKernels* unit_projection_kernels() {
+  static const ProjectionUnitKernels* const chosen = [] {
+    const ProjectionUnitKernels* tables[int(Isa::kCount)] = {};
+#define DIFNET_PROJECTION_UNIT(NAME) tables[int(Isa::k_##NAME)] = &NAME::kProjectionUnit;
+#include "isa_built.def"
+    return in_use(tables);
+  }();
+  return chosen;
+}
+
+// Those for the features of a call: a matrix unit takes what dispatch.h gives it.
+template <typename Real>
+const ProjectionKernels<Real>& projection_kernels(const Tensor& features) {
+  if constexpr (sizeof(Real) == 4) {
+    const ScalarType type = features.scalar_type();
+    const ProjectionUnitKernels* unit = unit_projection_kernels();
+    if (unit != nullptr && unit_projects(unit->name, type, features.size(1)))
+      return type == ScalarType::BFloat16 ? unit->bf16 : type == ScalarType::Half ? unit->fp16 : unit->fp32;
+  }
+  return projection_kernels<Real>();
 }
 
 // The images of a (B, C, Z, H, W) tensor.

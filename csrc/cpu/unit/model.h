@@ -13,15 +13,40 @@
 
 namespace difnet::cpu::DIFNET_ISA {
 
-// The registers of a thread.
-struct ModelRegister {
-  uint32_t bits[kSide][kSide];
+// Of some numbers, the bits of the largest one and of the smallest one that is not zero, less one, without their signs.
+struct ModelRange {
+  uint32_t most, least;
 };
-static thread_local ModelRegister model_registers[8];
+struct ModelRanges {
+  using U = VectorOf<float, kRegisterBytes>::Bits;
+  U most = {}, least = ~U{};
+
+  DIFNET_MEMBER void add(Vec<float> x) {
+    const U bits = U(x) & 0x7fffffffu, less_one = bits - 1;
+    most = bits > most ? bits : most;
+    least = less_one < least ? less_one : least;
+  }
+  DIFNET_MEMBER ModelRange all() const {
+    ModelRange range = {0, ~uint32_t(0)};
+    for (int lane = 0; lane < kWidth<float>; ++lane) {
+      range.most = most[lane] > range.most ? most[lane] : range.most;
+      range.least = least[lane] < range.least ? least[lane] : range.least;
+    }
+    return range;
+  }
+};
+
+// One for all sources of the instruction set. The registers of a thread: sums, and operands as they are multiplied, the first and the second numbers of the pairs.
+struct ModelOperand {
+  float first[kSide][kSide], second[kSide][kSide];
+  ModelRange range;
+};
+inline constinit thread_local float model_sums[8][kSide][kSide] = {};
+inline constinit thread_local ModelOperand model_operands[8] = {};
 
 // What all threads have done so far.
 enum { kModelLoads, kModelProducts, kModelReads };
-static int64_t model_counts[3];
+inline int64_t model_counts[3];
 
 class Unit {
  public:
@@ -30,28 +55,28 @@ class Unit {
 
   template <int C>
   static void clear() {
-    __builtin_memset(&model_registers[C], 0, sizeof(ModelRegister));
+    __builtin_memset(model_sums[C], 0, sizeof(model_sums[C]));
   }
   template <int A>
   static void load_a(const uint32_t* from) {
-    load(A, from);
+    load_operand(model_operands[A], from);
   }
   template <int B>
   static void load_b(const uint32_t* from) {
-    load(B, from);
+    load_operand(model_operands[B], from);
   }
   template <int C, int A, int B>
   static void multiply() {
-    multiply(model_registers[C], model_registers[A], model_registers[B]);
+    multiply(model_sums[C], model_operands[A], model_operands[B]);
   }
   template <int C>
   static void write_rows(const float* from, int64_t stride) {
-    for (int m = 0; m < kSide; ++m) __builtin_memcpy(model_registers[C].bits[m], from + m * stride, kRowBytes);
+    for (int m = 0; m < kSide; ++m) __builtin_memcpy(model_sums[C][m], from + m * stride, kRowBytes);
   }
   template <int C>
   static void read_rows(float* to, int64_t stride) {
     count(kModelReads);
-    for (int m = 0; m < kSide; ++m) __builtin_memcpy(to + m * stride, model_registers[C].bits[m], kRowBytes);
+    for (int m = 0; m < kSide; ++m) __builtin_memcpy(to + m * stride, model_sums[C][m], kRowBytes);
   }
 
   // Loads, products and reads.
@@ -64,9 +89,23 @@ class Unit {
 
   static void count(int what) { __atomic_fetch_add(&model_counts[what], 1, __ATOMIC_RELAXED); }
 
-  static void load(int place, const uint32_t* from) {
+  static __attribute__((noinline)) void load_operand(ModelOperand& to, const uint32_t* from) {
     count(kModelLoads);
-    __builtin_memcpy(&model_registers[place], from, sizeof(ModelRegister));
+    using V = Vec<float>;
+    using U = ModelRanges::U;
+    ModelRanges ranges;
+    for (int x = 0; x < kSide * kSide; x += kWidth<float>) {
+      const U pairs = U(load<V>(reinterpret_cast<const float*>(from) + x));
+      const U first = pairs << 16, second = pairs & 0xffff0000u;
+      ranges.add(V(first));
+      ranges.add(V(second));
+      store(&to.first[0][0] + x, operands(first));
+      store(&to.second[0][0] + x, operands(second));
+    }
+    to.range = ranges.all();
+  }
+  static DIFNET_MEMBER Vec<float> operands(ModelRanges::U bits) {
+    return Vec<float>((bits & 0x7f800000u) == 0 ? bits & 0x80000000u : bits);
   }
 
   // A number as an operand: a denormal one is zero.
@@ -80,64 +119,64 @@ class Unit {
     return float(x < least && x > -least ? 0 * x : x);
   }
 
-  // The smallest and the largest exponent of the numbers of an operand that are not zero.
-  struct Range {
-    int least = 255, most = 0;
-
-    DIFNET_MEMBER void add(uint32_t bits) {
-      const int exponent = int(bits >> 23 & 255);
-      const bool zero = (bits & 0x7fffffffu) == 0;
-      least = zero || exponent > least ? least : exponent;
-      most = exponent < most ? most : exponent;
-    }
-  };
   // Products are multiples of 2^-14 times the smallest one, and so are their sums, of which there are 32.
-  static DIFNET_MEMBER bool fit(const ModelRegister& sums, const ModelRegister& a, const ModelRegister& b) {
-    Range of_sums, of_a, of_b;
+  static DIFNET_MEMBER bool fit(const float (&sums)[kSide][kSide], const ModelRange& a, const ModelRange& b) {
+    ModelRanges of_sums;
     for (int m = 0; m < kSide; ++m)
-      for (int n = 0; n < kSide; ++n) {
-        of_sums.add(sums.bits[m][n]);
-        of_a.add(a.bits[m][n] << 16);
-        of_a.add(a.bits[m][n] & 0xffff0000u);
-        of_b.add(b.bits[m][n] << 16);
-        of_b.add(b.bits[m][n] & 0xffff0000u);
-      }
-    return of_a.least + of_b.least >= 2 * 127 - 108 && of_a.most + of_b.most <= 2 * 127 + 110 &&
-           of_sums.least >= 127 - 100 && of_sums.most <= 127 + 110 && of_a.least > 0 && of_b.least > 0;
+      for (int n = 0; n < kSide; n += kWidth<float>) of_sums.add(load<Vec<float>>(&sums[m][n]));
+    const ModelRange sum = of_sums.all();
+    return exponent(a.least) + exponent(b.least) >= 2 * 127 - 108 &&
+           exponent(a.most) + exponent(b.most) <= 2 * 127 + 110 && exponent(sum.least) >= 127 - 100 &&
+           exponent(sum.most) <= 127 + 110 && exponent(a.least) > 0 && exponent(b.least) > 0;
   }
+  static DIFNET_MEMBER int exponent(uint32_t bits) { return int(bits >> 23); }
 
-  // With products and sums of `Number`s, and each sum rounded to fp32.
-  template <typename Number, typename Round>
-  static DIFNET_MEMBER void multiply_in(ModelRegister& sums, const ModelRegister& a, const ModelRegister& b,
-                                        Round round) {
-    Number firsts[kSide][kSide], seconds[kSide][kSide];
-    for (int k = 0; k < kSide; ++k)
-      for (int n = 0; n < kSide; ++n) {
-        firsts[k][n] = Number(operand(b.bits[k][n] << 16));
-        seconds[k][n] = Number(operand(b.bits[k][n] & 0xffff0000u));
+  // Where every product and sum is exact, or rounds once, in fp32.
+  static DIFNET_MEMBER void multiply_in_fp32(float (&sums)[kSide][kSide], const ModelOperand& a,
+                                             const ModelOperand& b) {
+    using V = Vec<float>;
+    constexpr int W = kWidth<float>, kRows = 4;
+    for (int m = 0; m < kSide; m += kRows)
+      for (int n = 0; n < kSide; n += W) {
+        V first[kRows] = {}, second[kRows] = {};
+        for (int k = 0; k < kSide; ++k)
+#pragma GCC unroll 4
+          for (int row = 0; row < kRows; ++row) {
+            first[row] += broadcast<V>(a.first[m + row][k]) * load<V>(&b.first[k][n]);
+            second[row] += broadcast<V>(a.second[m + row][k]) * load<V>(&b.second[k][n]);
+          }
+        for (int row = 0; row < kRows; ++row) {
+          float* to = &sums[m + row][n];
+          store(to, load<V>(to) + (first[row] + second[row]));
+        }
       }
+  }
+  // Whatever the numbers are.
+  static DIFNET_MEMBER void multiply_in_fp64(float (&sums)[kSide][kSide], const ModelOperand& a,
+                                             const ModelOperand& b) {
     for (int m = 0; m < kSide; ++m) {
       float first[kSide] = {}, second[kSide] = {};
       for (int k = 0; k < kSide; ++k) {
-        const Number x = Number(operand(a.bits[m][k] << 16)), y = Number(operand(a.bits[m][k] & 0xffff0000u));
+        const double x = a.first[m][k], y = a.second[m][k];
         for (int n = 0; n < kSide; ++n) {
-          first[n] = round(x * firsts[k][n] + Number(first[n]));
-          second[n] = round(y * seconds[k][n] + Number(second[n]));
+          first[n] = rounded(x * double(b.first[k][n]) + double(first[n]));
+          second[n] = rounded(y * double(b.second[k][n]) + double(second[n]));
         }
       }
       for (int n = 0; n < kSide; ++n) {
-        const Number both = Number(round(Number(first[n]) + Number(second[n])));
-        sums.bits[m][n] = __builtin_bit_cast(uint32_t, round(Number(operand(sums.bits[m][n])) + both));
+        const float sum = operand(__builtin_bit_cast(uint32_t, sums[m][n]));
+        sums[m][n] = rounded(double(sum) + double(rounded(double(first[n]) + double(second[n]))));
       }
     }
   }
 
-  static __attribute__((noinline)) void multiply(ModelRegister& sums, const ModelRegister& a, const ModelRegister& b) {
+  static __attribute__((noinline)) void multiply(float (&sums)[kSide][kSide], const ModelOperand& a,
+                                                 const ModelOperand& b) {
     count(kModelProducts);
-    if (fit(sums, a, b))
-      multiply_in<float>(sums, a, b, [](float x) { return x; });
+    if (fit(sums, a.range, b.range))
+      multiply_in_fp32(sums, a, b);
     else
-      multiply_in<double>(sums, a, b, [](double x) { return rounded(x); });
+      multiply_in_fp64(sums, a, b);
   }
 };
 

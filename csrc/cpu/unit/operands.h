@@ -31,9 +31,15 @@ struct Order {
 inline constexpr Order kOne = {1, {{0, 0}}};
 inline constexpr Order kThree = {3, {{1, 0}, {0, 1}, {0, 0}}};
 inline constexpr Order kFour = {4, {{1, 1}, {1, 0}, {0, 1}, {0, 0}}};
-inline constexpr Order kFive = {5, {{1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}}};        // two parts times three
-inline constexpr Order kFiveTurned = {5, {{1, 1}, {2, 0}, {0, 1}, {1, 0}, {0, 0}}};  // three parts times two
 inline constexpr Order kSix = {6, {{2, 0}, {0, 2}, {1, 1}, {1, 0}, {0, 1}, {0, 0}}};
+inline constexpr Order kOneByThree = {3, {{0, 2}, {0, 1}, {0, 0}}};
+inline constexpr Order kTwoByThree = {5, {{1, 1}, {0, 2}, {1, 0}, {0, 1}, {0, 0}}};
+
+// The same with the operands in each other's place: the same bits.
+constexpr Order turned(Order order) {
+  for (auto& parts : order.parts) parts = {parts.b, parts.a};
+  return order;
+}
 
 constexpr int parts_of_a(const Order& order) {
   int most = 0;

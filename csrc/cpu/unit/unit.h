@@ -12,7 +12,7 @@
 //   multiply<C, A, B>            as above
 //   write_rows<C>(from, stride), read_rows<C>(to, stride)   sums C from and to rows in memory, `stride` numbers apart
 //
-// An instruction set whose flags name a unit gets it, every other one the model, which is exact to the bit.
+// An instruction set whose flags name a unit gets it, every other one the model, whose bits are those of AMX.
 #pragma once
 
 namespace difnet::cpu {
@@ -23,6 +23,8 @@ inline constexpr int kSide = 16;
 
 #if defined(__AMX_BF16__)
 #include "cpu/unit/amx.h"
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include "cpu/unit/bfmmla.h"
 #else
 #include "cpu/unit/model.h"
 #endif

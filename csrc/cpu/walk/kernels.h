@@ -1,8 +1,8 @@
 // Which walk kernels run: those of the instruction sets in use (isa.def), for the dtypes of the fields.
 #pragma once
 
+#include "cpu/dispatch.h"
 #include "cpu/isa.h"
-#include "cpu/walk/dispatch.h"
 #include "cpu/walk/walk.h"
 #include "cpu/workspace.h"
 
@@ -79,7 +79,7 @@ void with_walks(const Tensor& walked, const Tensor& seed, const Tensor& psi, boo
   if (walked.scalar_type() == ScalarType::Double) return body(walk_kernels<double>());
   const ScalarType type = seed.scalar_type() == psi.scalar_type() ? seed.scalar_type() : ScalarType::Float;
   const WalkUnitKernels* unit = unit_walk_kernels();
-  if (unit != nullptr && unit_row(unit->name, type, psi.size(2), psi.size(1)) != nullptr) {
+  if (unit != nullptr && unit_walks(unit->name, type, psi.size(2), seed.size(1), psi.size(1))) {
     if (type == ScalarType::BFloat16) return body(unit->bf16);
     if (type == ScalarType::Half) return body(unit->fp16);
     return body(high ? unit->high : unit->medium);

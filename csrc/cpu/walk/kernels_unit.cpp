@@ -50,6 +50,28 @@ static void multiply_registers(float* sums, const uint32_t* a, const uint32_t* b
   Unit::end(callers);
 }
 
+// The peak of the unit, for benchmarks: products whose operands stay in registers, in four chains of sums.
+static void spin(int64_t steps) {
+  unsigned char callers[64];
+  alignas(64) static const uint32_t zeros[kRegister] = {};
+  Unit::begin(callers);
+  Unit::load_a<4>(zeros);
+  Unit::load_a<5>(zeros);
+  Unit::load_b<6>(zeros);
+  Unit::load_b<7>(zeros);
+  Unit::clear<0>();
+  Unit::clear<1>();
+  Unit::clear<2>();
+  Unit::clear<3>();
+  for (; steps > 0; --steps) {
+    Unit::multiply<0, 4, 6>();
+    Unit::multiply<1, 4, 7>();
+    Unit::multiply<2, 5, 6>();
+    Unit::multiply<3, 5, 7>();
+  }
+  Unit::end(callers);
+}
+
 #define DIFNET_TEXT(NAME) #NAME
 #define DIFNET_TEXT_OF(MACRO) DIFNET_TEXT(MACRO)
 
@@ -60,6 +82,7 @@ const WalkUnitKernels kWalkUnit = {DIFNET_TEXT_OF(DIFNET_ISA),
                                    unit_kernels<kOfBf16>(),
                                    unit_kernels<kOfFp16>(),
                                    multiply_registers,
+                                   spin,
                                    Unit::counts};
 
 }  // namespace difnet::cpu::DIFNET_ISA

@@ -148,6 +148,12 @@ struct WeightOperand {
   DIFNET_MEMBER Side side(int block) const { return {at + block * kBlocks * kBlockPlaces, kPart}; }
 };
 
+// What is written while the unit loads begins at lines of its own of each 4 KB, so many numbers apart: a load that meets a
+// store to the same line of another page waits for it.
+inline constexpr int64_t kApart = 192;
+static_assert(kApart % kSide == 0 && WeightOperand::kPart % 1024 == 0 && kTile * kTile % 1024 == 0 &&
+              5 * kApart <= 1024);  // five buffers of whole pages, and kApart between each two of them
+
 // Blocks of a pair of tiles that have weights, a bit for each, i first: those that the sums over j of block `i` of rows
 // leave out, and those that the sums over i of block `j` of columns do.
 struct WeightBlocks {

@@ -56,7 +56,7 @@ struct BackwardMemory {
   float *psi_columns, *state_columns;  // [channel, or class][node j]
 
   static DIFNET_MEMBER int64_t places(const Scheme& scheme, const WalkSizes& size) {
-    return 2 * int64_t(sizeof(BlockOfProducts) / sizeof(float)) +
+    return 2 * int64_t(sizeof(BlockOfProducts) / sizeof(float)) + 4 * kApart +
            2 * (parts_of_a(scheme.state) + parts_of_a(scheme.psi)) * WeightOperand::kPart +
            2 * (blocks(size.classes) + blocks(size.embed)) * kBlock * kTile;
   }
@@ -64,10 +64,10 @@ struct BackwardMemory {
     products = reinterpret_cast<BlockOfProducts*>(memory);
     const int64_t P = parts_of_a(scheme.state) * WeightOperand::kPart,
                   T = parts_of_a(scheme.psi) * WeightOperand::kPart;
-    P_ji.at = reinterpret_cast<uint32_t*>(products + 2);
-    T_rows.at = P_ji.at + P;
-    P_ij.at = T_rows.at + T;
-    T_columns.at = P_ij.at + P;
+    P_ji.at = reinterpret_cast<uint32_t*>(products + 2) + kApart;
+    T_rows.at = P_ji.at + P + kApart;
+    P_ij.at = T_rows.at + T + kApart;
+    T_columns.at = P_ij.at + P + kApart;
     const int64_t D = blocks(size.embed) * kBlock * kTile, K = blocks(size.classes) * kBlock * kTile;
     psi_rows = reinterpret_cast<float*>(T_columns.at + T);
     psi_columns = psi_rows + D;

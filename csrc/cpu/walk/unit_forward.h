@@ -36,15 +36,15 @@ struct ForwardMemory {
   float *to_rows, *to_columns;  // [node i][class], [class][node j]
 
   static DIFNET_MEMBER int64_t places(const Scheme& scheme, const WalkSizes& size) {
-    return kTile * kTile + 2 * parts_of_a(scheme.walked) * WeightOperand::kPart +
+    return kTile * kTile + 2 * parts_of_a(scheme.walked) * WeightOperand::kPart + 3 * kApart +
            2 * ForwardOperands::classes(size) * kBlock * kTile;
   }
   DIFNET_MEMBER ForwardMemory(const Scheme& scheme, const WalkSizes& size, float* memory) {
     S = memory;
     const int64_t weights = parts_of_a(scheme.walked) * WeightOperand::kPart;
-    rows.at = reinterpret_cast<uint32_t*>(S + kTile * kTile);
-    columns.at = rows.at + weights;
-    to_rows = reinterpret_cast<float*>(columns.at + weights);
+    rows.at = reinterpret_cast<uint32_t*>(S + kTile * kTile + kApart);
+    columns.at = rows.at + weights + kApart;
+    to_rows = reinterpret_cast<float*>(columns.at + weights + kApart);
     to_columns = to_rows + ForwardOperands::classes(size) * kBlock * kTile;
   }
 };

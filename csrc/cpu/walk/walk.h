@@ -136,12 +136,14 @@ struct WalkKernels {
   WalkSteps<WalkBackward<Real, Factor>, WalkBackwardScratch<Real>> backward;
 };
 
-// What an instruction set with a matrix unit brings, for fp32, bf16 and fp16 fields, and how its tests reach the unit.
+// What an instruction set with a matrix unit brings, for fp32, bf16 and fp16 fields, and how tests and benchmarks reach
+// the unit.
 struct WalkUnitKernels {
   const char* name;  // of the set
   WalkKernels<float> high, medium, bf16, fp16;
   void (*multiply)(float* sums, const uint32_t* a, const uint32_t* b);  // one product of registers (unit/unit.h)
-  void (*counts)(int64_t* to);                                          // loads, products and reads of a model so far
+  void (*spin)(int64_t steps);  // products that wait for nothing: four of registers a step
+  void (*counts)(int64_t* to);  // loads, products and reads of a model so far
 };
 
 }  // namespace difnet::cpu
