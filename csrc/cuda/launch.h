@@ -7,6 +7,8 @@
 
 namespace difnet::cuda {
 
+struct ProjectionRequest;
+
 // A card that torch calls cuda:index; arch is 90 for sm_90.
 struct Device {
   int32_t index = 0, processors = 0, arch = 0;
@@ -22,9 +24,11 @@ Failure look_at_device(int32_t index, Device& to);
 // The bytes of workspace that a request needs on a card, or -1 where no launch can hold it.
 int64_t workspace_bytes(const Request& asked);
 int64_t workspace_bytes(const BackwardRequest& asked);
+int64_t workspace_bytes(const ProjectionRequest& asked);
 // The launches of a request; `workspace` has that many bytes, aligned to 128.
 Failure cascade_forward(const Request& asked, const Device& on, void* workspace, void* stream);
 Failure cascade_backward(const BackwardRequest& asked, const Device& on, void* workspace, void* stream);
+Failure projection_forward(const ProjectionRequest& asked, const Device& on, void* workspace, void* stream);
 
 }  // namespace difnet::cuda
 

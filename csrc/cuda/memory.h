@@ -112,15 +112,18 @@ DIFNET_DEVICE void wait_for(const uint32_t* counter, uint32_t count, const char*
   }
 }
 
-// The last block out leaves all counters at zero for the next launch. Whether this is it.
-DIFNET_DEVICE bool leave(const auto& c, uint32_t* before) {
+// The last block out leaves all `count` counters, the first of them its own, at zero for the next launch. Whether this is
+// it.
+DIFNET_DEVICE bool leave(uint32_t* counters, int64_t count, uint32_t* before) {
   barrier();
-  if (thread() == 0) *before = add_acquire_release(finished(c), 1);
+  if (thread() == 0) *before = add_acquire_release(counters, 1);
   barrier();
   if (*before != uint32_t(blocks() - 1)) return false;
-  const int64_t end = ready(c, c.walks, 0, 0) - c.counters;
-  for (int64_t at = thread(); at < end; at += kThreads) c.counters[at] = 0;
+  for (int64_t at = thread(); at < count; at += kThreads) counters[at] = 0;
   return true;
+}
+DIFNET_DEVICE bool leave(const auto& c, uint32_t* before) {
+  return leave(finished(c), ready(c, c.walks, 0, 0) - c.counters, before);
 }
 
 }  // namespace difnet::cuda

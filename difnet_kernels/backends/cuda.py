@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -14,6 +15,7 @@ from difnet_kernels.problem import Problem, Projection
 MAX_EMBED, MAX_CLASSES = 128, 63  # the widest of the compiled kernels
 MIN_ARCH = 80
 ROWS = 64  # nodes of a row tile, as csrc/cuda/cascade.h
+PROJECTION_TILE, MERGED_TILES = 32, 32  # nodes of the smallest tile of Ψ, tiles of a group of its statistics
 # architectures on which a committed results file shows these kernels right and faster than Triton's, which makes them the
 # preferred ones there; until a card has spoken they run where they are named
 PREFERRED_ON: frozenset[int] = frozenset()
@@ -79,6 +81,12 @@ def refuses_projection(problem: Projection) -> str | None:
 def counters_size(images: int, nodes: int, walks: int) -> int:
     """How many counters a launch uses (csrc/cuda/cascade.h)."""
     return 1 + images * (1 + walks) * (1 + -(-nodes // ROWS))
+
+
+def projection_counters_size(images: int, grid: Sequence[int]) -> int:
+    """How many counters a launch of Ψ's forward uses at most (csrc/cuda/projection_forward.h)."""
+    tiles = images * -(-math.prod(grid) // PROJECTION_TILE)
+    return 2 + -(-tiles // MERGED_TILES)
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

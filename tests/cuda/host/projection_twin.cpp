@@ -1,0 +1,17 @@
+// The twin of Ψ as a library: a request from Python, run on fibers. The kernels are those of csrc/cuda, word for word.
+#include "run_projection_on_host.h"
+
+extern "C" {
+
+// Returns whether all is well; `error` (600 bytes) says what is not.
+bool twin_projection_forward(const difnet::cuda::ProjectionRequest* asked, const twin::Options* options,
+                             twin::Report* report) {
+  *report = twin::run_on_host(*asked, *options);
+  return report->error[0] == 0;
+}
+
+void twin_projection_sizes(int32_t* to) {
+  to[0] = sizeof(difnet::cuda::Volume);
+  to[1] = sizeof(difnet::cuda::ProjectionRequest);
+}
+}

@@ -1,0 +1,42 @@
+// A Ψ on fibers: what csrc/cuda/compiled.h does with a card.
+#pragma once
+
+#include <projection_launches.h>
+
+#include "on_host.h"
+
+namespace twin {
+
+// act(kind) for the compiled kernel that is meant.
+template <typename Act>
+void with_projection_kind(const difnet::cuda::Instance& with, Act act) {
+  using namespace difnet::cuda;
+  const auto look = [&](auto kind) {
+    constexpr Instance mine = decltype(kind)::kInstance;
+    if (mine.products == with.products && mine.embed == with.embed) act(kind);
+  };
+  look(Kind<3, 64, 0>{});
+#if !defined(TWIN_ONE_KIND)
+  look(Kind<2, 64, 0>{}), look(Kind<2, 128, 0>{}), look(Kind<3, 128, 0>{});
+#endif
+}
+
+template <typename With>
+Machine::Result on_fibers(const difnet::cuda::ProjectionForward& c, Machine::Settings& settings) {
+  settings.shared_bytes = sizeof(difnet::cuda::ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed>);
+  return Machine::run(settings, [&c] { difnet::cuda::projection_forward<With>(c); });
+}
+
+template <typename Asked, typename RunAll>
+Report run_projection_on_host(const Asked& asked, const Options& options, RunAll run_all) {
+  return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {
+    Machine::Result result;
+    with_projection_kind(with, [&](auto kind) { result = on_fibers<decltype(kind)>(c, settings); });
+    return result;
+  });
+}
+inline Report run_on_host(const difnet::cuda::ProjectionRequest& asked, const Options& options) {
+  return run_projection_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_projection(all...); });
+}
+
+}  // namespace twin
