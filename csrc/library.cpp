@@ -38,5 +38,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "Tensor beta, Tensor walked, Tensor row_lse, bool high, Tensor[] grad_lse, Tensor(a!)? grad_state, "
       "Tensor(b!)? grad_seed, Tensor(c!)[] grad_psi, Tensor(d!)[] grad_bias, Tensor(e!)? grad_mu, "
       "Tensor(f!)? grad_beta, Tensor(g!) counters) -> ()");
+  m.def(
+      "cuda_projection_forward(Tensor features, Tensor weight, Tensor? slope, Tensor(a!) peak, Tensor(b!) position, "
+      "Tensor(c!)? mean, Tensor(d!)? variance, Tensor(e!) counters) -> ()");
+  m.def(
+      "cuda_projection_backward(Tensor grad_peak, Tensor? grad_mean, Tensor? grad_variance, Tensor features, Tensor "
+      "weight, Tensor position, Tensor? z, Tensor? mean, Tensor(a!)? grad_features, Tensor(b!)? grad_weight, "
+      "Tensor(c!) counters) -> ()");
 #endif
 }

@@ -8,6 +8,7 @@
 namespace difnet::cuda {
 
 struct ProjectionRequest;
+struct ProjectionBackwardRequest;
 
 // A card that torch calls cuda:index; arch is 90 for sm_90.
 struct Device {
@@ -25,10 +26,12 @@ Failure look_at_device(int32_t index, Device& to);
 int64_t workspace_bytes(const Request& asked);
 int64_t workspace_bytes(const BackwardRequest& asked);
 int64_t workspace_bytes(const ProjectionRequest& asked);
+int64_t workspace_bytes(const ProjectionBackwardRequest& asked);
 // The launches of a request; `workspace` has that many bytes, aligned to 128.
 Failure cascade_forward(const Request& asked, const Device& on, void* workspace, void* stream);
 Failure cascade_backward(const BackwardRequest& asked, const Device& on, void* workspace, void* stream);
 Failure projection_forward(const ProjectionRequest& asked, const Device& on, void* workspace, void* stream);
+Failure projection_backward(const ProjectionBackwardRequest& asked, const Device& on, void* workspace, void* stream);
 
 }  // namespace difnet::cuda
 

@@ -1,6 +1,7 @@
 // The kernels of Ψ that are compiled, and their launch.
 #include "compiled.h"
-#include "projection_launches.h"
+#include "projection_backward.h"
+#include "projection_forward.h"
 
 namespace difnet::cuda {
 namespace {
@@ -16,14 +17,22 @@ using ForwardMemory = ProjectionMemory<With::kInstance.products - 1, With::kInst
       DIFNET_COMPILED(name, memory, 3, 128, 0), \
   }
 const Compiled<ProjectionForward> kForward[] = DIFNET_PROJECTIONS(projection_forward, ForwardMemory);
-const auto run_forward = [](auto&&... arguments) { return run_projection(arguments...); };
+const Compiled<ProjectionBackward> kBackward[] = DIFNET_PROJECTIONS(projection_backward, ProjectionBackwardMemory);
+const auto run_projection_forth = [](auto&&... arguments) { return run_projection(arguments...); };
+const auto run_projection_back = [](auto&&... arguments) { return run_projection_backward(arguments...); };
 
 }  // namespace
 
-int64_t workspace_bytes(const ProjectionRequest& asked) { return count_bytes(asked, run_forward); }
+int64_t workspace_bytes(const ProjectionRequest& asked) { return count_bytes(asked, run_projection_forth); }
 
 Failure projection_forward(const ProjectionRequest& asked, const Device& on, void* workspace, void* stream) {
-  return launch_all(asked, run_forward, kForward, on, workspace, stream);
+  return launch_all(asked, run_projection_forth, kForward, on, workspace, stream);
+}
+
+int64_t workspace_bytes(const ProjectionBackwardRequest& asked) { return count_bytes(asked, run_projection_back); }
+
+Failure projection_backward(const ProjectionBackwardRequest& asked, const Device& on, void* workspace, void* stream) {
+  return launch_all(asked, run_projection_back, kBackward, on, workspace, stream);
 }
 
 }  // namespace difnet::cuda

@@ -1,4 +1,4 @@
-// One Ψ as plain data, the same for the host, the card and the tests: features, the windows of its pooling, W.
+// What a launch of Ψ is asked: plain data, the same for the host, the card and the tests.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +41,44 @@ constexpr int kWeightRows = kThreads / 32;  // of W, that one unit of work prepa
 
 // Nodes (or pixels) of a tile, of which a warp has 16 and 64 channels.
 constexpr int tile_nodes(int embed) { return embed == 64 ? 64 : 32; }
+
+constexpr int kMergedTiles = 32;  // tiles of nodes of a group of the statistics
+
+struct ProjectionForward {
+  static constexpr bool kBackward = false;
+  Projection psi;
+  int32_t images, tiles, groups, weight_units;  // tiles of an image; groups of tiles; units that prepare W
+  Volume peak, position;                        // (B, D, *grid), fp32 and int32
+  float *mean, *variance;                       // [D], or null
+  float* partial;                               // [images · tiles, 3, padded D]: count, mean, squared deviations
+  float* merged;                                // [groups, 3, padded D], the same
+  uint32_t* counters;  // finished blocks, units of W, tiles of every group; zero before and after
+};
+
+constexpr int kSlots = 2;                // rounds whose ∂z has room
+constexpr int64_t kSlotBytes = 8 << 20;  // of one round
+constexpr int kFeatureChunks = 8;        // of ∂f, that one unit makes of one ∂z
+constexpr int kWeightUnits = 256;        // of ∂W in a round, about
+constexpr int kMostRanges = 64;          // of a round, that one block adds
+
+struct ProjectionBackward {
+  static constexpr bool kBackward = true;
+  Projection psi;                               // without a slope: z has its own sign
+  int32_t images, tiles;                        // tiles of pixels of an image
+  int32_t rounds, round_tiles, feature_groups;  // groups: of chunks, 0 if ∂f is not wanted
+  int32_t chunks, ranges, range_tiles;          // ranges of tiles in a round, 0 if ∂W is not wanted
+  int32_t weight_units;
+  float share;                                    // 1 / pixels of the batch
+  Volume grad_peak, position, z, grad_features;   // z: without data where it has to be made again
+  const float *mean, *grad_mean, *grad_variance;  // [D], or null
+  float* grad_weight;                             // [D, C]
+  // workspace
+  float* pixel_gradient;  // [slots, round_tiles, pixels of a tile, padded D]
+  float* part;            // [rounds, chunks, ranges, padded D · kChunk]
+  float* round_part;      // [rounds, chunks, padded D · kChunk]
+  uint32_t* counters;     // zero before and after
+  int64_t counters_size;  // of those that are used
+};
 
 // ---- the host's part ------------------------------------------------------------------------------------------------
 inline int32_t padded_embed(int32_t embed) { return embed <= 64 ? 64 : 128; }

@@ -11,32 +11,6 @@
 
 namespace difnet::cuda {
 
-constexpr int kMergedTiles = 32;  // tiles of a group of the statistics
-
-struct ProjectionForward {
-  static constexpr bool kBackward = false;
-  Projection psi;
-  int32_t images, tiles, groups, weight_units;  // tiles of an image; groups of tiles; units that prepare W
-  Volume peak, position;                        // (B, D, *grid), fp32 and int32
-  float *mean, *variance;                       // [D], or null
-  float* partial;                               // [images · tiles, 3, padded D]: count, mean, squared deviations
-  float* merged;                                // [groups, 3, padded D], the same
-  uint32_t* counters;  // finished blocks, units of W, tiles of every group; zero before and after
-};
-
-// ---- the host's part ------------------------------------------------------------------------------------------------
-inline int64_t all_units(const ProjectionForward& c) { return int64_t(c.weight_units) + int64_t(c.images) * c.tiles; }
-inline int64_t counters(const ProjectionForward& c) { return 2 + int64_t(c.groups); }
-template <typename Work>
-void take_sections(ProjectionForward& c, const Instance& with, Work& work) {
-  const bool statistics = c.mean != nullptr;
-  work.take(c.psi.weight_halves, weight_halves_count(c.psi.features.channels, c.psi.embed));
-  work.take(c.psi.weight_unit, with.embed);
-  work.take(c.partial, statistics ? int64_t(c.images) * c.tiles * 3 * with.embed : 0);
-  work.take(c.merged, statistics ? int64_t(c.groups) * 3 * with.embed : 0);
-}
-
-// ---- the kernel -----------------------------------------------------------------------------------------------------
 // Count, mean and squared deviations of one channel from those of `many` tiles, kEmbed numbers each: the mean about the
 // first tile's, then the deviations of the tiles' means from it (Chan et al.).
 struct Moments {
@@ -46,11 +20,13 @@ template <int kEmbed>
 DIFNET_DEVICE Moments merge(const float* from, int64_t many) {
   const float about = from[kEmbed];
   float count = 0.0f, total = 0.0f, squares = 0.0f;
+#pragma unroll 1
   for (int64_t n = 0; n < many; ++n) {
     count += from[n * 3 * kEmbed];
     total += from[n * 3 * kEmbed] * (from[n * 3 * kEmbed + kEmbed] - about);
   }
   const float divisor = larger(count, 1.0f), mean = about + total / divisor;
+#pragma unroll 1
   for (int64_t n = 0; n < many; ++n) {
     const float* one = from + n * 3 * kEmbed;
     const float apart = one[0] > 0.0f ? one[kEmbed] - mean : 0.0f;
@@ -68,8 +44,6 @@ DIFNET_DEVICE void leave_statistics(const ProjectionForward& c, ForwardTile<kHal
   auto& memory = pooled.tile.memory;
   const int64_t number = int64_t(memory.image) * c.tiles + memory.first_node / ForwardTile<kHalves, kEmbed>::kNodes;
   const int d = thread();
-  const float shift = d < kEmbed ? pooled.shift(d) : 0.0f;
-  barrier();
   pooled.add_up(pooled.total);
   const float total = d < kEmbed ? pooled.sum(d) : 0.0f;
   barrier();
@@ -78,7 +52,7 @@ DIFNET_DEVICE void leave_statistics(const ProjectionForward& c, ForwardTile<kHal
     const float count = pooled.counted(), divisor = larger(count, 1.0f);
     float* to = c.partial + number * 3 * kEmbed + d;
     to[0] = count;
-    to[kEmbed] = (shift + total / divisor) * (memory.weight_unit[d] < 0.0f ? -1.0f : 1.0f);
+    to[kEmbed] = (memory.shift[d] + total / divisor) * (memory.weight_unit[d] < 0.0f ? -1.0f : 1.0f);
     to[2 * kEmbed] = larger(pooled.sum(d) - total * (total / divisor), 0.0f);
   }
   const int64_t all = int64_t(c.images) * c.tiles, group = number / kMergedTiles, begin = group * kMergedTiles;

@@ -131,12 +131,15 @@ struct PooledTile {
 #pragma unroll
         for (int e = 0; e < 2; ++e) sums[n][e] = tile.z[n][e] + tile.z[n][e + 2];
       add_up(sums);
+      if (thread() < kEmbed) tile.memory.shift[thread()] = sum(thread()) * (1.0f / kNodes);
+      barrier();
     }
 #pragma unroll
-    for (int n = 0; n < kPairs; ++n)
+    for (int n = 0; n < kPairs; ++n) {
+      const Two shift = *reinterpret_cast<const Two*>(tile.memory.shift + Tile::channel(n, me));
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float about = shift(Tile::channel(n, me) + e);
+        const float about = shift.x[e];
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
           const float apart = own[row] != 0.0f ? tile.z[n][e + row * 2] - about : 0.0f;
@@ -144,6 +147,7 @@ struct PooledTile {
           squares[n][e] = fma(apart, apart, squares[n][e]);
         }
       }
+    }
   }
   // memory.sums: the sum over the rows of each warp.
   DIFNET_DEVICE void add_up(float (&sums)[kPairs][2]) {
@@ -163,10 +167,10 @@ struct PooledTile {
     for (int w = 0; w < Tile::kRowWarps; ++w) all += tile.memory.sums[w][d];
     return all;
   }
-  DIFNET_DEVICE float shift(int d) const { return sum(d) * (1.0f / kNodes); }
   // Pixels that the statistics count.
   DIFNET_DEVICE float counted() const {
     float all = 0.0f;
+#pragma unroll 1
     for (int node = 0; node < kNodes && first_node() + node < nodes(); ++node)
       all += float(tile.memory.window[0][node].step) * float(tile.memory.window[1][node].step) *
              float(tile.memory.window[2][node].step);

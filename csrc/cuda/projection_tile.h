@@ -34,6 +34,45 @@ DIFNET_DEVICE Unit unit_of(float largest) {
 // Where 8 numbers stand in a tile [rows][kChunk]: rows have 64 bytes, two share all banks, so pairs permute.
 DIFNET_DEVICE int place_of(int row, int eight) { return (row * 4 + (eight ^ (row >> 1 & 3))) * 8; }
 
+// kStep numbers in halves, in a unit of their own, which is returned; place(0) and place(1) are where 8 of them go.
+template <int kHalves, int kNumbers, typename PlaceOf>
+DIFNET_DEVICE float store_step(uint16_t (&to)[kHalves][kNumbers], const float (&x)[kStep], PlaceOf place) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kStep; ++c) largest = larger(largest, magnitude(x[c]));
+  const Unit scale = unit_of(largest);
+#pragma unroll
+  for (int eight = 0; eight < kStep / 8; ++eight) {
+    Words words[kHalves];
+#pragma unroll
+    for (int two = 0; two < 4; ++two) {
+      uint32_t halves[kHalves];
+      const int c = eight * 8 + two * 2;
+      to_halves(halves, x[c] * scale.inverse, x[c + 1] * scale.inverse);
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) words[half].x[two] = halves[half];
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) *reinterpret_cast<Words*>(to[half] + place(eight)) = words[half];
+  }
+  return scale.unit;
+}
+
+// left [16 x 16] · right [16 x 8] of halves, from zero. The products with a low half are summed apart: that of what is
+// not finite is NaN, and is left out, so that what remains is what fp32 would give.
+template <int kLeft, int kRight>
+DIFNET_DEVICE void finite_product(float (&to)[4], const uint32_t (&left)[kLeft][4], const uint32_t (&right)[kRight][4],
+                                  int part) {
+  float small[4] = {};
+#pragma unroll
+  for (int e = 0; e < 4; ++e) to[e] = 0.0f;
+  if constexpr (kRight == 2) mma(small, left[0], right[1][2 * part], right[1][2 * part + 1]);
+  if constexpr (kLeft == 2) mma(small, left[1], right[0][2 * part], right[0][2 * part + 1]);
+  mma(to, left[0], right[0][2 * part], right[0][2 * part + 1]);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) to[e] += is_finite(small[e]) ? small[e] : 0.0f;
+}
+
 // W in halves: kWeightRows rows for each unit of work, 0 to weight_units. Rows and channels of the padding are zero.
 template <int kEmbed>
 DIFNET_DEVICE void prepare_weight(const Projection& psi, int unit) {
@@ -41,10 +80,12 @@ DIFNET_DEVICE void prepare_weight(const Projection& psi, int unit) {
   const float* from = psi.weight + int64_t(row) * channels;
   const int columns = row < psi.embed ? channels : 0;
   float largest = 0.0f;
+#pragma unroll 1
   for (int c = lane(); c < columns; c += 32) largest = larger(largest, magnitude(from[c]));
   const Unit scale = unit_of(largest_of_warp(largest));
   if (lane() == 0) psi.weight_unit[row] = scale.unit;
   const int end = (channels + kChunk - 1) / kChunk * kChunk;
+#pragma unroll 1
   for (int c = lane(); c < end; c += 32) {
     const float x = c < columns ? from[c] * scale.inverse : 0.0f;
     const uint16_t hi = float_to_half(x);
@@ -86,6 +127,7 @@ struct ProjectionMemory {
   float weight_unit[kEmbed];  // with the sign of the slope
   float cap[kEmbed];          // −∞ where the slope is zero: nothing passes the first pixel
   float sums[kPixels / 16][kEmbed];
+  float shift[kEmbed];
   Window window[3][kPixels];  // of every node, axis by axis
   // of the block, here because registers are scarce
   int32_t image, first_node, unit;
@@ -126,6 +168,7 @@ struct ProjectionTile {
   // W of a narrow Ψ, units and slopes.
   DIFNET_DEVICE void begin() {
     barrier();
+#pragma unroll 1
     for (int d = thread(); d < kEmbed; d += kThreads) {
       const float slope = psi.slope != nullptr && d < psi.embed ? psi.slope[d] : 1.0f;
       const float sign = slope < 0.0f ? -1.0f : 1.0f;
@@ -133,6 +176,7 @@ struct ProjectionTile {
       memory.cap[d] = slope == 0.0f ? -kInfinity : kInfinity;
     }
     if (narrow())
+#pragma unroll 1
       for (int at = thread(); at < kNarrow * kEmbed; at += kThreads) {
         const int c = at / kEmbed, d = at % kEmbed;
         const bool inside = d < psi.embed && c < psi.features.channels;
@@ -211,27 +255,12 @@ struct ProjectionTile {
       for (int c = 0; c < kStep; ++c) memory.narrow.features[stage][c][pixel] = number(c);
       return;
     }
-    float largest = 0.0f;
+    float numbers[kStep];
 #pragma unroll
-    for (int c = 0; c < kStep; ++c) largest = larger(largest, magnitude(number(c)));
-    const Unit scale = unit_of(largest);
+    for (int c = 0; c < kStep; ++c) numbers[c] = number(c);
     auto& to = memory.stage[stage];
-    to.unit[step][pixel] = scale.unit;
-#pragma unroll
-    for (int eight = 0; eight < kStep / 8; ++eight) {
-      Words words[kHalves];
-#pragma unroll
-      for (int two = 0; two < 4; ++two) {
-        uint32_t halves[kHalves];
-        const int c = eight * 8 + two * 2;
-        to_halves(halves, number(c) * scale.inverse, number(c + 1) * scale.inverse);
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) words[half].x[two] = halves[half];
-      }
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half)
-        *reinterpret_cast<Words*>(to.features[half] + place_of(pixel, step * 2 + eight)) = words[half];
-    }
+    to.unit[step][pixel] =
+        store_step(to.features, numbers, [&](int eight) { return place_of(pixel, step * 2 + eight); });
   }
 
   // ---- products ---------------------------------------------------------------------------------------------------
@@ -255,21 +284,14 @@ struct ProjectionTile {
           ldmatrix4(right[half],
                     from.weight[half] + place_of(first_channel + n * 16 + me / 16 * 8 + me % 8, k * 2 + me / 8 % 2));
 #pragma unroll
-        for (int part = 0; part < 2; ++part) add(z[n * 2 + part], left, right, part, unit);
+        for (int part = 0; part < 2; ++part) {
+          float product[4];
+          finite_product(product, left, right, part);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) z[n * 2 + part][e] = fma(product[e], unit[e / 2], z[n * 2 + part][e]);  // (Ψ1)
+        }
       }
     }
-  }
-  // The products with a low half are summed apart: that of what is not finite is NaN, and is left out, so that what
-  // remains is what fp32 would give.
-  DIFNET_DEVICE void add(float (&to)[4], const uint32_t (&left)[kHalves][4], const uint32_t (&right)[2][4], int part,
-                         const float (&unit)[2]) {
-    float large[4] = {}, small[4] = {};
-    mma(small, left[0], right[1][2 * part], right[1][2 * part + 1]);
-    if constexpr (kHalves == 2) mma(small, left[1], right[0][2 * part], right[0][2 * part + 1]);
-    mma(large, left[0], right[0][2 * part], right[0][2 * part + 1]);
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      to[e] = fma(large[e] + (is_finite(small[e]) ? small[e] : 0.0f), unit[e / 2], to[e]);  // (Ψ1)
   }
   DIFNET_DEVICE void multiply_narrow(int stage) {
     const int me = anew(thread());
@@ -286,6 +308,16 @@ struct ProjectionTile {
     }
   }
 
+  // z with the units of W, as rows [pixel][kEmbed + 1].
+  DIFNET_DEVICE void leave_rows(float* rows) const {
+#pragma unroll
+    for (int n = 0; n < kPairs; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int d = channel(n) + e % 2;
+        rows[(row() + e / 2 * 8) * (kEmbed + 1) + d] = z[n][e] * memory.weight_unit[d];
+      }
+  }
   DIFNET_DEVICE void clear() {
 #pragma unroll
     for (int n = 0; n < kPairs; ++n)

@@ -1,16 +1,12 @@
 // The operators of library.cpp on a CUDA device.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include <array>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "cuda/launch.h"
-#include "cuda/stream.h"
+#include "cuda/on_card.h"
 #include "tensors.h"
 
 namespace difnet::cuda {
@@ -36,20 +32,6 @@ void check(const char* name, const Tensor& x, const Tensor& seed, std::initializ
   STD_TORCH_CHECK(x.get_device() == seed.get_device(), "difnet_kernels::cuda_cascade: ", name,
                   " lies on another device than seed");
   STD_TORCH_CHECK(!fp32 || x.is_contiguous(), "difnet_kernels::cuda_cascade: ", name, " must be contiguous");
-}
-
-const Device& device_of(const Tensor& x) {
-  static std::array<std::optional<Device>, 64> known;
-  static std::mutex lock;
-  const std::lock_guard<std::mutex> guard(lock);
-  std::optional<Device>& device = known.at(size_t(x.get_device()));
-  if (!device) {
-    Device found;
-    const Failure failure = look_at_device(x.get_device(), found);
-    STD_TORCH_CHECK(failure.empty(), failure);
-    device = found;
-  }
-  return *device;
 }
 
 // ψ, as fields; none wider than the compiled kernels.
@@ -95,16 +77,6 @@ void set_common(auto& asked, const std::optional<Tensor>& state, const Tensor& s
   asked.beta = static_cast<const float*>(beta.const_data_ptr());
   asked.counters = static_cast<uint32_t*>(counters.mutable_data_ptr()), asked.counters_size = counters.numel();
   asked.processors = device.processors;
-}
-
-// Takes the workspace and launches, by cascade_forward or cascade_backward.
-template <typename Request, typename Launch>
-void launch(const Request& asked, const Tensor& seed, const Device& device, Launch launch) {
-  const int64_t bytes = workspace_bytes(asked);
-  const Tensor workspace = torch::stable::new_empty(seed, {std::max<int64_t>(bytes, 0)}, ScalarType::Byte);
-  const Failure failure = launch(asked, device, workspace.mutable_data_ptr(), current_stream(device.index));
-  STD_TORCH_CHECK(failure.empty(), "the CUDA kernels of difnet_kernels did not run: ", failure,
-                  ". Use backend=\"triton\" or \"reference\", or report the case with this line.");
 }
 
 void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::vector<Tensor> psi,

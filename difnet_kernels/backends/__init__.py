@@ -92,6 +92,8 @@ BACKENDS: dict[str, Backend] = {
             refuses_projection=cuda.refuses_projection,
             cascade_forward=cuda.cascade_forward,
             cascade_backward=cuda.cascade_backward,
+            projection_forward=cuda.projection_forward,
+            projection_backward=cuda.projection_backward,
             not_preferred=cuda.not_preferred,
         ),
         Backend(

@@ -1,4 +1,5 @@
-"""CUDA C++ kernels (csrc/cuda): a whole cascade in one launch, and its gradients in another, on NVIDIA GPUs from sm_80 on."""
+"""CUDA C++ kernels (csrc/cuda): a whole cascade in one launch, its gradients in another, and Ψ likewise, on NVIDIA GPUs from
+sm_80 on."""
 
 from __future__ import annotations
 
@@ -13,9 +14,12 @@ from difnet_kernels.backends import native
 from difnet_kernels.problem import Problem, Projection
 
 MAX_EMBED, MAX_CLASSES = 128, 63  # the widest of the compiled kernels
+MAX_CHANNELS = 2048  # of the features of Ψ; wider ones were never tested
 MIN_ARCH = 80
 ROWS = 64  # nodes of a row tile, as csrc/cuda/cascade.h
-PROJECTION_TILE, MERGED_TILES = 32, 32  # nodes of the smallest tile of Ψ, tiles of a group of its statistics
+# of Ψ (csrc/cuda/projection*.h): nodes of its smallest tile, tiles of a group of its statistics, tiles of pixels of a round of
+# its backward, channels at a time
+PROJECTION_TILE, MERGED_TILES, ROUND_TILES, CHUNK = 32, 32, 512, 32
 # architectures on which a committed results file shows these kernels right and faster than Triton's, which makes them the
 # preferred ones there; until a card has spoken they run where they are named
 PREFERRED_ON: frozenset[int] = frozenset()
@@ -75,7 +79,21 @@ def not_preferred(problem: Problem | Projection) -> str | None:
 
 
 def refuses_projection(problem: Projection) -> str | None:
-    return "it does not bring Ψ; use backend='triton'"
+    """Why this Ψ cannot run although the backend can."""
+    if problem.device.type != "cuda":
+        return f"the tensors are on {problem.device}; move them to a CUDA device"
+    return projection_too_much(problem) or _too_old(problem.device)
+
+
+def projection_too_much(problem: Projection) -> str | None:
+    """What no card could run, and the backend that can."""
+    if torch.float64 in problem.dtypes:
+        return "float64 has no fast matrix units; use float32, or backend='reference'"
+    if problem.embed > MAX_EMBED:
+        return f"D = {problem.embed} is above {MAX_EMBED}; use backend='triton'"
+    if problem.channels > MAX_CHANNELS:
+        return f"C = {problem.channels} is above {MAX_CHANNELS}; use backend='triton'"
+    return None
 
 
 def counters_size(images: int, nodes: int, walks: int) -> int:
@@ -87,6 +105,13 @@ def projection_counters_size(images: int, grid: Sequence[int]) -> int:
     """How many counters a launch of Ψ's forward uses at most (csrc/cuda/projection_forward.h)."""
     tiles = images * -(-math.prod(grid) // PROJECTION_TILE)
     return 2 + -(-tiles // MERGED_TILES)
+
+
+def projection_backward_counters_size(features: Tensor, round_tiles: int = 0) -> int:
+    """How many counters a launch of Ψ's backward uses at most (csrc/cuda/projection_launches.h)."""
+    tiles = features.shape[0] * -(-math.prod(features.shape[2:]) // PROJECTION_TILE)
+    rounds, chunks = -(-tiles // (round_tiles or ROUND_TILES)), -(-features.shape[1] // CHUNK)
+    return 2 + 2 * rounds + (rounds + 1) * chunks
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
@@ -163,6 +188,44 @@ def cascade_backward(
         _given(grad_lse, mu), grad_state, grad_seed, _given(grad_psi, mu), _given(grad_bias, mu), grad_mu, grad_beta,
         counters,
     )  # fmt: skip
+
+
+def projection_forward(
+    features: Tensor,
+    weight: Tensor,
+    slope: Tensor | None,
+    *,
+    peak: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    variance: Tensor | None,
+) -> None:
+    """Ψ1 into preallocated results: features (B, C, Z, Y, X) of any strides, fp32 weight (D, C) -> peak and position
+    (B, D, *grid), and in training mean and variance (D,) of all pixels."""
+    counters = _counters_for(features.device, projection_counters_size(features.shape[0], peak.shape[2:]))
+    torch.ops.difnet_kernels.cuda_projection_forward.default(
+        features, weight, slope, peak, position, mean, variance, counters
+    )
+
+
+def projection_backward(
+    grad_peak: Tensor,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    *,
+    z: Tensor | None = None,
+    grad_features: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    """Ψ2-Ψ4 into preallocated gradients (None: not wanted). z (B, D, Z, Y, X), if it is known, is not made again."""
+    counters = _counters_for(features.device, projection_backward_counters_size(features))
+    torch.ops.difnet_kernels.cuda_projection_backward.default(
+        grad_peak, grad_mean, grad_variance, features, weight, position, z, mean, grad_features, grad_weight, counters
+    )
 
 
 def _given(tensors: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,14 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels.backends import Backend
-from difnet_kernels.problem import Problem
-from tests.cuda import twin
+from difnet_kernels.backends import Backend, cuda
+from difnet_kernels.problem import Problem, Projection
+from tests.cuda import projection_twin, twin
+from tests.support.projections import Shape
 
 NAME = "cuda-host"
 WIDEST, CLASSES = 128, 63
 # a test runs on the twin if all its problems are small: these, and of the parametrised ones what `fits`
 LARGEST = 257
+PIXELS = 8192  # of Ψ
 FILES = {
     "test_backward.py": ("test_all_gradients", "test_medium_precision", "test_gradients_", "test_a_single_gradient",
                          "test_only_one_step", "test_one_walk_differentiates", "test_nearly_one_hot"),
@@ -33,6 +36,8 @@ FILES = {
     "test_random_shapes.py": ("test_a_random_problem",),
     # not those that hold lse to the bound of y: truncated logits (test_forward.py of this folder) reach lse undivided
     "test_bias.py": ("test_lse_without", "test_a_cascade_with", "test_a_row_without", "test_a_bad_bias"),
+    "test_projection_kernels.py": ("test_",),
+    "test_projection.py": ("test_",),
     # as torch sees it: opcheck, compilation, export, autocast, checkpointing
     "test_operators.py": ("test_cascade_forward", "test_cascade_backward"),
     "test_compile.py": ("test_compiled_equals", "test_one_graph", "test_the_default", "test_autocast", "test_activation"),
@@ -71,6 +76,12 @@ def refuses(problem: Problem) -> str | None:
     return None
 
 
+def refuses_projection(problem: Projection) -> str | None:
+    if problem.device.type != "cpu":
+        return "the twin runs on the CPU"
+    return cuda.projection_too_much(problem)
+
+
 def cascade_forward(
     state: Tensor | None,
     seed: Tensor,
@@ -107,13 +118,23 @@ def cascade_backward(
     twin.cascade_backward(grad_states, state, seed, psi, mu, beta, walked, row_lse, precision, **grads)
 
 
+def projection_forward(*given: Any, **results: Any) -> None:
+    projection_twin.projection_forward(*given, **results)
+
+
+def projection_backward(*given: Any, **results: Any) -> None:
+    projection_twin.projection_backward(*given, **results)
+
+
 BACKEND = Backend(
     name=NAME,
     unusable=unusable,
     refuses=refuses,
-    refuses_projection=lambda projection: "it does not bring Ψ",
+    refuses_projection=refuses_projection,
     cascade_forward=cascade_forward,
     cascade_backward=cascade_backward,
+    projection_forward=projection_forward,
+    projection_backward=projection_backward,
 )
 
 
@@ -127,7 +148,9 @@ def takes_test(backend: str, item: pytest.Item) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if not SAMPLED.get(getattr(item, "originalname", ""), lambda of: True)(parameters):
         return False
-    case = parameters.get("case")
+    case = parameters.get("shape", parameters.get("case"))
+    if isinstance(case, Shape):
+        return case.embed <= WIDEST and case.batch * math.prod(case.size) <= PIXELS
     sizes = [parameters.get("nodes", 1), parameters.get("embed", 1), parameters.get("classes", 1)]
     if case is not None:
         sizes = [case.nodes, case.embed, case.classes]

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from difnet_kernels.backends.cuda import projection_counters_size
+from difnet_kernels.backends.cuda import projection_backward_counters_size, projection_counters_size
 from tests.cuda.twin import CARD, ROOT, Machine, Options, Report, TwinError, compile_host
 
 DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.int32: 0}  # DType of csrc/field.h
@@ -43,14 +43,26 @@ class ProjectionRequest(ctypes.Structure):
     ]  # fmt: skip
 
 
+class ProjectionBackwardRequest(ctypes.Structure):
+    """As csrc/cuda/projection_launches.h."""
+
+    _fields_ = [
+        ("images", ctypes.c_int32), ("embed", ctypes.c_int32),
+        ("pixels", ctypes.c_int32 * 3), ("nodes", ctypes.c_int32 * 3),
+        *((name, Volume) for name in ("features", "grad_peak", "position", "z", "grad_features")),
+        *((name, ctypes.c_void_p) for name in ("weight", "mean", "grad_mean", "grad_variance", "grad_weight", "counters")),
+        ("counters_size", ctypes.c_int64), ("forced_round_tiles", ctypes.c_int32),
+    ]  # fmt: skip
+
+
 @cache
 def library() -> ctypes.CDLL:
     made = compile_host("projection_twin.cpp", ROOT / "build" / "twin" / "projection.so", "-O2", "-fPIC", "-shared")
     loaded = ctypes.CDLL(str(made))
-    sizes = (ctypes.c_int32 * 2)()
+    sizes = (ctypes.c_int32 * 3)()
     loaded.twin_projection_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(kind) for kind in (Volume, ProjectionRequest)]
-    loaded.twin_projection_forward.restype = ctypes.c_bool
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in (Volume, ProjectionRequest, ProjectionBackwardRequest)]
+    loaded.twin_projection_forward.restype = loaded.twin_projection_backward.restype = ctypes.c_bool
     return loaded
 
 
@@ -84,5 +96,36 @@ def projection_forward(
     )  # fmt: skip
     options, report = Options(machine.workers, machine.schedule), Report()
     if not library().twin_projection_forward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
+        raise TwinError(report.error.decode())
+    return report
+
+
+def projection_backward(
+    grad_peak: Tensor,
+    grad_mean: Tensor | None,
+    grad_variance: Tensor | None,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor,
+    mean: Tensor | None,
+    *,
+    z: Tensor | None = None,
+    grad_features: Tensor | None,
+    grad_weight: Tensor | None,
+    machine: Machine = CARD,
+    round_tiles: int = 0,
+) -> Report:
+    """Ψ2-Ψ4 into preallocated gradients, as every backend; None: not wanted. round_tiles: 0 leaves them to the plan."""
+    pixels = tuple(features.shape[2:])
+    size = projection_backward_counters_size(features, round_tiles)
+    counters = torch.zeros(size, dtype=torch.int32)
+    request = ProjectionBackwardRequest(
+        features.shape[0], weight.shape[0], _axes(pixels), _axes(tuple(position.shape[2:])),
+        *(Volume.of(x) for x in (features, grad_peak, position, z, grad_features)),
+        *(_pointer(x) for x in (weight, mean, grad_mean, grad_variance, grad_weight)),
+        counters.data_ptr(), counters.numel(), round_tiles,
+    )  # fmt: skip
+    options, report = Options(machine.workers, machine.schedule), Report()
+    if not library().twin_projection_backward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
         raise TwinError(report.error.decode())
     return report

@@ -9,9 +9,15 @@ bool twin_projection_forward(const difnet::cuda::ProjectionRequest* asked, const
   *report = twin::run_on_host(*asked, *options);
   return report->error[0] == 0;
 }
+bool twin_projection_backward(const difnet::cuda::ProjectionBackwardRequest* asked, const twin::Options* options,
+                              twin::Report* report) {
+  *report = twin::run_on_host(*asked, *options);
+  return report->error[0] == 0;
+}
 
 void twin_projection_sizes(int32_t* to) {
   to[0] = sizeof(difnet::cuda::Volume);
   to[1] = sizeof(difnet::cuda::ProjectionRequest);
+  to[2] = sizeof(difnet::cuda::ProjectionBackwardRequest);
 }
 }

@@ -1,6 +1,8 @@
 // A Ψ on fibers: what csrc/cuda/compiled.h does with a card.
 #pragma once
 
+#include <projection_backward.h>
+#include <projection_forward.h>
 #include <projection_launches.h>
 
 #include "on_host.h"
@@ -27,6 +29,12 @@ Machine::Result on_fibers(const difnet::cuda::ProjectionForward& c, Machine::Set
   return Machine::run(settings, [&c] { difnet::cuda::projection_forward<With>(c); });
 }
 
+template <typename With>
+Machine::Result on_fibers(const difnet::cuda::ProjectionBackward& c, Machine::Settings& settings) {
+  settings.shared_bytes = sizeof(difnet::cuda::ProjectionBackwardMemory<With>);
+  return Machine::run(settings, [&c] { difnet::cuda::projection_backward<With>(c); });
+}
+
 template <typename Asked, typename RunAll>
 Report run_projection_on_host(const Asked& asked, const Options& options, RunAll run_all) {
   return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {
@@ -37,6 +45,10 @@ Report run_projection_on_host(const Asked& asked, const Options& options, RunAll
 }
 inline Report run_on_host(const difnet::cuda::ProjectionRequest& asked, const Options& options) {
   return run_projection_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_projection(all...); });
+}
+inline Report run_on_host(const difnet::cuda::ProjectionBackwardRequest& asked, const Options& options) {
+  return run_projection_on_host(asked, options,
+                                [](auto&&... all) { return difnet::cuda::run_projection_backward(all...); });
 }
 
 }  // namespace twin
