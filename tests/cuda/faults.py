@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -244,10 +245,10 @@ inline uint32_t add_relaxed(uint32_t* counter, uint32_t value) {
 """
 
 
-def planted(folder: Path) -> Path:
+def planted(folder: Path, faults: Sequence[Fault] = FAULTS) -> Path:
     """A copy of the kernels with every fault, each behind its number."""
     texts = {path.name: path.read_text() for path in sources(KERNELS)}
-    for number, one in enumerate(FAULTS):
+    for number, one in enumerate(faults):
         for file, old, new in one.edits:
             count = texts[file].count(old)
             assert count == 1, f"{one.name}: {file} holds {old!r} {count} times, not once; adjust tests/cuda/faults.py"
@@ -261,12 +262,12 @@ def planted(folder: Path) -> Path:
     return copy
 
 
-def build(kernels: Path, check: str) -> Path:
+def build(kernels: Path, check: str, source: str = "alone.cpp") -> Path:
     """The program that runs one kind of kernel with the detector of `check`."""
     flags = ["-O1", "-DTWIN_ONE_KIND", "-include", str(kernels / "fault.h")]
     if check in SANITIZERS:
         flags.append(SANITIZERS[check])
-    return compile_host("alone.cpp", ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
+    return compile_host(source, ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
 
 
 def run(program: Path, lines: list[str], number: int = -1, backward: bool = False) -> str:
