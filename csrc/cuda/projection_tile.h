@@ -165,9 +165,8 @@ struct ProjectionTile {
   DIFNET_DEVICE static int step() { return thread() / kPixels; }
   DIFNET_DEVICE bool narrow() const { return psi.features.channels < kNarrow; }
 
-  // W of a narrow Ψ, units and slopes.
+  // W of a narrow Ψ, units and slopes; a barrier stands before it and at its end.
   DIFNET_DEVICE void begin() {
-    barrier();
 #pragma unroll 1
     for (int d = thread(); d < kEmbed; d += kThreads) {
       const float slope = psi.slope != nullptr && d < psi.embed ? psi.slope[d] : 1.0f;
@@ -326,14 +325,15 @@ struct ProjectionTile {
   }
 
   // z of `count` tiles of pixels, one after the other: where(n) is the Spot of this thread's pixel() in the n-th, asked
-  // in order; take(n, stage) finds z without the units of W, and clears it. begin() has its barriers.
+  // in order; take(n, stage) finds z without the units of W, and clears it. A barrier
+  // stands before the call.
   template <typename Where, typename Take>
   DIFNET_DEVICE void run(int count, Where where, Take take) {
     begin();
     const int chunks = (psi.features.channels + kChunk - 1) / kChunk;
     Spot spot{};
-    int tile = 0, chunk = 0;  // on their way
-                              // a turn ahead of the products, so that the code which reads stands here once
+    // what is on its way, a turn ahead of the products, so that the code which reads stands here once
+    int tile = 0, chunk = 0;
 #pragma unroll 1
     for (int stage = 1, now = -1; now < count; stage ^= 1) {
       const bool complete = chunk == 0;  // of the tile before

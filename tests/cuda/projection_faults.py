@@ -9,6 +9,7 @@ GRADIENT, GRADIENTS, BACKWARD = "projection_gradient.h", "projection_gradients.h
 
 # images channels embed Z Y X OZ OY OX dtype statistics round_tiles workers: three chunks, tiles and rounds; overlaps
 WIDE = "2 70 64 1 9 13 1 4 6 0 1 1 3"
+MANY = f"{WIDE.rpartition(' ')[0]} 16"  # so many blocks that few orders follow from others
 NARROW = "1 6 16 2 9 13 1 5 6 0 1 2 4"
 
 FAULTS = (
@@ -18,7 +19,6 @@ FAULTS = (
     fault("a stage is refilled while it is read", RACE, TILE, "stage ^ 1", "stage", WIDE, around="fetch(spot.at, chunk, {})"),
     dropped("no barrier behind the units of W", RACE, TILE, "barrier();", WIDE,
             around="    {}\n  }}\n\n  // ---- features"),
-    dropped("no barrier behind the windows", RACE, TILE, "barrier();", WIDE, around="void begin() {{\n    {}"),
     fault("nobody waits for W", RACE, FORWARD, "thread() == 0", "false", WIDE, around="if ({}) wait_for("),
     dropped("no barrier before W is handed over", RACE, FORWARD, "barrier();", WIDE,
             around="{}\n      if (thread() == 0) add_release("),
@@ -29,10 +29,10 @@ FAULTS = (
     fault("a tile arrives without release", RACE, FORWARD, "add_acquire_release(c.counters + 2 + group, 1)",
           "add_relaxed(c.counters + 2 + group, 1)", WIDE),
     fault("counters of Ψ are left", COUNTERS, FORWARD, "2 + int64_t(c.groups)", "1", WIDE, around="leave(c.counters, {},"),
-    fault("∂z is not waited for", RACE, BACKWARD, "c.round_tiles, \"a block waits for the gradient of z\"",
-          "0, \"a block waits for the gradient of z\"", WIDE, around="made(c, round), {}"),
-    fault("∂z is written while it is read", RACE, BACKWARD, "of_features + of_weight, \"a block waits for room",
-          "0, \"a block waits for room", WIDE),
+    fault("∂z is not waited for", RACE, BACKWARD, "c.round_tiles", "0", WIDE,
+          around="wait_for(made(c, round), {},"),
+    fault("∂z is written while it is read", RACE, BACKWARD, "of_features + of_weight", "0", MANY,
+          around="wait_for(used(c, round - kSlots), {},"),
     dropped("∂z of a tile does not arrive", DEADLOCK, BACKWARD, "if (thread() == 0) add_release(made(c, round), 1);", WIDE),
     dropped("no barrier before ∂z is handed over", RACE, BACKWARD, "barrier();", WIDE,
             around="memory.pixels, round, at);\n      {}"),

@@ -66,6 +66,11 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+def shared_bytes(products: int, embed: int, backward: bool) -> int:
+    """Shared memory of a block of a compiled kernel."""
+    return int(library().twin_projection_shared_bytes(products, embed, backward))
+
+
 def _axes(sizes: tuple[int, ...]) -> ctypes.Array[ctypes.c_int32]:
     return (ctypes.c_int32 * 3)(*sizes)
 

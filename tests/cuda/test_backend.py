@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,14 @@ import torch
 
 from difnet_kernels import cascaded_random_walk
 from difnet_kernels.backends import BACKENDS, BackendUnavailable, choose, cuda
-from difnet_kernels.problem import Problem
-from tests.cuda import host_backend, twin
+from difnet_kernels.problem import Problem, Projection
+from tests.cuda import host_backend, projection_twin, twin
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CUDA = torch.device("cuda")
 WALK = replace(Problem.of(torch.zeros(2, 5, 30), [torch.zeros(2, 16, 30)], "high", gradients=False), device=CUDA)
+
+PROJECTION = replace(Projection.of(torch.zeros(2, 64, 1, 9, 9), torch.zeros(64, 64), (1, 5, 5)), device=CUDA)
 
 
 @pytest.fixture
@@ -42,6 +47,48 @@ def test_what_is_refused_names_the_remedy(change: dict[str, object], words: str)
     with pytest.raises(BackendUnavailable) as raised:
         choose("cuda", replace(WALK, **change))  # type: ignore[arg-type]
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embed": 129}, "D = 129 is above 128; use backend='triton'"),
+        ({"channels": 2049}, "C = 2049 is above 2048; use backend='triton'"),
+        ({"dtypes": (torch.float32, torch.float64)}, "use float32, or backend='reference'"),
+        ({"device": torch.device("cpu")}, "the tensors are on cpu; move them to a CUDA device"),
+    ],
+)
+@pytest.mark.usefixtures("card")
+def test_what_is_refused_of_a_projection_names_the_remedy(change: dict[str, object], words: str) -> None:
+    with pytest.raises(BackendUnavailable) as raised:
+        choose("cuda", replace(PROJECTION, **change))  # type: ignore[arg-type]
+    assert words in str(raised.value)
+    assert choose("cuda", PROJECTION).name == "cuda"
+    assert choose("", PROJECTION).name == "triton"
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize(("images", "channels", "size"), [(1, 3, (1, 1, 1)), (3, 70, (2, 9, 31)), (1, 33, (1, 40, 50))])
+def test_the_counters_of_a_projection_suffice(
+    monkeypatch: pytest.MonkeyPatch, images: int, channels: int, size: tuple[int, int, int], missing: int
+) -> None:
+    """Of the narrow tiles, which are the most, exactly: one fewer is refused before anything runs."""
+    features, weight = torch.zeros(images, channels, *size), torch.zeros(100, channels)
+    peak = torch.zeros(images, 100, *size)
+    given = {"peak": peak, "position": peak.int(), "mean": torch.zeros(100), "variance": torch.zeros(100)}
+    for name in ("projection_counters_size", "projection_backward_counters_size"):
+        monkeypatch.setattr(projection_twin, name, partial(_fewer, getattr(cuda, name), missing))
+    refused = pytest.raises(twin.TwinError, match="the counters do not suffice") if missing else nullcontext()
+    with refused:
+        projection_twin.projection_forward(features, weight, None, **given)
+    with refused:
+        projection_twin.projection_backward(
+            peak, None, None, features, weight, given["position"], None, grad_features=None, grad_weight=weight.clone()
+        )
+
+
+def _fewer(size: Callable[..., int], missing: int, *arguments: object) -> int:
+    return size(*arguments) - missing
 
 
 def test_an_old_card_is_refused(monkeypatch: pytest.MonkeyPatch, card: None) -> None:

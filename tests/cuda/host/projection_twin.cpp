@@ -15,6 +15,18 @@ bool twin_projection_backward(const difnet::cuda::ProjectionBackwardRequest* ask
   return report->error[0] == 0;
 }
 
+// Shared memory of a block of a compiled kernel.
+int32_t twin_projection_shared_bytes(int32_t products, int32_t embed, bool backward) {
+  using namespace difnet::cuda;
+  int32_t bytes = 0;
+  twin::with_projection_kind({products, embed, 0}, [&](auto kind) {
+    using With = decltype(kind);
+    bytes = int32_t(backward ? sizeof(ProjectionBackwardMemory<With>)
+                             : sizeof(ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed>));
+  });
+  return bytes;
+}
+
 void twin_projection_sizes(int32_t* to) {
   to[0] = sizeof(difnet::cuda::Volume);
   to[1] = sizeof(difnet::cuda::ProjectionRequest);
