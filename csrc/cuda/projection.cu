@@ -2,8 +2,23 @@
 #include "compiled.h"
 #include "projection_backward.h"
 #include "projection_forward.h"
+#include "projection_launches.h"
 
 namespace difnet::cuda {
+
+inline std::string told_of_projection(const auto& c, const Instance& with) {
+  char text[300];
+  const auto &pixels = c.psi.windows.pixels, &nodes = c.psi.windows.nodes;
+  snprintf(text, sizeof text,
+           " for a projection%s of %d images of %d x %d x %d pixels, %d channels, to %d x %d x %d nodes, %d channels "
+           "(kernel: %d products, D <= %d)",
+           c.kBackward ? " backwards" : "", c.images, pixels[0], pixels[1], pixels[2], c.psi.features.channels,
+           nodes[0], nodes[1], nodes[2], c.psi.embed, with.products, with.embed);
+  return text;
+}
+inline std::string told(const ProjectionForward& c, const Instance& with) { return told_of_projection(c, with); }
+inline std::string told(const ProjectionBackward& c, const Instance& with) { return told_of_projection(c, with); }
+
 namespace {
 
 template <typename With>

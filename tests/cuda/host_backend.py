@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ NAME = "cuda-host"
 WIDEST, CLASSES = 128, 63
 # a test runs on the twin if all its problems are small: these, and of the parametrised ones what `fits`
 LARGEST = 257
-PIXELS = 8192  # of Ψ
+PIXELS = 4096  # of a batch of Ψ
 FILES = {
     "test_backward.py": ("test_all_gradients", "test_medium_precision", "test_gradients_", "test_a_single_gradient",
                          "test_only_one_step", "test_one_walk_differentiates", "test_nearly_one_hot"),
@@ -36,8 +35,12 @@ FILES = {
     "test_random_shapes.py": ("test_a_random_problem",),
     # not those that hold lse to the bound of y: truncated logits (test_forward.py of this folder) reach lse undivided
     "test_bias.py": ("test_lse_without", "test_a_cascade_with", "test_a_row_without", "test_a_bad_bias"),
-    "test_projection_kernels.py": ("test_",),
-    "test_projection.py": ("test_",),
+    # not those of threads, which the twin does not have
+    "test_projection_kernels.py": ("test_edges", "test_dtypes", "test_strides", "test_outputs", "test_the_first", "test_nan",
+                                   "test_the_last", "test_infinity", "test_a_large_mean", "test_an_image", "test_what"),
+    "test_projection.py": ("test_it_is", "test_the_sizes", "test_random", "test_other", "test_strides", "test_the_result",
+                           "test_the_first", "test_nan", "test_a_second", "test_nothing", "test_compiled", "test_it_can",
+                           "test_autocast", "test_an_empty"),
     # as torch sees it: opcheck, compilation, export, autocast, checkpointing
     "test_operators.py": ("test_cascade_forward", "test_cascade_backward"),
     "test_compile.py": ("test_compiled_equals", "test_one_graph", "test_the_default", "test_autocast", "test_activation"),
@@ -54,6 +57,16 @@ SAMPLED: dict[str, Callable[[dict[str, Any]], bool]] = {
     ),
     # NOT proven: at a distance of 16.1 "next tile" leaves an error of d psi of 1.3 times the bound (docs/cuda.md)
     "test_a_row_maximum_off_the_diagonal": lambda of: (of["place"], of["rise"]) != ("next tile", 16.1),
+    "test_random_shapes": lambda of: of["number"] % 6 == 0,
+    "test_dtypes": lambda of: of["dtype"] == "bf16",
+    "test_the_first_of_equal_pixels_wins": lambda of: of["slope"] == "mixed" and of["case"].values <= 1000,
+    # NOT proven: of 70 channels, where two halves leave the variance 4·10⁻⁵ off (docs/cuda.md)
+    "test_a_large_mean_leaves_the_variance": lambda of: "case" not in of or of["case"].channels == 1,
+    "test_strides_change_no_bit": lambda of: (
+        (of["dtype"], of["layout"]) in (("fp32", "channels_last"), ("bf16", "rows_overlap"), ("fp16", "cut_out"))
+        if "dtype" in of
+        else of["layout"] in ("channels_last", "sliced")
+    ),
     # what torch is told of an operator depends on nothing that the kernels do
     "test_cascade_forward": lambda of: of["layout"] == "channels_last" and of["with_state"] == of["steps"],
     "test_cascade_backward": lambda of: of["layout"] == "odd" and of["with_state"] != of["steps"],
@@ -150,7 +163,7 @@ def takes_test(backend: str, item: pytest.Item) -> bool:
         return False
     case = parameters.get("shape", parameters.get("case"))
     if isinstance(case, Shape):
-        return case.embed <= WIDEST and case.batch * math.prod(case.size) <= PIXELS
+        return case.embed <= WIDEST and case.values <= PIXELS
     sizes = [parameters.get("nodes", 1), parameters.get("embed", 1), parameters.get("classes", 1)]
     if case is not None:
         sizes = [case.nodes, case.embed, case.classes]
