@@ -14,10 +14,9 @@ from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, VERSION, Bi
 
 FP32, BF16 = torch.float32, torch.bfloat16
 # bytes of stack for what lies between two offsets, never inside the loop over the channels: at the edge of 255 registers
-# every compiler keeps another few values there
-KEPT = 32
-# a thread of sm_100 holds a channel's whole row of windows, and their statistics
-KEPT_BY_WIDE_ROWS = 296
+# every compiler keeps another few values there; a thread of sm_100 holds a channel's whole row of windows, and their statistics
+MORE = 0 if VERSION == (3, 8) else 56  # than the compiler with which this was measured
+KEPT, KEPT_BY_WIDE_ROWS = 8 + MORE, 288 + MORE
 STREAMS = ("projection_forward_kernel", "projection_pixel_gradient_kernel", "projection_weight_gradient_kernel")
 
 
