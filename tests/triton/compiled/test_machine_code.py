@@ -35,13 +35,13 @@ def test_nothing_is_spilled(build: Build) -> None:
 
 @each_build
 def test_a_walk_has_no_more_instructions_than_were_counted(build: Build) -> None:
-    """In one turn of its loop, and on the stack. Another compiler than that of the counts may need a tenth more, and a few
+    """In one turn of its loop, and on the stack. Another compiler than that of the counts may need a fifth more, and a few
     values on the stack."""
     version, counts = recorded()
     for binary in [] if untuned(build) else walks(build):
         now, then = Count.of(binary), counts[str(build)][mode(binary)]
         if version != VERSION:
-            then = Count(int(1.1 * then.turn), then.spilled + 8, then.stack + 64)
+            then = Count(int(1.2 * then.turn), then.spilled + 8, then.stack + 64)
         assert now.turn <= then.turn and now.spilled <= then.spilled and now.stack <= then.stack, (binary, now, then)
 
 

@@ -56,7 +56,14 @@ ROWS: tuple[Row, ...] = (
         for DP, KP in ((256, 64), (128, 128))
     ),
     Row("wide_forward", Launch(64, 64, 8, 2, in_registers=False), (AMPERE, HOPPER, BLACKWELL), {}, dict(nodes=33)),
-    Row("wide_backward", Launch(64, 32, 8, 2, in_registers=False), (AMPERE, HOPPER, BLACKWELL), {}, dict(nodes=33)),
+    Row(
+        "wide_backward",
+        Launch(64, 32, 8, 2, in_registers=False),
+        (AMPERE, HOPPER, BLACKWELL),
+        dict(products=1),
+        dict(nodes=33),
+    ),
+    Row("wide_backward", Launch(32, 64, 8, 2, in_registers=False), (AMPERE, HOPPER, BLACKWELL), {}, dict(nodes=33)),
     Row("wide_forward", Launch(32, 32, 8, 1, in_registers=False)),
     Row("wide_backward", Launch(32, 32, 8, 1, in_registers=False)),
     Row("forward", Launch(32, 16, 8, 1, in_registers=False)),
