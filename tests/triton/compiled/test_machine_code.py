@@ -9,10 +9,10 @@ import pytest
 
 from difnet_kernels.backends.triton.walk.rows import ROWS
 from tests.triton.compiled.compile_only import MATRIX, SHARED_LIMIT, VERSION
-from tests.triton.compiled.walks import BF16, BUILDS, WALKS, Build, Count, built, mode, recorded, walks
+from tests.triton.compiled.walks import BF16, BUILDS, WALKS, Build, Count, allowed, built, mode, walks
 
-# bytes of stack around a loop, a value or two, of kernels that are not counted: every compiler does that somewhere
-KEPT = 8 if VERSION == (3, 8) else 64
+# of kernels that are not counted, bytes of stack around a loop and uses of it within: every compiler does that somewhere
+KEPT, WITHIN = (8, 0) if VERSION == (3, 8) else (64, 4)
 
 
 def untuned(build: Build) -> bool:
@@ -30,18 +30,14 @@ def test_nothing_is_spilled(build: Build) -> None:
     for binary in [] if untuned(build) else built(build):
         if binary.kernel not in WALKS:
             assert binary.stack <= KEPT, f"{binary}: {binary.stack} bytes of stack"
-            assert binary.loop_count("LDL", "STL") == 0, str(binary)
+            assert binary.loop_count("LDL", "STL") <= WITHIN, str(binary)
 
 
 @each_build
 def test_a_walk_has_no_more_instructions_than_were_counted(build: Build) -> None:
-    """In one turn of its loop, and on the stack. Another compiler than that of the counts may need a fifth more, and a few
-    values on the stack."""
-    version, counts = recorded()
-    for binary in [] if untuned(build) else walks(build):
-        now, then = Count.of(binary), counts[str(build)][mode(binary)]
-        if version != VERSION:
-            then = Count(int(1.2 * then.turn), then.spilled + 8, then.stack + 64)
+    """In one turn of its loop, and on the stack."""
+    for binary in walks(build):
+        now, then = Count.of(binary), allowed(build, mode(binary))
         assert now.turn <= then.turn and now.spilled <= then.spilled and now.stack <= then.stack, (binary, now, then)
 
 
