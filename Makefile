@@ -46,7 +46,7 @@ test: build
 TRITON ?= 3.6.0
 triton: build
 	$(PY) -m pip install --quiet --upgrade --no-deps --target out/triton-$(TRITON) triton==$(TRITON) "numpy<2.4"
-	PYTHONPATH=out/triton-$(TRITON) $(PY) tests/rooms.py triton-interpreted triton-compiled
+	PYTHONPATH=$(abspath out)/triton-$(TRITON) $(PY) tests/rooms.py triton-interpreted triton-compiled
 
 smoke: build
 	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q
