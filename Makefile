@@ -9,10 +9,11 @@ READY := $(VENV)/.ready
 # the environment need not be activated: its cmake, ninja, ruff ... come first
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help env build test smoke demo check format lint bench compare gpu docs sanitize clean
+.PHONY: help env build test triton smoke demo check format lint bench compare gpu docs sanitize clean
 help:
 	@echo "make demo      segment a photograph, train a small DifNet: figures, timings, tables (out/demo)"
 	@echo "make test      the whole test suite"
+	@echo "make triton    the tests of the Triton kernels with another version (TRITON=3.6.0)"
 	@echo "make check     format, lint, types and the smoke tests: before every commit"
 	@echo "make bench     measure against other implementations"
 	@echo "make compare   measure BASE (main) and the working tree, alternately"
@@ -40,6 +41,12 @@ build: $(READY)
 test: build
 	$(PY) -c "import triton" 2> /dev/null || $(PY) -m pip install --quiet triton  # a CPU-only torch comes without it
 	$(PY) tests/rooms.py
+
+# the kernels' tests with another Triton than the environment's: make triton TRITON=3.6.0 (whose interpreter needs NumPy < 2.4)
+TRITON ?= 3.6.0
+triton: build
+	$(PY) -m pip install --quiet --upgrade --no-deps --target out/triton-$(TRITON) triton==$(TRITON) "numpy<2.4"
+	PYTHONPATH=$(abspath out)/triton-$(TRITON) $(PY) tests/rooms.py triton-interpreted triton-compiled
 
 smoke: build
 	$(PY) -m pytest tests --ignore=tests/triton -m smoke -q

@@ -64,9 +64,20 @@ def test_every_stage_is_rehearsed(rehearsal: None, name: str, tmp_path: Path):
     assert found and all(entry.get("passed") is not False for entry in found), found
 
 
+# a machine with a card has torch, Triton and pytest; whatever else is installed here is not found
+BARE = """
+import sys
+sys.modules.update(dict.fromkeys(["PIL", "scipy", "matplotlib", "skimage", "safetensors", "torchmetrics", "tqdm"]))
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "") + repr(finder)]
+"""
+
+
 def test_a_rehearsed_archive_fills_the_tables_and_is_no_result(tmp_path: Path):
-    """In the processes of the suite."""
-    done = suite(tmp_path / "out", "--stage", "device", "kernels", BENCHMARK_COMMIT="abc", **{REHEARSAL: "1"})
+    """In the processes of the suite, of a checkout where nothing is installed."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "sitecustomize.py").write_text(BARE)
+    known = dict(BENCHMARK_COMMIT="abc", PYTHONPATH=str(tmp_path / "bare"))
+    done = suite(tmp_path / "out", "--stage", "device", "kernels", **known, **{REHEARSAL: "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert told(tmp_path / "out") == {"device": DONE, "kernels": DONE}
     with pytest.raises(ValueError, match="rehearsal"):
@@ -76,6 +87,11 @@ def test_a_rehearsed_archive_fills_the_tables_and_is_no_result(tmp_path: Path):
     assert results.head["commit"] == "abc" and results.name == path.stem
     block = all_tables([results])["cards"]()
     assert "rehearsal" in block and "| `eval505`, bf16 high |" in block
+
+
+def test_the_stages_come_in_the_order_of_their_value():
+    names = "device probe rows kernels cuda graphs cases table4 memory soundness smoke"
+    assert [stage.name for stage in FIRST] == names.split()
 
 
 def test_a_stage_knows_every_name_and_the_shares_fit_the_first_call():

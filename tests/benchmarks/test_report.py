@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import plots, record, report, results, show
+from benchmarks.gpu_suite import pack
 from benchmarks.questions import ONCE, QUESTIONS, all_tasks
 from benchmarks.results import Results, load
 from benchmarks.tables import LEFT_OUT, NO_CARD, all_tables
@@ -97,6 +98,23 @@ def test_a_card_has_a_block_of_its_own_and_marks_what_is_imprecise(tmp_path: Pat
     block = all_tables(told(tmp_path, {**CARD, "entries": [entry]}, [wrong, *rows[1:]], "gpu_h100"))["cards"]()
     assert "### NVIDIA H100" in block and "2.0×" in block and "imprecise: output: error 3e-05" in block
     assert "| `eval505`, bf16 high | 200 µs | 100 µs | 50% | 20 | 5.00 µs |" in block
+
+
+def test_one_command_brings_an_archive_into_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, page = tmp_path / "out", tmp_path / "page.md"
+    (tmp_path / "results").mkdir()
+    out.mkdir()
+    page.write_text("# A page\n<!-- table:begin cards -->\n<!-- table:end -->\n")
+    rows = [row.as_dict() for row in measured({"ours": 1e-4, "sdpa_flash": 2e-4}, on_gpu=True)]
+    (out / "device.jsonl").write_text(json.dumps({"asked": 1, "head": CARD}) + "\n")
+    (out / "cases.jsonl").write_text(json.dumps({"asked": 1, "rows": rows}) + "\n")
+    for name, place in (("ROOT", tmp_path), ("FOLDER", tmp_path / "results"), ("FIGURES", tmp_path / "figures")):
+        monkeypatch.setattr(report, name, place)
+    monkeypatch.setattr(report, "documents", lambda: [page])
+    monkeypatch.setattr(report, "load", lambda: load(tmp_path / "results"))
+    assert report.main(["--archive", str(pack(out))]) == 0
+    assert "### NVIDIA H100" in page.read_text() and "2.0×" in page.read_text()
+    assert report.main(["--check"]) == 0
 
 
 def test_what_was_not_asked_is_not_shown_and_what_is_missing_says_so(tmp_path: Path):

@@ -19,18 +19,18 @@ STICKY = (
 
 def advice(error: BaseException) -> str:
     """One sentence with a blank behind it, or nothing where the kernel itself may be the reason."""
-    said = str(error).lower()
-    if isinstance(error, subprocess.CalledProcessError) or "c compiler" in said:
+    said = str(error)
+    if isinstance(error, subprocess.CalledProcessError) or "C compiler" in said:
         return _of_the_c_compiler()
     if any(words in said for words in STICKY):
         return (
             "A kernel before this one failed, perhaps another library's, and the driver says so only now: run again with "
             "CUDA_LAUNCH_BLOCKING=1 to see which; this process cannot use the GPU any more. "
         )
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    if isinstance(error, OSError) and (not isinstance(error, FileNotFoundError) or _cache() in said):
         return (
             f"Triton keeps what it compiles in {_cache()}: set TRITON_CACHE_DIR to a folder that this process can write, "
-            "with room in it. "
+            "with room in it; on a network's file system, to one for each process. "
         )
     return ""
 

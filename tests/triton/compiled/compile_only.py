@@ -8,13 +8,13 @@ is looked at is the binary that would run.
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -108,59 +108,94 @@ class Binary:
 
 
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA")
-_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)(.*)")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);")
+_TARGET = re.compile(r" 0x([0-9a-f]+)(?=\s*(?:[&?]|$))")  # of a branch; what the scheduler asks for may follow
+BYTES = 16  # of an instruction
 
 
-def _parse(sass: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """In their order all instructions, and with operands those of the shortest loop with at least half as many matrix
-    instructions as the richest, or of the longest loop where there are none."""
-    names: list[str] = []
-    lines: list[str] = []
-    labels: dict[str, int] = {}
+def _turn(lines: Sequence[str]) -> tuple[str, ...]:
+    """Of all instructions with their operands those of the shortest loop with at least half as many matrix instructions as
+    the richest, or of the longest loop where there are none. A loop is what a branch backwards spans."""
     loops: list[tuple[int, int]] = []
-    for line in sass.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line):
-            labels[label[1]] = len(names)
-        elif found := _INSTRUCTION.match(line):
-            names.append(found[1])
-            lines.append(found[1] + found[2])
-            target = re.search(r"\((\.L_x_\d+)\)", found[2])
-            if found[1].startswith("BRA") and target and target[1] in labels:
-                loops.append((labels[target[1]], len(names)))
-    matrix = [sum(name.startswith(MATRIX) for name in names[begin:end]) for begin, end in loops]
+    for place, line in enumerate(lines):
+        target = _TARGET.search(line) if line.startswith("BRA") else None
+        if target and (first := int(target[1], 16) // BYTES) <= place:
+            loops.append((first, place + 1))
+    matrix = [sum(line.startswith(MATRIX) for line in lines[begin:end]) for begin, end in loops]
     rich = [loop for loop, number in zip(loops, matrix, strict=True) if number > 0 and 2 * number >= max(matrix)]
     longest = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
     best = min(rich, key=lambda loop: loop[1] - loop[0], default=longest)
-    return tuple(names), tuple(lines[best[0] : best[1]])
+    return tuple(lines[best[0] : best[1]])
 
 
-def _told_by(tool: str, option: str, file: str) -> str:
-    done = subprocess.run([TOOLS / tool, option, file], capture_output=True, text=True, check=True, timeout=120)
+def _machine_code(cubin: bytes) -> bytes:
+    """The one section of code of an ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, number, names = struct.unpack_from("<3H", cubin, 0x3A)
+    sections = [struct.unpack_from("<2I4Q", cubin, table + size * n) for n in range(number)]
+    start = sections[names][4]
+    (code,) = (
+        cubin[at : at + length] for name, *_, at, length in sections if cubin.startswith(b".text.", start + name)
+    )
+    return code
+
+
+def _told_by(tool: str, options: Sequence[str], content: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(content)
+        file.flush()
+        done = subprocess.run(
+            [TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True, timeout=120
+        )
     return done.stdout + done.stderr
 
 
-@cache
-def _facts(cubin: bytes) -> tuple[int, int, tuple[str, ...], tuple[str, ...]]:
-    """(registers, bytes of stack, all instructions, those of the loop); builds of one architecture share small kernels."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _told_by("cuobjdump", "-res-usage", file.name)
-        registers, stack = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
-        return registers, stack, *_parse(_told_by("nvdisasm", "-c", file.name))
+def _disassembled(arch: int, cubins: Sequence[bytes]) -> Iterator[tuple[str, ...]]:
+    """The instructions of each with their operands; addresses are those within it. One start of the disassembler, which takes a
+    third of a second, for all."""
+    codes = [_machine_code(cubin) for cubin in cubins]
+    told = _told_by("nvdisasm", ["-b", f"SM{arch}{'a' if arch >= 90 else ''}"], b"".join(codes))
+    found = [match for line in told.splitlines() if (match := _INSTRUCTION.match(line))]
+    assert BYTES * len(found) == sum(map(len, codes))
+    first = 0
+    for code in codes:
+        own, base = found[first : first + len(code) // BYTES], BYTES * first
+        first += len(own)
+        yield tuple(_within(match[1] + match[2], base) for match in own)
 
 
-def _read(binary: Binary) -> Binary:
-    binary.registers, binary.stack, binary.code, binary.turn = _facts(binary.cubin)
-    binary.instructions = Counter(binary.code)
-    binary.loop = Counter(line.split()[0] for line in binary.turn)
-    return binary
+def _within(line: str, base: int) -> str:
+    """A branch of a kernel that begins at this address, as if it began at zero."""
+    return _TARGET.sub(lambda target: f" {int(target[1], 16) - base:#x}", line) if line.startswith("BRA") else line
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack)"""
+    usage = _told_by("cuobjdump", ["-res-usage"], cubin)
+    registers, stack = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
+    return registers, stack
+
+
+Facts = tuple[int, int, tuple[str, ...], tuple[str, ...]]
+_known: dict[bytes, Facts] = {}  # builds of one architecture share small kernels
+
+
+def _read(arch: int, binaries: Sequence[Binary]) -> None:
+    """Fills in what the machine code of each contains."""
+    new = list({binary.cubin: None for binary in binaries if binary.cubin not in _known})
+    for cubin, lines in zip(new, _disassembled(arch, new) if new else (), strict=True):
+        _known[cubin] = *_usage(cubin), tuple(line.split()[0] for line in lines), _turn(lines)
+    for binary in binaries:
+        binary.registers, binary.stack, binary.code, binary.turn = _known[binary.cubin]
+        binary.instructions = Counter(binary.code)
+        binary.loop = Counter(line.split()[0] for line in binary.turn)
 
 
 @contextmanager
-def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
-    """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run. The keys under
-    which they would be kept have to tell them apart, and every buffer has to be aligned."""
+def compiled_for(arch: int, processors: int, only: Sequence[str] = ()) -> Iterator[list[Binary]]:
+    """Within it, kernels launched by the Triton backend are compiled for `arch` and collected instead of run; if any are named
+    in `only`, no others are compiled. The keys under which they would be kept have to tell them apart, and every buffer has to
+    be aligned."""
     from difnet_kernels.backends.triton import direct, launch
     from difnet_kernels.backends.triton.projection import host as projection
     from difnet_kernels.backends.triton.walk import host, host_backward
@@ -168,6 +203,8 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
     binaries: dict[str, Binary] = {}
 
     def compile_instead(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        if only and self.fn.__name__ not in only:
+            return None
         made = run(self, *args, grid=grid, warmup=True, **kwargs)
         key = made.hash
         assert made.metadata.launch_pdl == (arch >= 90)
@@ -190,7 +227,7 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
 
     def told_apart(self: Any, key: Any, made: Any) -> None:
         """What is kept under one key is one binary."""
-        assert key and keys.setdefault((self, key), made.hash) == made.hash, key
+        assert key and (made is None or keys.setdefault((self, key), made.hash) == made.hash), key
 
     def aligned(self: Any, device: int, arguments: Any, *more: Any) -> Any:
         addresses = [0 if isinstance(x, tuple) else x.data_ptr() for x in self.tensors(arguments)]
@@ -214,4 +251,5 @@ def compiled_for(arch: int, processors: int) -> Iterator[list[Binary]]:
             yield found
     finally:
         driver._active = previous
-    found.extend(_read(binary) for binary in binaries.values())
+    found.extend(binaries.values())
+    _read(arch, found)

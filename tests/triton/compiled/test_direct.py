@@ -77,16 +77,18 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Idle]:
 
 
 class Cascade:
-    """Two walks forward and backward, a bias and lse beside them."""
+    """Two walks forward and backward, a bias and lse beside them; of the paper's sizes, whose binaries the other files compile,
+    too."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, walks: int = 2, bias: bool = True):
-        self.seed, self.psi = torch.zeros(1, 5, 300, dtype=dtype), [torch.zeros(1, 16, 300, dtype=dtype)] * walks
+        B, D, K, N = 1, 64, 21, 200
+        self.seed, self.psi = torch.zeros(B, K, N, dtype=dtype), [torch.zeros(B, D, N, dtype=dtype)] * walks
         self.gates, self.walked, self.row_lse = (
             torch.zeros(walks),
-            torch.zeros(walks, 1, 300, 5),
-            torch.zeros(walks, 1, 300),
+            torch.zeros(walks, B, N, K),
+            torch.zeros(walks, B, N),
         )
-        self.lse = [torch.zeros(1, 300) for _ in range(walks)] if bias else []
+        self.lse = [torch.zeros(B, N) for _ in range(walks)] if bias else []
 
     def __call__(self) -> None:
         y, x, gates, lse = self.seed, self.psi, self.gates, self.lse
@@ -99,9 +101,10 @@ class Cascade:
 
 def project() -> None:
     """Ψ of an image in colour, forward and backward."""
-    for channels in (3, 40):
-        f, weight, slope = torch.zeros(1, channels, 1, 13, 13), torch.zeros(16, channels), torch.zeros(16)
-        peak, position = torch.zeros(1, 16, 1, 7, 7), torch.zeros(1, 16, 1, 7, 7, dtype=torch.int32)
+    for channels in (3, 256):
+        f, weight, slope = torch.zeros(1, channels, 1, 13, 13), torch.zeros(64, channels), torch.zeros(64)
+        peak = torch.zeros(1, 1, 7, 7, 64).permute(0, 4, 1, 2, 3)
+        position = torch.zeros(1, 1, 7, 7, 64, dtype=torch.int32).permute(0, 4, 1, 2, 3)
         given = dict(peak=peak, position=position, mean=slope, variance=slope)
         triton_backend.projection_forward(f, weight, slope, **given)
         grads = dict(grad_features=f, grad_weight=weight)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +14,20 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import build
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton import failures, launch
 from tests.triton.compiled.compile_only import Binary, compiled_for
 
+ROOT = Path(__file__).parents[3]
+
 
 def forward(mu: Tensor, nodes: int = 70) -> list[Binary]:
-    """The binaries of one walk, compiled as for a card with 132 SMs of sm_90."""
-    seed, psi = torch.empty((1, 5, nodes)), [torch.empty((1, 16, nodes))]
-    walked, row_lse = torch.empty((1, 1, nodes, 5)), torch.empty((1, 1, nodes))
+    """The binaries of one walk of the paper's sizes, which the other files compile, too, as for 132 SMs of sm_90."""
+    seed, psi = torch.empty((1, 21, nodes)), [torch.empty((1, 64, nodes))]
+    walked, row_lse = torch.empty((1, 1, nodes, 21)), torch.empty((1, 1, nodes))
     with compiled_for(90, 132) as found:
         triton_backend.cascade_forward(
             None, seed, psi, mu, mu, "high", states=torch.empty_like(seed)[None], walked=walked, row_lse=row_lse
@@ -43,7 +48,7 @@ def test_the_first_launch_of_a_binary_is_told_at_debug_level(
         forward(torch.empty(1))
     assert len(caplog.records) == len(binaries)
     walk = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("walk_forward:"))
-    for said in ("'I': 64, 'J': 64", "4 warps, 2 stages", "N=70", "K=5", "psi_hi_ptr: torch.float16"):
+    for said in ("'I': 128, 'J': 64", "4 warps, 2 stages", "N=70", "K=21", "psi_hi_ptr: torch.float16"):
         assert said in walk, walk
 
 
@@ -91,6 +96,10 @@ def test_a_kernel_that_does_not_compile_names_launch_row_and_case() -> None:
         (FileNotFoundError(2, "No such file or directory", "ptxas"), ""),
         (PermissionError(13, "Permission denied", "/nobody/.triton/cache"), "TRITON_CACHE_DIR"),
         (OSError(28, "No space left on device"), "TRITON_CACHE_DIR"),
+        (
+            FileNotFoundError(2, "No such file or directory", f"{failures._cache()}/key/tmp.pid_7/x.json"),
+            "each process",
+        ),
         (ImportError("cuda_utils.so: undefined symbol"), ""),
     ),
     ids=str,
@@ -123,6 +132,50 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     with compiled_for(90, 132), pytest.raises(RuntimeError, match=r"set TRITON_CACHE_DIR") as raised:
         launch.launch("uncached", written_kernel, 1, dict(x_ptr=torch.empty(3), WIDTH=2))
     assert str(tmp_path / "cache") in str(raised.value)
+
+
+def test_a_c_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By Triton's own build of a launcher."""
+
+    def launched(self: object, *given: object, **options: object) -> None:
+        build.compile_module_from_src("no C;", "launcher")
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setattr(build, "_find_compiler", lambda language: "false", raising=False)  # newer versions remember CC
+    with compiled_for(90, 132), monkeypatch.context() as patch, pytest.raises(RuntimeError, match="variable CC"):
+        patch.setattr(triton.JITFunction, "run", launched)
+        launch.launch("unlinked", written_kernel, 1, dict(x_ptr=torch.empty(3), WIDTH=2))
+
+
+RANK = """
+import sys
+import time
+from pathlib import Path
+import torch
+from tests.triton.compiled.compile_only import compiled_for
+from tests.triton.compiled.test_launch import launch, written_kernel
+
+here = Path(sys.argv[1])
+(here / sys.argv[2]).touch()
+while not all((here / rank).exists() for rank in "ab"):
+    time.sleep(0.01)
+with compiled_for(90, 132) as found:
+    for width in (2, 4, 8):
+        launch.launch("written", written_kernel, 1, dict(x_ptr=torch.empty(8), WIDTH=width))
+print([hash(binary.cubin) for binary in found])
+"""
+
+
+def test_ranks_may_compile_the_same_kernels_at_once(tmp_path: Path) -> None:
+    """Into one empty cache: all have the same binaries, and nothing half-written stays."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONHASHSEED": "0"}
+    started = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(tmp_path), rank], **started) for rank in "ab"]
+    told = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0] and told[0] == told[1], told
+    assert len(list((tmp_path / "cache").glob("*/*.cubin"))) == 3
+    assert not list((tmp_path / "cache").glob("*/tmp.*"))
 
 
 def test_gates_from_within_a_tensor_and_other_sizes_do_not_compile_again(

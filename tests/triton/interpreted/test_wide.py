@@ -10,6 +10,8 @@ import torch
 from difnet_kernels.backends import triton as triton_backend
 from difnet_kernels.backends.triton import split
 from difnet_kernels.backends.triton.launch import Card
+from difnet_kernels.backends.triton.rows import Launch
+from difnet_kernels.backends.triton.walk import rows
 from difnet_kernels.backends.triton.walk.plan import plan_walks
 from difnet_kernels.problem import Problem
 from tests.triton.interpreted.bounds import assert_as_plain_fp32, assert_right
@@ -30,6 +32,11 @@ def test_every_output_and_gradient_is_right(embed: int, classes: int, nodes: int
 def test_beside_narrow_walks_with_a_bias_and_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "split_columns", in_parts(2))
     assert_right(biased(problem(2, 5, 35, (300, 3), state=True)))
+
+
+def test_tiles_of_more_columns_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "select", lambda case: Launch(32, 64, 8, 2, in_registers=False))
+    assert_right(problem(1, 5, 70, (300,)))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=["fp16", "bf16"])

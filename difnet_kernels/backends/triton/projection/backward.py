@@ -88,12 +88,12 @@ def chosen_gradient(
 def statistics_gradient(value, statistics, D, DP: tl.constexpr):
     """(Ψ2, second part) (grad_mean + 2 (z - mean) grad_variance) / n for z [DP, P].
 
-    statistics: (mean, grad_mean, grad_variance, whether there is grad_mean, grad_variance, share = 1 / n).
+    statistics: (mean, grad_mean, grad_variance, whether there is grad_mean, grad_variance: 1 or 0, share = 1 / n).
     """
     mean_ptr, grad_mean_ptr, grad_variance_ptr, has_mean, has_variance, share = statistics
     d = tl.arange(0, DP)
-    grad_mean = tl.load(grad_mean_ptr + d, mask=(d < D) & (has_mean != 0), other=0.0)
-    grad_variance = tl.load(grad_variance_ptr + d, mask=(d < D) & (has_variance != 0), other=0.0)
+    grad_mean = tl.load(grad_mean_ptr + d, mask=d < has_mean * D, other=0.0)
+    grad_variance = tl.load(grad_variance_ptr + d, mask=d < has_variance * D, other=0.0)
     mean = tl.load(mean_ptr + d, mask=d < D, other=0.0)
     apart = (value - mean[:, None]) * (2.0 * share * grad_variance)[:, None]
     return apart + (share * grad_mean)[:, None]  # (Ψ2)
