@@ -90,18 +90,26 @@ struct Walk {
     }
   }
 
-  // (W2) total [16 x 8] = total · rescale + weights · y, for classes 8 n and on; two such at a time where there are two
+  // (W2) total [16 x 8] = total · rescale + weights · y, for classes 8 n and on; two such at a time where there are two.
+  // Beside a weight of one the matrix units lose those below 2⁻²³, and where w is nearly y_j, w − y_j is made of these:
+  // in fp32 the high products are summed for 16 columns, not for the tile.
   template <int kAtOnce>
   DIFNET_DEVICE static void add_classes(Sums<kWidth>& sums, int n, const float (&rescale)[2],
                                         const uint32_t (&weights)[kTile / 16][kHalves][4], const Stage<With>& tile) {
+    constexpr int kSteps = kTile / 16, kFirst = kHalves == 2 ? 0 : kSteps - 1;  // the first that is added
     Product<kHalves> product[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < kTile / 16; ++k) add_weighted<kAtOnce, kWidth>(product, n, k, weights[k], tile.y);
+    for (int k = 0; k < kSteps; ++k) {
+      add_weighted<kAtOnce, kWidth>(product, n, k, weights[k], tile.y);
 #pragma unroll
-    for (int part = 0; part < kAtOnce; ++part)
+      for (int part = 0; part < kAtOnce; ++part)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        sums.total[n + part][e] = fma(sums.total[n + part][e], rescale[e / 2], product[part].sum(e));
+        for (int e = 0; e < 4; ++e) {
+          float &total = sums.total[n + part][e], &large = product[part].large[e];
+          if (k >= kFirst) total = k == kFirst ? fma(total, rescale[e / 2], large) : total + large, large = 0.0f;
+          if (kHalves == 2 && k + 1 == kSteps) total += product[part].small[e];
+        }
+    }
   }
 
   DIFNET_DEVICE static void add_tile(Sums<kWidth>& sums, const Rows<kEmbed, kHalves>& rows, float sigma,

@@ -55,8 +55,6 @@ SAMPLED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "test_strided_equals_contiguous_bit_for_bit": lambda of: (
         of["dtype"] == "bf16" or of["pattern"] in ("channels_last", "unaligned", "overlapping")
     ),
-    # NOT proven: at a distance of 16.1 "next tile" leaves an error of d psi of 1.3 times the bound (docs/cuda.md)
-    "test_a_row_maximum_off_the_diagonal": lambda of: (of["place"], of["rise"]) != ("next tile", 16.1),
     "test_random_shapes": lambda of: of["number"] % 6 == 0,
     "test_dtypes": lambda of: of["dtype"] == "bf16",
     "test_the_first_of_equal_pixels_wins": lambda of: of["slope"] == "mixed" and of["case"].values <= 1000,
