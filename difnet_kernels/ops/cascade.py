@@ -43,6 +43,20 @@ def _check_program(gradients: bool | None) -> None:
         )
 
 
+# Whose `walked` and `row_lse` they are: on the tensor itself, because no shape tells; a copy has it no more. Autograd keeps
+# the name beside the tensors, so this is for calls of the operators by hand.
+LEFT_BY = "_left_by"
+
+
+def _check_left_by(row_lse: Tensor, backend: str) -> None:
+    by = getattr(row_lse, LEFT_BY, backend)
+    if by != backend:
+        raise ValueError(
+            f"walked and row_lse are private to the backend whose cascade_forward returned them; got those of {by!r} for "
+            f"{backend!r}. Pass backend={by!r}."
+        )
+
+
 def _empty_forward(
     state: Tensor | None, seed: Tensor, psi: Sequence[Tensor], mu: Tensor, all_steps: bool, gradients: bool, lse: bool
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
@@ -125,6 +139,7 @@ def _forward(
             row_lse=row_lse,
             **more,
         )
+    setattr(row_lse, LEFT_BY, run.name)
     return states, walked, row_lse, lse
 
 
@@ -156,6 +171,7 @@ def _backward(
     check_cascade(state, seed, psi, bias, mu, beta, precision)
     check_saved(grad_states, grad_lse, seed, psi, bias, mu, walked, row_lse, wanted)
     run = backends.choose(backend, Problem.of(seed, psi, precision, state=state, bias=bias, lse=len(grad_lse) > 0))
+    _check_left_by(row_lse, run.name)
     grads = _empty_backward(state, seed, psi, bias, mu, beta, wanted)
     grad_state, grad_seed, grad_psi, grad_bias, grad_mu, grad_beta = grads
     if seed.numel() == 0:

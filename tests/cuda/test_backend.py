@@ -139,6 +139,27 @@ def test_what_forward_leaves_is_read_by_its_own_backward_alone(monkeypatch: pyte
         torch.autograd.grad(y.square().sum(), psi)
 
 
+@pytest.mark.parametrize(("forward", "backward"), [("cuda", "reference"), ("reference", "cuda")])
+def test_by_hand_backward_refuses_what_another_backend_left(
+    monkeypatch: pytest.MonkeyPatch, forward: str, backward: str
+) -> None:
+    """The operators called directly: `row_lse` carries the name of its backend until somebody copies it."""
+    monkeypatch.setitem(BACKENDS, "cuda", replace(host_backend.BACKEND, name="cuda"))
+    ops, gates = torch.ops.difnet_kernels, torch.tensor([0.5])
+    seed, psi = torch.randn(2, 3, 30), torch.randn(2, 6, 30, requires_grad=True)
+    given = (None, seed, [psi])
+    _, walked, row_lse, _ = ops.cascade_forward(*given, gates, gates, "high", forward, False, True)
+
+    def back(name: str) -> list[torch.Tensor]:
+        rest = (gates, gates, walked, row_lse, "high", name, [False, False, True, False, False])
+        grad_psi: list[torch.Tensor] = ops.cascade_backward([seed], [], *given, [], *rest)[2]
+        return grad_psi
+
+    with pytest.raises(ValueError, match=f"got those of '{forward}' for '{backward}'. Pass backend='{forward}'"):
+        back(backward)
+    assert back(forward)[0].shape == psi.shape
+
+
 @pytest.mark.parametrize(("images", "nodes", "walks"), [(1, 1, 1), (2, 64, 3), (3, 65, 2), (1, 200, 5)])
 def test_the_counters_suffice_exactly(images: int, nodes: int, walks: int) -> None:
     """One fewer is refused before anything runs."""
