@@ -1,7 +1,7 @@
 """The stage `cuda` of `benchmarks.gpu_suite`: the one-launch kernels on a card, beside Triton and SDPA in one process.
 
-The first call, the error against fp64, the bits of 250 repeats, times eager and from a graph. Forward, because that is
-what these kernels bring.
+The first call, the error against fp64, the bits of 250 repeats, times eager and from a graph: of a forward, and beside
+Triton of a forward and its backward.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from difnet_kernels.backends import BACKENDS
 
 Facts = dict[str, Any]
 Item = tuple[Facts, Callable[[], Facts]]
-FORWARD = "forward"
+FORWARD, BOTH = "forward", "forward+backward"
 # batch 1, where launches count, and a batch that fills the card
 NAMES = ("eval505", "train321", "eval505_h5", "batch4_16k")
+WITH_BACKWARD = ("eval505", "batch4_16k")  # of the first two settings
 # the most telling first: the time of the stage may end before its items
 SETTINGS = (("fp32", "high"), ("bf16", "high"), ("fp32", "medium"), ("fp16", "high"))
 PEERS = ("sdpa_efficient", "sdpa_flash", "sdpa_cudnn")
@@ -43,10 +44,15 @@ def of_one_launch(on: Device) -> list[Item]:
     items: list[Item] = [({"what": "first call"}, partial(_first_call, on))]
     for dtype, precision in SETTINGS[:1] if on.rehearsed else SETTINGS:
         asked = {"dtype": dtype, "precision": precision}
-        items += [
-            ({"what": "beside others", "case": name, **asked}, partial(_beside, on, name, dtype, precision))
-            for name in names
-        ]
+        for name in names:
+            backward = name in WITH_BACKWARD and (dtype, precision) in SETTINGS[:2]
+            items += [  # one after the other: both have one truth
+                (
+                    {"what": "beside others", "case": name, **asked, "direction": direction},
+                    partial(_beside, on, name, dtype, precision, direction),
+                )
+                for direction in ((FORWARD, BOTH) if backward else (FORWARD,))
+            ]
         items.append(({"what": "repeats", **asked}, partial(_repeats, on, dtype, precision)))
     return items
 
@@ -96,14 +102,14 @@ def _repeats(on: Device, dtype: str, precision: str) -> Facts:
     return {"passed": others == 0 and alone, "runs_with_other_bits": others, "image_alone_has_its_bits": alone}
 
 
-def _beside(on: Device, name: str, dtype: str, precision: str) -> Facts:
-    """Each contender against fp64, then all in turn, eager and from a graph: the median seconds of a forward."""
+def _beside(on: Device, name: str, dtype: str, precision: str, direction: str) -> Facts:
+    """Each contender against fp64, then all in turn, eager and from a graph: the median seconds of five walks."""
     case = _case(on, name)
     inputs, truth = problem(case, "smooth", dtype, on.torch, 1)
-    setting = Setting(case, DTYPES[dtype], on, FORWARD)
+    setting = Setting(case, DTYPES[dtype], on, direction)
     cascades = {backend: _ours(on, backend, precision) for backend in ("cuda", "triton")}
     facts: Facts = {}
-    for peer in PEERS:
+    for peer in PEERS if direction == FORWARD else ():
         reason = CONTENDERS[peer].why_not(setting) if not on.rehearsed else "a rehearsal"
         if reason is None:
             cascades[peer] = CONTENDERS[peer].build(setting)
@@ -114,10 +120,10 @@ def _beside(on: Device, name: str, dtype: str, precision: str) -> Facts:
         ours = contender in ("cuda", "triton")
         try:
             verdict = judge(
-                inputs.first(1), truth, *runner(cascade, inputs.first(1), FORWARD)(), precision=precision, fp32_logits=ours
+                inputs.first(1), truth, *runner(cascade, inputs.first(1), direction)(), precision=precision, fp32_logits=ours
             )  # fmt: skip
             facts[contender] = {"error": verdict.error, "bound": verdict.bound, "right": verdict.passed}
-            calls["eager"][contender] = run = runner(cascade, inputs, FORWARD)
+            calls["eager"][contender] = run = runner(cascade, inputs, direction)
             calls["replayed"][contender], _ = replay_of(run, on, exact=ours)
         except Exception as error:  # of one contender; the others are still measured
             facts[contender] = {**facts.get(contender, {}), "reason": first_line(error)}
