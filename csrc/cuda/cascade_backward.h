@@ -44,6 +44,7 @@ void cascade_backward(const DIFNET_PARAMETER CascadeBackward c) {
   }
   const bool last = leave(c, &memory.before);
   if (last && c.first_walk == 0 && (c.grad_mu != nullptr || c.grad_beta != nullptr))
+#pragma unroll 1
     for (int walk = warp(); walk < c.all_walks; walk += kThreads / 32) add_gates(c, walk);
 }
 

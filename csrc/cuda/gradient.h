@@ -233,6 +233,7 @@ struct Gradient {
 DIFNET_DEVICE void add_gates(const CascadeBackward& c, int walk) {
   const int64_t tiles = int64_t(c.images) * c.row_tiles;
   float sum[2] = {};
+#pragma unroll 1
   for (int64_t at = lane(); at < tiles; at += 32)
 #pragma unroll
     for (int which = 0; which < 2; ++which) sum[which] += c.gates[(walk * tiles + at) * 2 + which];

@@ -34,13 +34,23 @@ inline Instance instance_of(const auto& asked) {
   return instance(asked.high && fp32, widest, asked.classes);
 }
 
+// The walks of one launch, at most `most`: so many that their ψ take kTogether bytes of the workspace, or one. Larger ones
+// last so long that a launch of their own costs nothing.
+constexpr int64_t kTogether = int64_t(1) << 25;
+inline int32_t walks_of_a_launch(const auto& asked, const Instance& with, int32_t most) {
+  const int64_t nodes = int64_t(asked.images) * ((asked.nodes + kRows - 1) / kRows) * kRows;
+  const int64_t walks = kTogether / std::max<int64_t>(1, nodes * with.embed * (with.products == 3 ? 4 : 2));
+  most = int32_t(std::clamp<int64_t>(walks, 1, most));
+  return std::min(asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, most) : most, asked.walks);
+}
+
 // bind(cascade, instance) takes the sections of the workspace; the first launch needs the most. launch(cascade,
 // instance) returns what run returns: something that is false when all is well. refuse(words) is for what no launch can
 // hold.
 template <typename Bind, typename Launch, typename Refuse>
 auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
   const Instance with = instance_of(asked);
-  const int32_t at_a_time = asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, kMaxWalks) : kMaxWalks;
+  const int32_t at_a_time = walks_of_a_launch(asked, with, kMaxWalks);
   Cascade c{};
   c.images = asked.images;
   c.nodes = asked.nodes;
@@ -56,7 +66,7 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
   c.walked = asked.walked;
   c.row_lse = asked.row_lse;
   c.counters = asked.counters;
-  c.walks = std::min(at_a_time, asked.walks);
+  c.walks = at_a_time;
   cut(c, with.tile(), with.in_registers(), asked.processors, asked.forced_parts, asked.forced_all_parts);
   if (!count_units(c, true)) return refuse("the units of work pass 2^31; split the batch");
   if (counters(c) > asked.counters_size) return refuse("the counters do not suffice; this is a defect of the caller");
@@ -100,8 +110,7 @@ struct BackwardRequest {
 template <typename Bind, typename Launch, typename Refuse>
 auto run_backward(const BackwardRequest& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
   const Instance with = instance_of(asked);
-  const int32_t most = kMaxWalksBackward;
-  const int32_t at_a_time = asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, most) : most;
+  const int32_t at_a_time = walks_of_a_launch(asked, with, kMaxWalksBackward);
   CascadeBackward c{};
   c.images = asked.images;
   c.nodes = asked.nodes;

@@ -8,7 +8,6 @@
 namespace difnet::cuda {
 
 // ---- fields: any dtype, any strides ---------------------------------------------------------------------------------
-DIFNET_DEVICE float wide(float x) { return x; }
 DIFNET_DEVICE float wide_half(uint16_t bits) { return half_to_float(bits); }
 DIFNET_DEVICE float wide_bf16(uint16_t bits) { return float_of(uint32_t(bits) << 16); }
 
@@ -30,39 +29,35 @@ DIFNET_DEVICE int64_t place(const BatchField& field, int image, int channel, int
   return image * field.batch_stride + channel * field.channel_stride + node * field.node_stride;
 }
 
-template <int kWidth, typename Number, typename Wide>
-DIFNET_DEVICE void stage_numbers(const BatchField& field, const Number* numbers, int count, float* rows, Wide wide) {
-  constexpr int kAtOnce = kWidth % 64 == 0 ? 8 : 4;  // loads on their way
-  const bool along_nodes = field.node_stride <= field.channel_stride;
-#pragma unroll 1
-  for (int first = thread(); first < kRows * kWidth; first += kAtOnce * kThreads) {
-    Number x[kAtOnce];
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const int at = first + n * kThreads;
-      const int row = along_nodes ? at % kRows : at / kWidth, channel = along_nodes ? at / kRows : at % kWidth;
-      const bool inside = row < count && channel < field.channels;
-      x[n] = inside ? numbers[channel * field.channel_stride + row * field.node_stride] : Number(0);
-    }
-#pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
-      const int at = first + n * kThreads;
-      const int row = along_nodes ? at % kRows : at / kWidth, channel = along_nodes ? at / kRows : at % kWidth;
-      rows[row * (kWidth + 1) + channel] = wide(x[n]);
-    }
-  }
-}
-
 // Nodes from `first` to at most kRows further, below `end`, as [kRows][width + 1] floats in shared memory, the rest zero:
 // read along the axis whose numbers are neighbours, whatever that is, so that what follows has one order of summation.
+// One loop for all dtypes: the code of the preparation is most of a kernel's.
 template <int kWidth>
 DIFNET_DEVICE void stage(const BatchField& field, int image, int first, int end, float* rows) {
-  const int64_t at = place(field, image, 0, first);
-  const auto* bits = static_cast<const uint16_t*>(field.data);
-  switch (field.dtype) {
-    case DType::kHalf: return stage_numbers<kWidth>(field, bits + at, end - first, rows, wide_half);
-    case DType::kBf16: return stage_numbers<kWidth>(field, bits + at, end - first, rows, wide_bf16);
-    default: return stage_numbers<kWidth>(field, static_cast<const float*>(field.data) + at, end - first, rows, wide);
+  constexpr int kAtOnce = kWidth % 64 == 0 ? 8 : 4;  // loads on their way
+  const int64_t from = place(field, image, 0, first);
+  const bool along_nodes = field.node_stride <= field.channel_stride;
+  const bool narrow = field.dtype != DType::kFloat, half = field.dtype == DType::kHalf;
+#pragma unroll 1
+  for (int begin = thread(); begin < kRows * kWidth; begin += kAtOnce * kThreads) {
+    uint32_t bits[kAtOnce];
+    const auto row = [&](int at) { return along_nodes ? at % kRows : at / kWidth; };
+    const auto channel = [&](int at) { return along_nodes ? at / kRows : at % kWidth; };
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int at = begin + n * kThreads;
+      const int64_t number = from + channel(at) * field.channel_stride + row(at) * field.node_stride;
+      const bool inside = row(at) < end - first && channel(at) < field.channels;
+      bits[n] = 0;
+      if (inside && narrow) bits[n] = static_cast<const uint16_t*>(field.data)[number];
+      if (inside && !narrow) bits[n] = static_cast<const uint32_t*>(field.data)[number];
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int at = begin + n * kThreads;
+      const float wide = half ? wide_half(uint16_t(bits[n])) : float_of(narrow ? bits[n] << 16 : bits[n]);
+      rows[row(at) * (kWidth + 1) + channel(at)] = wide;
+    }
   }
 }
 
@@ -119,6 +114,7 @@ DIFNET_DEVICE bool leave(uint32_t* counters, int64_t count, uint32_t* before) {
   if (thread() == 0) *before = add_acquire_release(counters, 1);
   barrier();
   if (*before != uint32_t(blocks() - 1)) return false;
+#pragma unroll 1
   for (int64_t at = thread(); at < count; at += kThreads) counters[at] = 0;
   return true;
 }

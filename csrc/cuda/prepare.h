@@ -60,6 +60,7 @@ DIFNET_DEVICE void class_reach(const auto& c, PrepareMemory<kWidth>& memory, int
       stage<kWidth>(which == 0 ? c.seed : c.state, image, first, end, memory.rows);
       barrier();
       if (thread() < kWidth)
+#pragma unroll 4
         for (int row = 0; row < kRows; ++row) {
           const float x = magnitude(memory.rows[row * (kWidth + 1) + thread()]);
           reach = larger(reach, is_finite(x) ? x : 0.0f);
@@ -152,15 +153,20 @@ DIFNET_DEVICE void psi_statistics(const auto& c, PrepareMemory<kEmbed>& memory, 
   if (thread() == 0) add_release(measured(c, t, image), 1);
 }
 
-// The lower median of the groups' means.
-DIFNET_DEVICE float median(const float (&mean)[kGroups], int groups) {
+// The lower median of the groups' means, NaN where a group is not there. Every mean in turn comes to the front, so that
+// one piece of code counts those below it.
+DIFNET_DEVICE float median(float (&mean)[kGroups], int groups) {
   float middle = 0.0f;
-#pragma unroll
+#pragma unroll 1
   for (int a = 0; a < kGroups; ++a) {
+    const float one = mean[0];
     int below = 0;
 #pragma unroll
-    for (int b = 0; b < kGroups; ++b) below += b < groups && (mean[b] < mean[a] || (mean[b] == mean[a] && b < a));
-    if (a < groups && below == (groups - 1) / 2) middle = mean[a];
+    for (int b = 1; b < kGroups; ++b) below += mean[b] < one || (mean[b] == one && a + b >= kGroups);
+    if (a < groups && below == (groups - 1) / 2) middle = one;
+#pragma unroll
+    for (int b = 1; b < kGroups; ++b) mean[b - 1] = mean[b];
+    mean[kGroups - 1] = one;
   }
   return middle;
 }
@@ -187,7 +193,7 @@ DIFNET_DEVICE void prepare_psi(const Asked& c, PrepareMemory<kEmbed>& memory, in
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
       const bool inside = group < c.groups;
-      mean[group] = inside ? from[group * 3 * kEmbed] : 0.0f;
+      mean[group] = inside ? from[group * 3 * kEmbed] : float_of(0x7fc00000u);
       if (inside) {
         least = group == 0 ? from[kEmbed] : smaller(least, from[group * 3 * kEmbed + kEmbed]);
         most = group == 0 ? from[2 * kEmbed] : larger(most, from[group * 3 * kEmbed + 2 * kEmbed]);
@@ -213,6 +219,7 @@ DIFNET_DEVICE void prepare_psi(const Asked& c, PrepareMemory<kEmbed>& memory, in
     if (row_tile == 0 && thread() < kEmbed)
       c.centre[(int64_t(t) * c.images + image) * kEmbed + thread()] = memory.centre[thread()];
   }
+#pragma unroll 1
   for (int row = warp() * 16; row < warp() * 16 + 16; ++row) {
     const int node = row_tile * kRows + row;
     const int64_t to = (int64_t(t) * c.images + image) * c.row_tiles * kRows + node;

@@ -40,6 +40,7 @@ UNCUT = "2 5 130 16 2 0 1 0 0 4"
 TOGETHER = "1 5 200 16 2 0 1 3 1 4"
 THREE_PARTS = "1 5 190 16 2 0 1 3 0 4"
 FULL = "1 21 192 64 1 0 1 3 0 4"
+LAUNCHES = "1 5 70 16 2 0 1 0 0 3"  # in the way of that name
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Fault:
     case: str = TWO_PARTS
 
     @property
-    def backward(self) -> bool:
-        """Whether the run goes backwards, too."""
-        return any(file in (BACKWARD, GRADIENT, UNIT, TILE, FINISH) for file, _, _ in self.edits)
+    def way(self) -> str:
+        """What the run does: forward alone, or backward, too, or that with a launch and a gradient for every step."""
+        if self.case == LAUNCHES:
+            return "launches"
+        backwards = any(file in (BACKWARD, GRADIENT, UNIT, TILE, FINISH) for file, _, _ in self.edits)
+        return "backward" if backwards else "forward"
 
 
 def fault(name: str, check: str, file: str, old: str, new: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
@@ -141,9 +145,9 @@ FAULTS = (
     fault("lse without its row term", NUMBERS, FORWARD, "c.row_term[first_psi() + in_image]", "0.0f"),
     # ---- memory
     fault("padding is written", BOUNDS, FORWARD, "k < c.classes && inside", "k < c.classes"),
-    fault("one node too many is read", BOUNDS, MEMORY, "row < count", "row <= count"),
+    fault("one node too many is read", BOUNDS, MEMORY, "row(at) < end - first", "row(at) <= end - first"),
     fault("one chunk too many is copied", BOUNDS, FORWARD, "thread() < kTile / 4", "thread() <= kTile / 4"),
-    fault("a channel too many is read", BOUNDS, MEMORY, "channel < field.channels", "channel <= field.channels"),
+    fault("a channel too many is read", BOUNDS, MEMORY, "channel(at) < field.channels", "channel(at) <= field.channels"),
     # ---- backward: barriers, waits, flags
     dropped("backward: a unit is taken while one is at work", RACE, UNIT, "barrier();",
             around="{}  // the unit before is done with"),
@@ -180,6 +184,12 @@ FAULTS = (
     dropped("backward: no barrier before delta", RACE, GRADIENT, "barrier();", around="{}\n    if (me < kRows) {{"),
     dropped("backward: no barrier behind the wait for psi", RACE, GRADIENT, "barrier();",
             around="{}\n    state_and_gates();"),
+    # where the gradient of a step is added to that of the launch before, by threads that others staged it for
+    dropped("backward: no barrier behind the gradient of a step", RACE, GRADIENT, "barrier();", LAUNCHES,
+            around="{}\n    if (!first || given.data"),
+    fault("backward: a launch forgets that of the launch before", NUMBERS, GRADIENT, "first || !inside", "true", LAUNCHES),
+    fault("backward: a launch forgets the gradient of its step", NUMBERS, GRADIENT, "given.data == nullptr", "true", LAUNCHES,
+          around="g = ({} ? 0.0f"),
     fault("backward: no wait for psi of its own rows", RACE, GRADIENT, "me == 0", "false",
           around="if ({}) wait_for(ready(c, t,"),
     Fault("backward: walks share one buffer", RACE, (
@@ -270,12 +280,12 @@ def build(kernels: Path, check: str, source: str = "alone.cpp") -> Path:
     return compile_host(source, ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
 
 
-def run(program: Path, lines: list[str], number: int = -1, backward: bool = False) -> str:
+def run(program: Path, lines: list[str], number: int = -1, way: str = "forward") -> str:
     """What the program says to the runs, with fault `number`."""
     environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
-        [program, *["backward"] * backward],
+        [program, way],
         input=text,
         env=environment,
         capture_output=True,

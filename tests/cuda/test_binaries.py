@@ -21,7 +21,7 @@ from difnet_kernels.backends import native
 from tests.cuda import twin
 
 ARCHS = (80, 90, 100, 120)
-MEGABYTES = 22
+MEGABYTES = 10
 REGISTERS, THREADS, BLOCKS = 65536, 128, 2
 # of a multiprocessor of sm_86, sm_89 and sm_120, and of sm_80; a block takes 1 KiB more than it asks for
 LEAST_SHARED, LARGE_SHARED = 100 * 1024, 164 * 1024

@@ -8,12 +8,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.cuda.faults import BANKS, BITS, FAULTS, NUMBERS, SANITIZERS, Fault, build, caught, planted, run, runs
+from tests.cuda.faults import (
+    BANKS,
+    BITS,
+    FAULTS,
+    LAUNCHES,
+    NUMBERS,
+    SANITIZERS,
+    Fault,
+    build,
+    caught,
+    planted,
+    run,
+    runs,
+)
 
 CHECKS = (NUMBERS, *SANITIZERS)
 CASES = sorted({fault.case for fault in FAULTS})
 BITS_CASES = sorted({fault.case for fault in FAULTS if fault.check == BITS})
-# a run backwards begins with the forward
+WAY = {LAUNCHES: "launches"}  # the others run backwards, which begins with the forward
 SILENT = [(check, case) for check in CHECKS for case in CASES] + [(BITS, case) for case in BITS_CASES]
 
 
@@ -29,23 +42,23 @@ def said(
         made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check), CHECKS), strict=True))
         program = {check: made.get(check, made[NUMBERS]) for check in {fault.check for fault in FAULTS}}
         found: dict[object, Future[str]] = {
-            fault: pool.submit(
-                run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault), fault.backward
-            )
+            fault: pool.submit(run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault), fault.way)
             for fault in selected
         }
         found |= {
-            (check, case): pool.submit(run, made[check], runs(case), backward=True)
+            (check, case): pool.submit(run, made[check], runs(case), way=WAY.get(case, "backward"))
             for check in CHECKS
             for case in CASES
         }
-        found |= {(BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS), backward=True) for case in BITS_CASES}
+        found |= {
+            (BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS), way="backward") for case in BITS_CASES
+        }
         yield found
 
 
 def test_there_are_enough() -> None:
-    assert sum(not fault.backward for fault in FAULTS) >= 25
-    assert sum(fault.backward for fault in FAULTS) >= 25
+    assert sum(fault.way == "forward" for fault in FAULTS) >= 25
+    assert sum(fault.way != "forward" for fault in FAULTS) >= 25
 
 
 @pytest.mark.parametrize(("check", "case"), SILENT, ids=lambda x: x.replace(" ", "-"))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Report(ctypes.Structure):
 
     _fields_ = [
         ("error", ctypes.c_char * 600),
-        ("bank_conflicts", ctypes.c_int64), ("instructions", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("bank_conflicts", "instructions", "copied", "loaded")),
         *((name, ctypes.c_int32) for name in ("parts", "part_tiles", "all_parts", "launches")),
     ]  # fmt: skip
 
@@ -152,7 +153,8 @@ def library() -> ctypes.CDLL:
     loaded.twin_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report, BackwardRequest)]
     loaded.twin_cascade_forward.restype = loaded.twin_cascade_backward.restype = ctypes.c_bool
-    loaded.twin_host_work.restype = ctypes.c_int64
+    for count in (loaded.twin_host_work, loaded.twin_workspace_forward, loaded.twin_workspace_backward):
+        count.restype = ctypes.c_int64
     return loaded
 
 
@@ -243,6 +245,43 @@ def cascade_forward(
     return report
 
 
+def backward_request_of(
+    grad_states: Sequence[Tensor],
+    state: Tensor | None,
+    seed: Tensor,
+    psi: Sequence[Tensor],
+    mu: Tensor,
+    beta: Tensor,
+    walked: Tensor,
+    row_lse: Tensor,
+    precision: str,
+    counters: Tensor,
+    *,
+    grad_state: Tensor | None,
+    grad_seed: Tensor | None,
+    grad_psi: Sequence[Tensor | None],
+    grad_mu: Tensor | None,
+    grad_beta: Tensor | None,
+    bias: Sequence[Tensor | None] = (),
+    grad_lse: Sequence[Tensor | None] = (),
+    grad_bias: Sequence[Tensor | None] = (),
+    machine: Machine = CARD,
+) -> tuple[BackwardRequest, list[object]]:
+    """The request, and what has to live as long as it does."""
+    B, K, N = seed.shape
+    lists = [(BatchField * len(of))(*(BatchField.of(x) for x in of)) for of in (psi, grad_psi, grad_states)]
+    pointers = [_pointers(of) for of in (bias, grad_lse, grad_bias)]
+    assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (*bias, *grad_lse, *grad_bias))
+    request = BackwardRequest(
+        B, N, K, len(psi), len(grad_states), precision == "high", state is not None,
+        BatchField.of(seed if state is None else state), *(BatchField.of(x) for x in (seed, grad_state, grad_seed)),
+        *(address(of) for of in lists), *(None if of is None else address(of) for of in pointers),
+        *(None if x is None else x.data_ptr() for x in (mu, beta, walked, row_lse, grad_mu, grad_beta, counters)),
+        counters.numel(), machine.processors, machine.parts, machine.all_parts, machine.walks_at_a_time,
+    )  # fmt: skip
+    return request, [*lists, *pointers]
+
+
 def cascade_backward(
     grad_states: Sequence[Tensor],
     state: Tensor | None,
@@ -254,31 +293,22 @@ def cascade_backward(
     row_lse: Tensor,
     precision: str,
     *,
-    grad_state: Tensor | None,
-    grad_seed: Tensor | None,
-    grad_psi: Sequence[Tensor | None],
-    grad_mu: Tensor | None,
-    grad_beta: Tensor | None,
-    bias: Sequence[Tensor | None] = (),
-    grad_lse: Sequence[Tensor | None] = (),
-    grad_bias: Sequence[Tensor | None] = (),
     machine: Machine = CARD,
+    **grads: Any,
 ) -> Report:
     """B1-B8 into preallocated gradients, as every backend; None: not wanted."""
-    B, K, N = seed.shape
-    counters = torch.zeros(counters_size(B, N, len(psi)), dtype=torch.int32)
+    counters = torch.zeros(counters_size(seed.shape[0], seed.shape[2], len(psi)), dtype=torch.int32)
     mu, beta = mu.contiguous(), beta.contiguous()
-    lists = [(BatchField * len(of))(*(BatchField.of(x) for x in of)) for of in (psi, grad_psi, grad_states)]
-    pointers = [_pointers(of) for of in (bias, grad_lse, grad_bias)]
-    assert all(x is None or (x.is_contiguous() and x.dtype == torch.float32) for x in (*bias, *grad_lse, *grad_bias))
-    request = BackwardRequest(
-        B, N, K, len(psi), len(grad_states), precision == "high", state is not None,
-        BatchField.of(seed if state is None else state), *(BatchField.of(x) for x in (seed, grad_state, grad_seed)),
-        *(address(of) for of in lists), *(None if of is None else address(of) for of in pointers),
-        *(None if x is None else x.data_ptr() for x in (mu, beta, walked, row_lse, grad_mu, grad_beta, counters)),
-        counters.numel(), machine.processors, machine.parts, machine.all_parts, machine.walks_at_a_time,
-    )  # fmt: skip
+    given = (grad_states, state, seed, psi, mu, beta, walked, row_lse, precision)
+    request, _kept = backward_request_of(*given, counters, machine=machine, **grads)
     options, report = Options(machine.workers, machine.schedule), Report()
     if not library().twin_cascade_backward(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
         raise TwinError(report.error.decode())
     return report
+
+
+def workspace(request: Request | BackwardRequest) -> tuple[int, int]:
+    """Bytes of the first launch, which needs the most, and the number of launches."""
+    launches = ctypes.c_int32()
+    count = library().twin_workspace_forward if isinstance(request, Request) else library().twin_workspace_backward
+    return int(count(ctypes.byref(request), ctypes.byref(launches))), launches.value

@@ -1,7 +1,8 @@
 // The twin as a program of its own, for the sanitizers: reads runs from standard input, one a line,
 //     images classes nodes embed walks dtype precision parts together workers schedule
 // makes numbered inputs, and compares what comes out with dense fp64, class by class. With the argument `backward` the
-// gradients follow and are compared, too. Prints one line a run; stops at the first that is wrong.
+// gradients follow and are compared, too; with `launches` every walk has a launch of its own, and every step a gradient,
+// whose classes are neighbours in memory. Prints one line a run; stops at the first that is wrong.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -84,7 +85,7 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
   return worst;
 }
 
-// Gradients of ⟨grad, yᵀ⟩ + Σ_t ⟨grad_lse, lse_t⟩ with respect to everything.
+// Gradients of ⟨grad, yᵀ⟩ (or of that of every step) + Σ_t ⟨grad_lse, lse_t⟩ with respect to everything.
 struct Gradients {
   explicit Gradients(const Request& asked, const std::vector<Numbers>& fields)
       : seed(size_t(asked.images) * asked.classes * asked.nodes, NAN),
@@ -99,7 +100,7 @@ struct Gradients {
 
 // The largest error of each, relative to the largest number of its class, or of all.
 double worst_error(const Request& asked, const Numbers& seed, const std::vector<Numbers>& psi, const Numbers& grad,
-                   const std::vector<float>& grad_lse, const Gradients& ours) {
+                   bool every_step, const std::vector<float>& grad_lse, const Gradients& ours) {
   const int N = asked.nodes, K = asked.classes, T = asked.walks, B = asked.images;
   const auto at = [&](const std::vector<double>& x, int i, int k) { return x[size_t(i) * K + k]; };
   std::vector<double> of_mu(T), of_beta(T), size_mu(T), size_beta(T);
@@ -164,6 +165,7 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
           size_beta[t] += std::fabs((mixed - at(y[t], i, k)) * at(g, i, k));
           next[size_t(i) * K + k] += (1 - beta) * at(g, i, k);  // (B1)
           total[size_t(i) * K + k] += beta * (1 - mu) * at(g, i, k);
+          if (every_step && t > 0) next[size_t(i) * K + k] += grad.at(b, k, i);
         }
       }
       g = next;
@@ -214,7 +216,8 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
 }  // namespace
 
 int main(int count, char** words) {
-  const bool backward = count > 1 && std::string(words[1]) == "backward";
+  const std::string way = count > 1 ? words[1] : "";
+  const bool launches = way == "launches", backward = launches || way == "backward";
   int images, classes, nodes, embed, walks, dtype, high, parts, together, workers;
   unsigned schedule;
   while (scanf("%d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &nodes, &embed, &walks, &dtype, &high, &parts,
@@ -276,11 +279,19 @@ int main(int count, char** words) {
       std::vector<float*> to_bias(walks);
       to_bias.back() = ours.bias.data();
       BackwardRequest back{};
-      back.images = images, back.nodes = nodes, back.classes = classes, back.walks = walks, back.given = 1;
+      back.images = images, back.nodes = nodes, back.classes = classes, back.walks = walks;
       back.high = high, back.state = asked.state, back.seed = asked.seed;
       back.grad_seed = seed.field(), back.grad_seed.data = ours.seed.data();
-      const BatchField given = grad.field();
-      back.psi = fields.data(), back.grad_psi = to_psi.data(), back.grad_states = &given;
+      std::vector<float> by_node(grad.exact.size());
+      std::vector<BatchField> given(size_t(launches ? walks : 1), grad.field());
+      for (int b = 0; b < images; ++b)
+        for (int k = 0; k < classes; ++k)
+          for (int n = 0; n < nodes; ++n) by_node[(size_t(b) * nodes + n) * classes + k] = float(grad.at(b, k, n));
+      if (launches)
+        for (BatchField& one : given)
+          one = {by_node.data(), int64_t(nodes) * classes, 1, classes, classes, DType::kFloat};
+      back.given = int32_t(given.size()), back.walks_at_a_time = launches;
+      back.psi = fields.data(), back.grad_psi = to_psi.data(), back.grad_states = given.data();
       back.column_bias = biases.data(), back.grad_lse = of_lse.data(), back.grad_bias = to_bias.data();
       back.mu = mu.data(), back.beta = beta.data(), back.walked = walked.data(), back.row_lse = row_lse.data();
       back.grad_mu = ours.mu.data(), back.grad_beta = ours.beta.data();
@@ -291,7 +302,7 @@ int main(int count, char** words) {
         printf("FAILED %s\n", second.error);
         return 1;
       }
-      error = worst_error(asked, seed, psi, grad, grad_lse, ours);
+      error = worst_error(asked, seed, psi, grad, launches, grad_lse, ours);
       allowed = walks * (dtype == 0 && high ? 2e-5 : dtype == 3 ? 1e-2 : 5e-3);
       conflicts += second.bank_conflicts;
       mix(ours.seed), mix(ours.bias), mix(ours.mu), mix(ours.beta);

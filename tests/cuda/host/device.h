@@ -39,12 +39,12 @@ DIFNET_DEVICE void barrier(TWIN_HERE) { Machine::now->barrier("a barrier", where
 DIFNET_DEVICE bool barrier_and(bool mine, TWIN_HERE) { return Machine::now->barrier("barrier_and", where, mine); }
 
 // ---- the warp -------------------------------------------------------------------------------------------------------
-DIFNET_DEVICE uint32_t bits_of(float x) {
+TWIN_PLAIN DIFNET_DEVICE uint32_t bits_of(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   return bits;
 }
-DIFNET_DEVICE float float_of(uint32_t bits) {
+TWIN_PLAIN DIFNET_DEVICE float float_of(uint32_t bits) {
   float x;
   __builtin_memcpy(&x, &bits, sizeof x);
   return x;
@@ -52,20 +52,20 @@ DIFNET_DEVICE float float_of(uint32_t bits) {
 
 // The operands of this lane go in, what `act` leaves for it comes out.
 template <int kIn, int kOut, typename Act>
-DIFNET_DEVICE void collective(const char* instruction, const Where& where, const uint32_t (&in)[kIn],
-                              uint32_t (&out)[kOut], Act act) {
+TWIN_PLAIN DIFNET_DEVICE void collective(const char* instruction, const Where& where, const uint32_t (&in)[kIn],
+                                         uint32_t (&out)[kOut], Act act) {
   Unseen unseen;
   Machine& machine = *Machine::now;
   twin::Warp& warp = machine.warp();
   const int lane = machine.me().thread % twin::kLanes;
   for (int x = 0; x < kIn; ++x) warp.in[lane][x] = in[x];
-  machine.meet(warp.meeting, twin::kLanes, instruction, where, false, [&] { act(warp); });
+  machine.meet(warp.meeting, twin::kLanes, instruction, where, false, [&]() TWIN_PLAIN { act(warp); });
   for (int x = 0; x < kOut; ++x) out[x] = warp.out[lane][x];
 }
 
 DIFNET_DEVICE float shuffle(float x, int from, TWIN_HERE) {
   uint32_t out[1];
-  collective("shuffle", where, {bits_of(x), uint32_t(from)}, out, [](twin::Warp& warp) {
+  collective("shuffle", where, {bits_of(x), uint32_t(from)}, out, [](twin::Warp& warp) TWIN_PLAIN {
     for (int lane = 0; lane < 32; ++lane) warp.out[lane][0] = warp.in[warp.in[lane][1] % 32][0];
   });
   return float_of(out[0]);
@@ -81,7 +81,8 @@ DIFNET_DEVICE void ldmatrix(uint32_t (&to)[kMatrices], const void* row, const ch
     for (int x = 0; x < 4; ++x) in[x] = static_cast<const uint32_t*>(row)[x];
     in[4] = Machine::now->offset_in_shared(row);
   }
-  collective(instruction, where, in, to, [](twin::Warp& warp) {
+  collective(instruction, where, in, to, [](twin::Warp& warp) TWIN_PLAIN {
+    Machine::now->result().loaded += kMatrices * 128;
     for (int matrix = 0; matrix < kMatrices; ++matrix) {
       uint32_t banks = 0;  // one wave reads 8 rows of 4 banks; rows that share a bank need another
       for (int r = 0; r < 8; ++r) {
@@ -90,7 +91,8 @@ DIFNET_DEVICE void ldmatrix(uint32_t (&to)[kMatrices], const void* row, const ch
         banks |= mine;
       }
       for (int lane = 0; lane < 32; ++lane) {
-        const auto number = [&](int r, int c) { return warp.in[matrix * 8 + r][c / 2] >> (c % 2 * 16) & 0xffffu; };
+        const auto number = [&](int r, int c)
+                                TWIN_PLAIN { return warp.in[matrix * 8 + r][c / 2] >> (c % 2 * 16) & 0xffffu; };
         const int r = lane / 4, c = lane % 4 * 2;
         warp.out[lane][matrix] =
             kTransposed ? number(c, r) | number(c + 1, r) << 16 : number(r, c) | number(r, c + 1) << 16;
@@ -112,11 +114,10 @@ DIFNET_DEVICE void mma(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uin
   uint32_t out[4];
   collective("mma", where,
              {a[0], a[1], a[2], a[3], b0, b1, bits_of(sum[0]), bits_of(sum[1]), bits_of(sum[2]), bits_of(sum[3])}, out,
-             [](twin::Warp& warp) {
+             [](twin::Warp& warp) TWIN_PLAIN {
                float left[16][16], right[16][8], total[16][8];
-               const auto half = [](uint32_t two, int which) {
-                 return twin::half_to_float(uint16_t(two >> which * 16));
-               };
+               const auto half = [](uint32_t two, int which)
+                                     TWIN_PLAIN { return twin::half_to_float(uint16_t(two >> which * 16)); };
                for (int lane = 0; lane < 32; ++lane) {
                  const uint32_t* in = warp.in[lane];
                  const int g = lane / 4, q = lane % 4 * 2;
@@ -146,6 +147,7 @@ DIFNET_DEVICE void copy16(void* shared, const void* global, TWIN_HERE) {
   const uint64_t kept[2] = {from[0], from[1]};
   write16(shared, {0xfff7fff7fff7fff7u, 0xfff7fff7fff7fff7u});
   Unseen unseen;
+  Machine::now->result().copied += 16;
   Machine::now->me().copies.push_back({shared, global, {kept[0], kept[1]}, where});
 }
 DIFNET_DEVICE void wait_for_copies() {

@@ -38,6 +38,8 @@ void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size
 
 // not inlined into what the race detector sees
 #define TWIN_UNSEEN __attribute__((noinline, no_sanitize("thread")))
+// what the machine computes in memory of its own costs no detector anything
+#define TWIN_PLAIN __attribute__((no_sanitize("thread", "address", "undefined")))
 
 namespace twin {
 

@@ -75,13 +75,14 @@ class Machine {
     std::function<bool(const void*, size_t)> holds;  // what asynchronous copies may read
     unsigned schedule;                               // the seed of everything random
   };
-  void check_alignment(const void* pointer, size_t bytes, const Where& where) {
+  TWIN_PLAIN void check_alignment(const void* pointer, size_t bytes, const Where& where) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail(where, "an address is no multiple of %zu", bytes);
   }
 
   struct Result {
     std::string error;
     int64_t bank_conflicts = 0, instructions = 0;
+    int64_t copied = 0, loaded = 0;  // bytes, by asynchronous copies and by ldmatrix
   };
 
   static inline Machine* now = nullptr;
@@ -97,10 +98,10 @@ class Machine {
   TWIN_UNSEEN static int number_of_blocks() { return now->settings_.blocks; }
   TWIN_UNSEEN static int thread_of_block() { return now->running_->thread; }
 
-  Thread& me() { return *running_; }
-  Block& block() { return blocks_[size_t(running_->block)]; }
-  Warp& warp() { return block().warps[size_t(running_->thread / kLanes)]; }
-  uint32_t chance() { return uint32_t(chance_()); }
+  TWIN_PLAIN Thread& me() { return *running_; }
+  TWIN_PLAIN Block& block() { return blocks_[size_t(running_->block)]; }
+  TWIN_PLAIN Warp& warp() { return block().warps[size_t(running_->thread / kLanes)]; }
+  TWIN_PLAIN uint32_t chance() { return uint32_t(chance_()); }
   Result& result() { return result_; }
 
   // The run ends here; whoever still waits is left alone.
@@ -121,7 +122,8 @@ class Machine {
   // All `count` threads of `meeting` arrive at one place of the source; the last one runs `act` for all of them. The
   // caller is unseen.
   template <typename Act>
-  void meet(Meeting& meeting, int count, const char* instruction, const Where& where, bool orders_memory, Act act) {
+  TWIN_PLAIN void meet(Meeting& meeting, int count, const char* instruction, const Where& where, bool orders_memory,
+                       Act act) {
     ++result_.instructions;
     const unsigned generation = meeting.generation;
     if (meeting.arrived == 0) {
@@ -146,11 +148,11 @@ class Machine {
   }
 
   // All threads of the block; true if `mine` was true for all.
-  bool barrier(const char* instruction, const Where& where, bool mine) {
+  TWIN_PLAIN bool barrier(const char* instruction, const Where& where, bool mine) {
     Unseen unseen;
     Meeting& meeting = block().meeting;
     meeting.all = meeting.all && mine;
-    meet(meeting, settings_.threads, instruction, where, true, [&] {
+    meet(meeting, settings_.threads, instruction, where, true, [&]() TWIN_PLAIN {
       meeting.result = meeting.all;
       meeting.all = true;
     });
@@ -158,38 +160,38 @@ class Machine {
   }
 
   // One time in eight others run before this thread goes on.
-  void yield_at_random() {
+  TWIN_PLAIN void yield_at_random() {
     Unseen unseen;
     if (chance_() % 8 != 0) return;
     block().runnable.push_back(running_);
     switch_away();
   }
 
-  void check_shared(const void* pointer, size_t bytes, const Where& where) {
+  TWIN_PLAIN void check_shared(const void* pointer, size_t bytes, const Where& where) {
     Unseen unseen;
     const char* at = static_cast<const char*>(pointer);
     if (at < block().shared || at + bytes > block().shared + settings_.shared_bytes)
       fail(where, "%ld is outside the %zu bytes of shared memory", long(at - block().shared), settings_.shared_bytes);
     check_alignment(pointer, bytes, where);
   }
-  uint32_t offset_in_shared(const void* pointer) {
+  TWIN_PLAIN uint32_t offset_in_shared(const void* pointer) {
     Unseen unseen;
     return uint32_t(static_cast<const char*>(pointer) - block().shared);
   }
-  void check_global(const void* pointer, size_t bytes, const Where& where) {
+  TWIN_PLAIN void check_global(const void* pointer, size_t bytes, const Where& where) {
     Unseen unseen;
     if (settings_.holds && !settings_.holds(pointer, bytes)) fail(where, "a copy reads outside the workspace");
     check_alignment(pointer, bytes, where);
   }
   // It saw that a counter is not there yet: only a write of one can change that.
-  void wait_for_a_write(const Where& where) {
+  TWIN_PLAIN void wait_for_a_write(const Where& where) {
     Unseen unseen;
     running_->waits_in = kCounter;
     running_->where = where;
     sleepers_.push_back(running_);
     switch_away();
   }
-  void wrote_a_counter() {
+  TWIN_PLAIN void wrote_a_counter() {
     Unseen unseen;
     for (Thread* sleeper : sleepers_) {
       sleeper->waits_in = nullptr;
@@ -251,7 +253,7 @@ class Machine {
   }
 
   // A block keeps its turn for a while: blocks run far ahead of others, and their memory stays near.
-  bool pick() {
+  TWIN_PLAIN bool pick() {
     if (blocks_[turn_].runnable.empty() || chance_() % 64 == 0) {
       const size_t start = chance_() % blocks_.size();
       size_t step = 0;
@@ -292,7 +294,7 @@ class Machine {
     switch_away();
     std::abort();
   }
-  void switch_away() {
+  TWIN_PLAIN void switch_away() {
     Thread* self = running_;
     if (failed_ || !pick()) {
       self->fiber->switch_to(main_);
@@ -301,12 +303,12 @@ class Machine {
     }
     running_ = self;
   }
-  void wait(const char* instruction, const Where& where) {
+  TWIN_PLAIN void wait(const char* instruction, const Where& where) {
     running_->waits_in = instruction;
     running_->where = where;
     switch_away();
   }
-  void wake(const Meeting& meeting, int count) {
+  TWIN_PLAIN void wake(const Meeting& meeting, int count) {
     const bool whole = &meeting == &block().meeting;
     const int first = running_->block * settings_.threads + (whole ? 0 : running_->thread / kLanes * kLanes);
     for (int t = first; t < first + count; ++t) {

@@ -7,14 +7,16 @@
 #include <cstdint>
 #include <cstring>
 
+#include "fiber.h"
+
 namespace twin {
 
-inline float half_to_float(uint16_t bits) {
+TWIN_PLAIN inline float half_to_float(uint16_t bits) {
   _Float16 half;
   memcpy(&half, &bits, sizeof half);
   return float(half);
 }
-inline uint16_t float_to_half(float x) {
+TWIN_PLAIN inline uint16_t float_to_half(float x) {
   const _Float16 half = _Float16(x);
   uint16_t bits;
   memcpy(&bits, &half, sizeof bits);
@@ -24,10 +26,10 @@ inline uint16_t float_to_half(float x) {
 constexpr int kM = 16, kN = 8, kK = 16, kAtOnce = 8;
 
 // sum[n] + Σ_k a[k] b[k][n] for one row and kAtOnce of its k
-inline void truncating_step(float (&sum)[kN], const float* a, const float (*b)[kN]) {
+TWIN_PLAIN inline void truncating_step(float (&sum)[kN], const float* a, const float (*b)[kN]) {
   float product[kAtOnce + 1][kN];
   int32_t exponent[kN];
-  const auto exponent_bits = [](float x) {
+  const auto exponent_bits = [](float x) TWIN_PLAIN {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits & 0x7f800000;
@@ -50,7 +52,7 @@ inline void truncating_step(float (&sum)[kN], const float* a, const float (*b)[k
     memcpy(&to_integer[n], &up, sizeof up);
     memcpy(&unit[n], &down, sizeof down);
   }
-  const auto finite = [&](int n) { return exponent[n] != 0x7f800000; };
+  const auto finite = [&](int n) TWIN_PLAIN { return exponent[n] != 0x7f800000; };
   for (int k = 0; k <= kAtOnce; ++k)
     for (int n = 0; n < kN; ++n) total[n] += finite(n) ? int32_t(product[k][n] * to_integer[n]) : 0;
   for (int n = 0; n < kN; ++n) {
@@ -65,7 +67,7 @@ inline void truncating_step(float (&sum)[kN], const float* a, const float (*b)[k
   }
 }
 
-inline void truncating_mma(float (&sum)[kM][kN], const float (&a)[kM][kK], const float (&b)[kK][kN]) {
+TWIN_PLAIN inline void truncating_mma(float (&sum)[kM][kN], const float (&a)[kM][kK], const float (&b)[kK][kN]) {
   for (int row = 0; row < kM; ++row)
     for (int k = 0; k < kK; k += kAtOnce) truncating_step(sum[row], a[row] + k, b + k);
 }

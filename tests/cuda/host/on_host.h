@@ -18,7 +18,7 @@ struct Options {
 
 struct Report {
   char error[600];
-  int64_t bank_conflicts, instructions;
+  int64_t bank_conflicts, instructions, copied, loaded;
   int32_t parts, part_tiles, all_parts, launches;
 };
 
@@ -83,6 +83,7 @@ Report run_on_host(const Asked& asked, const Options& options, RunAll run_all, S
         const Machine::Result result = start(c, with, settings);
         report.bank_conflicts += result.bank_conflicts;
         report.instructions += result.instructions;
+        report.copied += result.copied, report.loaded += result.loaded;
         if constexpr (requires { c.split; })
           report.parts = c.split.parts, report.part_tiles = c.split.part_tiles, report.all_parts = c.split.all_parts;
         ++report.launches;

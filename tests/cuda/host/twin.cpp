@@ -17,9 +17,32 @@ struct Sizes {
   }
 };
 
+// Of the first launch of a request, which needs the most; and how many launches there are.
+int64_t first_workspace(const auto& asked, auto run_all, int32_t& launches) {
+  int64_t bytes = 0;
+  launches = 0;
+  (void)run_all(
+      asked,
+      [&](auto& c, const difnet::cuda::Instance& with) {
+        Sizes sections;
+        take_sections(c, with, sections);
+        if (launches++ == 0) bytes = sections.size;
+      },
+      [](const auto&, const difnet::cuda::Instance&) { return twin::Bad(); },
+      [](const char* words) { return twin::Bad(words); });
+  return bytes;
+}
+
 }  // namespace
 
 extern "C" {
+
+int64_t twin_workspace_forward(const difnet::cuda::Request* asked, int32_t* launches) {
+  return first_workspace(*asked, [](auto&&... all) { return difnet::cuda::run(all...); }, *launches);
+}
+int64_t twin_workspace_backward(const difnet::cuda::BackwardRequest* asked, int32_t* launches) {
+  return first_workspace(*asked, [](auto&&... all) { return difnet::cuda::run_backward(all...); }, *launches);
+}
 
 // Returns whether all is well; `error` (600 bytes) says what is not.
 bool twin_cascade_forward(const difnet::cuda::Request* asked, const twin::Options* options, twin::Report* report) {
