@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk, random_walk
-from tests.support.cases import DTYPES, Case, Inputs, make
+from tests.support.cases import DTYPES, Case, Inputs, make, normal
 from tests.support.dense import dense
+from tests.support.tolerances import assert_within
 from tests.support.truth import assert_forward, assert_gradients, assert_same, both, setting, truth_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("card", range(torch.cuda.device_count()))]
@@ -136,3 +137,28 @@ def test_the_current_device_stays(card: int) -> None:
     inputs = on(card, SMALL)
     assert_forward(walk(inputs), inputs, truth_of(inputs))
     assert torch.cuda.current_device() == before
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("channels", [3, 70])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_projection_is_right(card: int, dtype: str, channels: int) -> None:
+    """Ψ in training, forward and backward, beside the reference in fp64 at the same winners; the same bits again."""
+    device = torch.device("cuda", card)
+    x = normal(1, 2, channels, 1, 41, 53).to(device, DTYPES[dtype])
+    weight, slope = normal(2, 64, channels).to(device), normal(3, 64).to(device)
+    upstream = (normal(4, 2, 64, 1, 20, 27).to(device), normal(5, 64).to(device), normal(6, 64).to(device))
+    project, back = torch.ops.difnet_kernels.projection_forward, torch.ops.difnet_kernels.projection_backward
+
+    def made(name: str, x: Tensor, weight: Tensor, position: Tensor | None = None) -> list[Tensor]:
+        peak, found, *moments = project(x, weight, slope.to(weight), (1, 20, 27), True, name)
+        given = [g.to(weight) for g in upstream]
+        grads = back(*given, x, weight, found if position is None else position, None, moments[0], True, True, name)
+        return [found, peak, *moments, *grads]
+
+    ours = made("cuda", x, weight)
+    true = made("reference", x.double(), weight.double(), ours[0])
+    bounds = {"peak": 1e-5, "mean": 1e-5, "variance": 1e-5, "features": 4e-5, "weight": 4e-5}
+    for (name, bound), a, b in zip(bounds.items(), ours[1:], true[1:], strict=True):
+        assert_within(name, a, b, bound)
+    assert_same(made("cuda", x, weight), ours)
