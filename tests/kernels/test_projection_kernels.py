@@ -358,6 +358,20 @@ def test_infinity_is_the_largest_number(kernel: str) -> None:
     assert torch.equal(made.position[peak.isinf()].long(), position[peak.isinf()])
 
 
+def test_infinity_reaches_the_gradients_as_it_is(kernel: str) -> None:
+    """One feature, one weight: what they are multiplied by is not zero anywhere, as every window is a pixel."""
+    case = Shape(1, 70, 20, (1, 9, 9), (1, 9, 9))
+    problem = draw(case, statistics=False)
+    made = forward(kernel, problem)
+    problem.features[0, 2, 0, 4, 4] = float("inf")
+    (grad_weight,) = backward(kernel, problem, made, "weight")
+    assert bool(grad_weight[:, 2].isinf().all()) and int(grad_weight.isfinite().sum()) == 20 * 69
+    problem = draw(case, statistics=False)
+    problem.weight[3, 5] = float("inf")
+    (grad_features,) = backward(kernel, problem, made, "features")
+    assert bool(grad_features[:, 5].isinf().all()) and int(grad_features.isfinite().sum()) == 69 * 81
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
 @pytest.mark.parametrize("case", [SMALL, BAND, Shape(2, 1, 3, (1, 1, 1000), (1, 1, 7))], ids=str)
 def test_a_large_mean_leaves_the_variance(kernel: str, case: Shape, dtype: str) -> None:
