@@ -34,6 +34,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(difnet_kernels, m) {
       "high, "
       "Tensor(a!)[] states, Tensor(b!)? walked, Tensor(c!)? row_lse, Tensor(d!)[] lse, Tensor(e!) counters) -> ()");
   m.def(
+      "cuda_projected_cascade(Tensor seed, Tensor[] features, Tensor[] weight, Tensor[] offset, Tensor[] mean, "
+      "Tensor[] "
+      "variance, Tensor[] slope, Tensor[] shift, float[] eps, float root, int[] grid, Tensor mu, Tensor beta, Tensor? "
+      "bias, "
+      "bool high, Tensor(a!)[] states, Tensor(b!) counters) -> ()");
+  m.def(
       "cuda_cascade_backward(Tensor[] grad_states, Tensor? state, Tensor seed, Tensor[] psi, Tensor[] bias, Tensor mu, "
       "Tensor beta, Tensor walked, Tensor row_lse, bool high, Tensor[] grad_lse, Tensor(a!)? grad_state, "
       "Tensor(b!)? grad_seed, Tensor(c!)[] grad_psi, Tensor(d!)[] grad_bias, Tensor(e!)? grad_mu, "

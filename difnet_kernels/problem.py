@@ -1,4 +1,4 @@
-"""What a cascade or a Ψ is asked to compute: the sizes that every layer below trusts, once checks.py has let them pass.
+"""What a cascade, a Ψ, or both at once are asked: the sizes that every layer below trusts, once checks.py has let them pass.
 
 A *field* is a tensor `(B, C, *S)`: B images, C channels, any number of spatial axes S. Its *nodes* are the N points of S.
 """
@@ -83,6 +83,49 @@ class Projection:
             device=features.device,
             gradients=gradients,
         )
+
+
+@dataclass(slots=True)
+class ProjectedCascade:
+    """A cascade whose ψ are projected in the same call, without gradients: both problems, after validation."""
+
+    cascade: Problem
+    projections: tuple[Projection, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.cascade.device
+
+    @property
+    def gradients(self) -> bool:
+        return False
+
+    @staticmethod
+    def of(
+        seed: Tensor, features: Sequence[Tensor], weight: Sequence[Tensor], precision: str, *, bias: bool = False
+    ) -> ProjectedCascade:
+        projections = tuple(
+            [Projection.of(x, w, seed.shape[2:], gradients=False) for x, w in zip(features, weight, strict=True)]
+        )
+        cascade = Problem(
+            batch=seed.shape[0],
+            classes=seed.shape[1],
+            nodes=math.prod(seed.shape[2:]),
+            embeds=tuple([w.shape[0] for w in weight]),
+            dtypes=tuple([x.dtype for x in (seed, *features, *weight)]),
+            device=seed.device,
+            precision=precision,
+            gradients=False,
+            bias=bias,
+        )
+        return ProjectedCascade(cascade, projections)
+
+    @staticmethod
+    def least(device: torch.device) -> ProjectedCascade:
+        """Of one node, one class and one channel in fp32: what a backend says no to there, it says to `device`."""
+        dtypes = (torch.float32, torch.float32)
+        projection = Projection(1, 1, 1, 1, 1, dtypes, device, gradients=False)
+        return ProjectedCascade(Problem(1, 1, 1, (1,), dtypes, device, "high", gradients=False), (projection,))
 
 
 def accumulation_dtype(field: Tensor, others: Sequence[Tensor | None]) -> torch.dtype:

@@ -40,8 +40,10 @@ struct Units {
   int32_t reach, statistics, states, psi, walks;
 };
 
-struct Cascade {
-  static constexpr bool kBackward = false;
+// kMost: walks of a launch.
+template <int kMost>
+struct CascadeOf {
+  static constexpr bool kBackward = false, kProjected = false;
   int32_t images, nodes, classes, groups;
   int32_t row_tiles, column_tiles;  // of one image
   Split split;
@@ -69,11 +71,12 @@ struct Cascade {
   uint32_t* counters;         // zero before a launch and after it
 
   // of the walks of this launch
-  BatchField psi[kMaxWalks];
-  const float* column_bias[kMaxWalks];  // [B, N], the caller's b (W1b), or null
-  float* lse[kMaxWalks];                // [B, N], for the caller, or null
-  void* steps[kMaxWalks];               // yᵗ after the walk, or null where nobody wants it
+  BatchField psi[kMost];
+  const float* column_bias[kMost];  // [B, N], the caller's b (W1b), or null
+  float* lse[kMost];                // [B, N], for the caller, or null
+  void* steps[kMost];               // yᵗ after the walk, or null where nobody wants it
 };
+using Cascade = CascadeOf<kMaxWalks>;
 static_assert(sizeof(Cascade) <= 4096, "a kernel takes 4 KiB of arguments");
 
 // ---- the host's part ------------------------------------------------------------------------------------------------
@@ -118,8 +121,8 @@ inline void cut(auto& c, int32_t tile, bool in_registers, int32_t processors, in
 
 // The sections of the workspace, by work.take(pointer, count). Those that later launches of the same cascade need come
 // first, so that every launch finds them in the same place.
-template <typename Work>
-void take_sections(Cascade& c, const Instance& with, Work& work) {
+template <int kMost, typename Work>
+void take_sections(CascadeOf<kMost>& c, const Instance& with, Work& work) {
   const int64_t nodes = int64_t(c.images) * c.row_tiles * kRows, walks = c.walks, halves = with.products == 3;
   const int64_t parts = c.split.all_parts ? 0 : int64_t(c.images) * c.row_tiles * c.split.parts;
   work.take(c.y_hi, 2 * nodes * with.width);

@@ -118,6 +118,7 @@ DIFNET_DEVICE float exp2_fast(float x) {  // 2^x to 2 ulp; what would be subnorm
   return y;
 }
 DIFNET_DEVICE float log2_exact(float x) { return log2f(x); }  // to 1 ulp, 0 at 1
+DIFNET_DEVICE float inverse_root(float x) { return __frsqrt_rn(x); }
 DIFNET_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 DIFNET_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 DIFNET_DEVICE float half_to_float(uint16_t bits) {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "launches.h"
+#include "projected.h"
 
 namespace difnet::cuda {
 
@@ -27,11 +27,13 @@ int64_t workspace_bytes(const Request& asked);
 int64_t workspace_bytes(const BackwardRequest& asked);
 int64_t workspace_bytes(const ProjectionRequest& asked);
 int64_t workspace_bytes(const ProjectionBackwardRequest& asked);
+int64_t workspace_bytes(const ProjectedRequest& asked);
 // The launches of a request; `workspace` has that many bytes, aligned to 128.
 Failure cascade_forward(const Request& asked, const Device& on, void* workspace, void* stream);
 Failure cascade_backward(const BackwardRequest& asked, const Device& on, void* workspace, void* stream);
 Failure projection_forward(const ProjectionRequest& asked, const Device& on, void* workspace, void* stream);
 Failure projection_backward(const ProjectionBackwardRequest& asked, const Device& on, void* workspace, void* stream);
+Failure projected_cascade(const ProjectedRequest& asked, const Device& on, void* workspace, void* stream);
 
 }  // namespace difnet::cuda
 

@@ -44,14 +44,8 @@ inline int32_t walks_of_a_launch(const auto& asked, const Instance& with, int32_
   return std::min(asked.walks_at_a_time > 0 ? std::min(asked.walks_at_a_time, most) : most, asked.walks);
 }
 
-// bind(cascade, instance) takes the sections of the workspace; the first launch needs the most. launch(cascade,
-// instance) returns what run returns: something that is false when all is well. refuse(words) is for what no launch can
-// hold.
-template <typename Bind, typename Launch, typename Refuse>
-auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
-  const Instance with = instance_of(asked);
-  const int32_t at_a_time = walks_of_a_launch(asked, with, kMaxWalks);
-  Cascade c{};
+// What every launch of a request has in common.
+void set_asked(auto& c, const Request& asked, const Instance& with) {
   c.images = asked.images;
   c.nodes = asked.nodes;
   c.classes = asked.classes;
@@ -66,6 +60,24 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
   c.walked = asked.walked;
   c.row_lse = asked.row_lse;
   c.counters = asked.counters;
+}
+// The walk `t` of a launch.
+void set_walk(auto& c, const Request& asked, int32_t t) {
+  const int32_t walk = c.first_walk + t, step = asked.wanted - asked.walks + walk;
+  c.column_bias[t] = asked.column_bias == nullptr ? nullptr : asked.column_bias[walk];
+  c.lse[t] = asked.lse == nullptr ? nullptr : asked.lse[walk];
+  c.steps[t] = step < 0 ? nullptr : asked.steps[step];
+}
+
+// bind(cascade, instance) takes the sections of the workspace; the first launch needs the most. launch(cascade,
+// instance) returns what run returns: something that is false when all is well. refuse(words) is for what no launch can
+// hold.
+template <typename Bind, typename Launch, typename Refuse>
+auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
+  const Instance with = instance_of(asked);
+  const int32_t at_a_time = walks_of_a_launch(asked, with, kMaxWalks);
+  Cascade c{};
+  set_asked(c, asked, with);
   c.walks = at_a_time;
   cut(c, with.tile(), with.in_registers(), asked.processors, asked.forced_parts, asked.forced_all_parts);
   if (!count_units(c, true)) return refuse("the units of work pass 2^31; split the batch");
@@ -75,11 +87,8 @@ auto run(const Request& asked, Bind bind, Launch launch, Refuse refuse) -> declt
     count_units(c, c.first_walk == 0);
     bind(c, with);
     for (int32_t t = 0; t < c.walks; ++t) {
-      const int32_t walk = c.first_walk + t, step = asked.wanted - asked.walks + walk;
-      c.psi[t] = asked.psi[walk];
-      c.column_bias[t] = asked.column_bias == nullptr ? nullptr : asked.column_bias[walk];
-      c.lse[t] = asked.lse == nullptr ? nullptr : asked.lse[walk];
-      c.steps[t] = step < 0 ? nullptr : asked.steps[step];
+      c.psi[t] = asked.psi[c.first_walk + t];
+      set_walk(c, asked, t);
     }
     if (auto bad = launch(c, with)) return bad;
   }

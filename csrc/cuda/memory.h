@@ -93,6 +93,8 @@ DIFNET_DEVICE uint32_t* ready(const auto& c, int t, int image, int row_tile) {
   return arrived(c, c.images, 0) + (t * c.images + image) * c.row_tiles + row_tile;
 }
 
+DIFNET_DEVICE uint32_t* end_of_counters(const auto& c) { return ready(c, c.walks, 0, 0); }
+
 // ψ_t or y_t of the row tile is written, by all threads of the block.
 DIFNET_DEVICE void hand_over(const auto& c, int t, int image, int row_tile) {
   barrier();
@@ -119,7 +121,7 @@ DIFNET_DEVICE bool leave(uint32_t* counters, int64_t count, uint32_t* before) {
   return true;
 }
 DIFNET_DEVICE bool leave(const auto& c, uint32_t* before) {
-  return leave(finished(c), ready(c, c.walks, 0, 0) - c.counters, before);
+  return leave(finished(c), end_of_counters(c) - c.counters, before);
 }
 
 }  // namespace difnet::cuda

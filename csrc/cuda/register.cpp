@@ -79,6 +79,21 @@ void set_common(auto& asked, const std::optional<Tensor>& state, const Tensor& s
   asked.processors = device.processors;
 }
 
+// Where the last or all of T steps go, which are alike.
+std::vector<void*> steps_of(const std::vector<Tensor>& states, const Tensor& seed, int64_t T) {
+  const int64_t S = int64_t(states.size());
+  STD_TORCH_CHECK(S == 1 || S == T, "difnet_kernels::cuda_cascade: states holds ", S, " steps of ", T);
+  std::vector<void*> steps;
+  for (const Tensor& one : states) {
+    check("states", one, seed, {seed.size(0), seed.size(1), seed.size(2)}, false);
+    const bool alike = one.stride(0) == states[0].stride(0) && one.stride(1) == states[0].stride(1) &&
+                       one.stride(2) == states[0].stride(2) && one.scalar_type() == states[0].scalar_type();
+    STD_TORCH_CHECK(alike, "difnet_kernels::cuda_cascade: states differ in strides or dtype");
+    steps.push_back(one.mutable_data_ptr());
+  }
+  return steps;
+}
+
 void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::vector<Tensor> psi,
                                 std::vector<Tensor> bias, Tensor mu, Tensor beta, bool high, std::vector<Tensor> states,
                                 std::optional<Tensor> walked, std::optional<Tensor> row_lse, std::vector<Tensor> lse,
@@ -88,15 +103,7 @@ void cascade_forward_of_tensors(std::optional<Tensor> state, Tensor seed, std::v
   check("seed", seed, seed, {B, K, N}, false);
   if (state) check("state", *state, seed, {B, K, N}, false);
   const std::vector<BatchField> fields = fields_of(psi, seed);
-  STD_TORCH_CHECK(S == 1 || S == T, "difnet_kernels::cuda_cascade: states holds ", S, " steps of ", T);
-  std::vector<void*> steps;
-  for (const Tensor& one : states) {
-    check("states", one, seed, {B, K, N}, false);
-    const bool alike = one.stride(0) == states[0].stride(0) && one.stride(1) == states[0].stride(1) &&
-                       one.stride(2) == states[0].stride(2) && one.scalar_type() == states[0].scalar_type();
-    STD_TORCH_CHECK(alike, "difnet_kernels::cuda_cascade: states differ in strides or dtype");
-    steps.push_back(one.mutable_data_ptr());
-  }
+  const std::vector<void*> steps = steps_of(states, seed, T);
   const auto biases = vectors_of<const float>("bias", bias, seed, psi.size());
   const auto lses = vectors_of<float>("lse", lse, seed, psi.size());
   check("mu", mu, seed, {T}, true);
@@ -161,6 +168,60 @@ void cascade_backward_of_tensors(std::vector<Tensor> grad_states, std::optional<
   launch(asked, seed, device, [](auto&&... all) { return cascade_backward(all...); });
 }
 
+// Ψ and the cascade: features (B, C, Z, Y, X), and vectors (D,) of which an empty one is none.
+void projected_cascade_of_tensors(Tensor seed, std::vector<Tensor> features, std::vector<Tensor> weight,
+                                  std::vector<Tensor> offset, std::vector<Tensor> mean, std::vector<Tensor> variance,
+                                  std::vector<Tensor> slope, std::vector<Tensor> shift, std::vector<double> eps,
+                                  double root, std::vector<int64_t> grid, Tensor mu, Tensor beta,
+                                  std::optional<Tensor> bias, bool high, std::vector<Tensor> states, Tensor counters) {
+  const int64_t T = int64_t(features.size()), B = seed.size(0), K = seed.size(1), N = seed.size(2);
+  check("seed", seed, seed, {B, K, N}, false);
+  STD_TORCH_CHECK(grid.size() == 3 && grid[0] * grid[1] * grid[2] == N,
+                  "difnet_kernels::cuda_cascade: grid has other nodes than seed");
+  const std::vector<Tensor>* const vectors[] = {&offset, &mean, &variance, &slope, &shift};
+  for (const auto* list : vectors)
+    STD_TORCH_CHECK(int64_t(list->size()) == T && int64_t(weight.size()) == T && int64_t(eps.size()) == T,
+                    "difnet_kernels::cuda_cascade: ", T, " maps have lists of other lengths");
+  STD_TORCH_CHECK(T > 0 && T <= kMaxProjectedWalks && K <= 23, "difnet_kernels::cuda_cascade: T = ", T, ", K = ", K,
+                  " have no launch with Ψ in it");
+  std::vector<Level> levels(size_t(T), Level{});
+  for (size_t t = 0; t < levels.size(); ++t) {
+    const Tensor& x = features[t];
+    Level& level = levels[t];
+    check("features", x, seed, {B, x.size(1), x.size(2), x.size(3), x.size(4)}, false);
+    check("weight", weight[t], seed, {weight[t].size(0), x.size(1)}, false);
+    STD_TORCH_CHECK(weight[t].is_contiguous() && weight[t].size(0) <= 64,
+                    "difnet_kernels::cuda_cascade: weight must be contiguous, with 64 rows at most");
+    level.features = {x.data_ptr(), x.stride(0), x.stride(1), {}, {}, int32_t(x.size(1))};
+    for (int axis = 0; axis < 3; ++axis)
+      level.features.stride[axis] = x.stride(2 + axis), level.features.size[axis] = int32_t(x.size(2 + axis));
+    level.weight = weight[t].data_ptr(), level.eps = float(eps[t]), level.embed = int32_t(weight[t].size(0));
+    level.of_features = dtype(x), level.of_weight = dtype(weight[t]);
+    level.psi = promoted(level.of_features, level.of_weight);
+    for (int which = 0; which < Vector::kCount; ++which) {
+      const Tensor& one = (*vectors[which])[t];
+      if (one.numel() == 0) continue;
+      check("a vector of Ψ", one, seed, {weight[t].size(0)}, false);
+      STD_TORCH_CHECK(one.is_contiguous(), "difnet_kernels::cuda_cascade: a vector of Ψ must be contiguous");
+      level.vector[which] = one.data_ptr(), level.of_vector[which] = dtype(one);
+    }
+  }
+  const std::vector<void*> steps = steps_of(states, seed, T);
+  if (bias) check("bias", *bias, seed, {B, N}, true);
+  const std::vector<const float*> biases(size_t(T), bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr);
+  check("mu", mu, seed, {T}, true);
+  check("beta", beta, seed, {T}, true);
+  const Device& device = device_of(seed);
+  ProjectedRequest asked{};
+  set_common(asked.cascade, std::nullopt, seed, {}, mu, beta, high, counters, device);
+  asked.cascade.walks = int32_t(T), asked.cascade.wanted = int32_t(states.size());
+  asked.cascade.states = field_of(states[0]), asked.cascade.steps = steps.data();
+  asked.cascade.column_bias = bias ? biases.data() : nullptr;
+  asked.levels = levels.data(), asked.root = float(root);
+  for (size_t axis = 0; axis < 3; ++axis) asked.grid[axis] = int32_t(grid[axis]);
+  launch(asked, seed, device, [](auto&&... all) { return projected_cascade(all...); });
+}
+
 }  // namespace
 }  // namespace difnet::cuda
 
@@ -171,4 +232,5 @@ STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(difnet_kernels, CUDA, m) {
   m.impl("cuda_cascade_forward", TORCH_BOX(&difnet::cuda::cascade_forward_of_tensors));
   m.impl("cuda_cascade_backward", TORCH_BOX(&difnet::cuda::cascade_backward_of_tensors));
+  m.impl("cuda_projected_cascade", TORCH_BOX(&difnet::cuda::projected_cascade_of_tensors));
 }

@@ -49,12 +49,13 @@ DIFNET_DEVICE void add_part(Sums<kWidth>& to, const Sums<kWidth>& part) {
   }
 }
 
-template <typename With>
+// Asked: Cascade, or one whose launch has Ψ in it, too.
+template <typename With, typename Asked = Cascade>
 struct Walk {
   static constexpr int kTile = Stage<With>::kTile, kHalves = Stage<With>::kHalves;
   static constexpr int kEmbed = With::kInstance.embed, kWidth = With::kInstance.width;
 
-  const Cascade& c;
+  const Asked& c;
   WalkMemory<With>& memory;
   int t, image, row_tile;  // t: of this launch
 

@@ -12,9 +12,10 @@ from torch import SymInt
 from difnet_kernels import cascade
 from difnet_kernels.backends import cpu, cuda, reference, triton
 from difnet_kernels.backends.imported import Imported
-from difnet_kernels.problem import Problem, Projection
+from difnet_kernels.problem import Problem, ProjectedCascade, Projection
 
 Run = Callable[..., None]
+Asked = Problem | Projection | ProjectedCascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class Backend:
         the walk; those of bias and lse come only where the problem has them. A backend that brings single walks gets its
         cascade from those two.
     projection_forward, projection_backward: Ψ, arguments as in reference.py.
+    projected_cascade: Ψ and the cascade in one launch, without gradients, arguments as in cuda.py.
+    refuses_projected_cascade(ProjectedCascade): what that demands beyond `refuses`, of sizes and dtypes alone, because a
+        compiler traces it.
     not_preferred(problem): why it is not chosen by itself where it can run; it then waits to be named.
 
     What forward leaves in `walked` and `row_lse` is private to the backend: its own backward reads it, and no other. `lse` is
@@ -42,9 +46,11 @@ class Backend:
     cascade_backward: Run | None = None
     projection_forward: Run | None = None
     projection_backward: Run | None = None
-    not_preferred: Callable[[Problem | Projection], str | None] = lambda problem: None
+    projected_cascade: Run | None = None
+    refuses_projected_cascade: Callable[[ProjectedCascade], str | None] = lambda problem: None
+    not_preferred: Callable[[Asked], str | None] = lambda problem: None
 
-    def why_not(self, problem: Problem | Projection) -> str | None:
+    def why_not(self, problem: Asked) -> str | None:
         """The reason that it cannot run `problem`, or None if it can."""
         return self.unusable() or self._lacks(problem) or self._refuses(problem)
 
@@ -53,8 +59,10 @@ class Backend:
         run: Run = getattr(self, name)
         return run.function if isinstance(run, Imported) else run
 
-    def _lacks(self, problem: Problem | Projection) -> str | None:
-        if isinstance(problem, Projection):
+    def _lacks(self, problem: Asked) -> str | None:
+        if isinstance(problem, ProjectedCascade):
+            what, forward, backward = "Ψ and the cascade in one launch", self.projected_cascade, None
+        elif isinstance(problem, Projection):
             what, forward, backward = "Ψ", self.projection_forward, self.projection_backward
         else:
             what, forward, backward = "the cascade", self.cascade_forward, self.cascade_backward
@@ -64,7 +72,9 @@ class Backend:
             return f"it brings {what} without gradients; call it under torch.no_grad()"
         return None
 
-    def _refuses(self, problem: Problem | Projection) -> str | None:
+    def _refuses(self, problem: Asked) -> str | None:
+        if isinstance(problem, ProjectedCascade):
+            return self.refuses(problem.cascade) or self.refuses_projected_cascade(problem)
         return self.refuses_projection(problem) if isinstance(problem, Projection) else self.refuses(problem)
 
 
@@ -94,6 +104,8 @@ BACKENDS: dict[str, Backend] = {
             cascade_backward=cuda.cascade_backward,
             projection_forward=cuda.projection_forward,
             projection_backward=cuda.projection_backward,
+            projected_cascade=cuda.projected_cascade,
+            refuses_projected_cascade=cuda.refuses_projected_cascade,
             not_preferred=cuda.not_preferred,
         ),
         Backend(
@@ -124,7 +136,7 @@ class BackendUnavailable(RuntimeError):
     """No backend, or not the named one, can run the problem; the message gives the reason of each."""
 
 
-def why_not(name: str, problem: Problem | Projection) -> str | None:
+def why_not(name: str, problem: Asked) -> str | None:
     """The reason that backend `name` cannot run `problem`, or None if it can."""
     return BACKENDS[name].why_not(problem)
 
@@ -134,7 +146,7 @@ def check_name(name: str | None) -> None:
         raise ValueError(f"backend must be None or one of {tuple(BACKENDS)}; got {name!r}.")
 
 
-def choose(name: str, problem: Problem | Projection) -> Backend:
+def choose(name: str, problem: Asked) -> Backend:
     """The backend called `name`, or for "" the first that can run `problem`. A named one never falls back, and a call that
     names none gets the dense reference only where N x N is small, with a warning.
 
@@ -156,7 +168,7 @@ def choose(name: str, problem: Problem | Projection) -> Backend:
     )
 
 
-def _waits_to_be_named(name: str, problem: Problem | Projection) -> str:
+def _waits_to_be_named(name: str, problem: Asked) -> str:
     """Why a call that names no backend does not get `name`, which could run it; "" if it does."""
     return BACKENDS[name].not_preferred(problem) or _too_dense(name, problem)
 
@@ -165,9 +177,9 @@ def _told(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def _too_dense(name: str, problem: Problem | Projection) -> str:
+def _too_dense(name: str, problem: Asked) -> str:
     """Why a call that names no backend does not get `name`; "" if it does. Ψ in the reference stores no N x N."""
-    if name != "reference" or isinstance(problem, Projection) or problem.nodes <= DENSE_NODES:
+    if name != "reference" or not isinstance(problem, Problem) or problem.nodes <= DENSE_NODES:
         return ""
     size = 4 * problem.batch * problem.nodes**2 / 2**30
     return (

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from difnet_kernels.backends import native
-from difnet_kernels.problem import Problem, Projection
+from difnet_kernels.problem import Problem, ProjectedCascade, Projection
 
 MAX_EMBED, MAX_CLASSES = 128, 63  # the widest of the compiled kernels
 MAX_CHANNELS = 2048  # of the features of Ψ; wider ones were never tested
+# of those with Ψ in the launch
+MAX_PROJECTED_EMBED, MAX_PROJECTED_CLASSES, MAX_PROJECTED_WALKS = 64, 23, 12
 MIN_ARCH = 80
 ROWS = 64  # nodes of a row tile, as csrc/cuda/cascade.h
 # of Ψ (csrc/cuda/projection*.h): nodes of its smallest tile, tiles of a group of its statistics, tiles of pixels of a round of
@@ -72,7 +74,19 @@ def _too_much(problem: Problem) -> str | None:
     return None
 
 
-def not_preferred(problem: Problem | Projection) -> str | None:
+def refuses_projected_cascade(problem: ProjectedCascade) -> str | None:
+    """What the launch with Ψ in it cannot hold; without it there are two."""
+    for letter, size, most in (
+        ("D", max(problem.cascade.embeds), MAX_PROJECTED_EMBED),
+        ("K", problem.cascade.classes, MAX_PROJECTED_CLASSES),
+        ("T", len(problem.projections), MAX_PROJECTED_WALKS),
+    ):
+        if size > most:
+            return f"{letter} = {size} is above {most}; call psi_projection and cascaded_random_walk"
+    return _too_much(problem.cascade)
+
+
+def not_preferred(problem: Problem | Projection | ProjectedCascade) -> str | None:
     """Why it is not chosen by itself where it can run."""
     arch = _arch(problem.device)
     return None if arch in PREFERRED_ON else f"no committed results show it right and faster on sm_{arch}; name it"
@@ -112,6 +126,11 @@ def projection_backward_counters_size(features: Tensor, round_tiles: int = 0) ->
     tiles = features.shape[0] * -(-math.prod(features.shape[2:]) // PROJECTION_TILE)
     rounds, chunks = -(-tiles // (round_tiles or ROUND_TILES)), -(-features.shape[1] // CHUNK)
     return 2 + 2 * rounds + (rounds + 1) * chunks
+
+
+def projected_counters_size(images: int, nodes: int, walks: int) -> int:
+    """The same with Ψ in the launch: whether each ψ of an image is there."""
+    return counters_size(images, nodes, walks) + images * walks
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
@@ -154,6 +173,38 @@ def cascade_forward(
     torch.ops.difnet_kernels.cuda_cascade_forward.default(
         state, seed, psi, _given(bias, mu), mu, beta, precision == "high", states, *kept, lse, counters
     )
+
+
+def projected_cascade(
+    seed: Tensor,
+    features: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    offset: Sequence[Tensor | None],
+    mean: Sequence[Tensor | None],
+    variance: Sequence[Tensor | None],
+    slope: Sequence[Tensor | None],
+    shift: Sequence[Tensor | None],
+    eps: Sequence[float],
+    root: float,
+    grid: Sequence[int],
+    mu: Tensor,
+    beta: Tensor,
+    bias: Tensor | None,
+    precision: str,
+    *,
+    states: Sequence[Tensor],
+) -> None:
+    """Ψ1 of every walk and W1-W5 into preallocated states, in one launch; arguments as ops/projected_cascade.py has them. seed
+    and states (B, K, N), features T volumes (B, C_t, Z, H, W), any strides; grid: (Z, H, W) of the N nodes; weight (D, C_t) and
+    the vectors (D,) of any dtype, contiguous; bias (B, N) fp32.
+
+    ψ has the dtype to which features and weight promote, as psi_projection returns it, and stays in the launch's memory.
+    """
+    counters = _counters_for(seed.device, projected_counters_size(seed.shape[0], seed.shape[2], len(features)))
+    torch.ops.difnet_kernels.cuda_projected_cascade.default(
+        seed, features, weight, *(_given(each, mu) for each in (offset, mean, variance, slope, shift)), eps, root, grid,
+        mu, beta, bias, precision == "high", states, counters,
+    )  # fmt: skip
 
 
 def cascade_backward(

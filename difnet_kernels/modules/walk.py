@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from difnet_kernels import backends
+from difnet_kernels import backends, projected
 from difnet_kernels.checks import check_count, check_counts, check_field, check_precision
 from difnet_kernels.functional import cascaded_random_walk
 from difnet_kernels.modules.features import Features, read_features
@@ -38,7 +38,8 @@ class CascadedRandomWalk(nn.Module):
     norm: the normalisation of Ψ, as in `PsiProjection`.
     channels_last: features are (B, *S, C), or tokens (B, N, C) on the seed's grid in scan order; the seed stays (B, K, *S).
         Where sizes fit both readings (H == C) nothing can tell that the flag is wrong.
-    precision, backend: as in `cascaded_random_walk`; a named backend runs Ψ, too.
+    precision, backend: as in `cascaded_random_walk`; a named backend runs Ψ, too. In evaluation without gradients, with the
+        affinity "dot" and a batch normalisation (or none), a backend that can runs both in one launch (docs/cuda.md).
 
     forward(seed (B, K, *S), features, mask=None) -> (B, K, *S); with return_steps the tuple (y¹, ..., yᵀ). features: T maps
         (B, C_t, *S_t) as a sequence or a dict in its order; for one walk also the map itself. mask: bool (B, *S) on the grid
@@ -128,15 +129,31 @@ class CascadedRandomWalk(nn.Module):
         traced = isinstance(seed, torch.fx.Proxy)
         if not traced:
             check_field("seed", seed)
-        psi = self.embeddings(features, seed.shape[2:], batch=None if traced else seed.shape[0])
-        options: dict[str, Any] = {"precision": self.precision, "backend": self.backend, "return_steps": return_steps}
-        walked = cascaded_random_walk(seed, psi, self.mu, self.beta, bias=self.bias(psi), mask=mask, **options)
+        one = "" if traced else projected.backend_for(self.backend, seed.device)
+        if one and (maps := self._maps_for_one_operator(one, seed, features, mask)) is not None:
+            of = (self.mu, self.beta, mask, self.scale, self.precision, return_steps)
+            walked = projected.projected_cascade(one, self.psi, seed, maps, *of)
+        else:
+            psi = self.embeddings(features, seed.shape[2:], batch=None if traced else seed.shape[0])
+            more: dict[str, Any] = {"precision": self.precision, "backend": self.backend, "return_steps": return_steps}
+            walked = cascaded_random_walk(seed, psi, self.mu, self.beta, bias=self.bias(psi), mask=mask, **more)
         if self.gamma is None:
             return walked
         gamma = self.gamma.to(seed.dtype)
         if isinstance(walked, tuple):
             return tuple(seed + gamma * (y - seed) for y in walked)
         return seed + gamma * (walked - seed)
+
+    def _maps_for_one_operator(
+        self, backend: str, seed: Tensor, features: Features, mask: Tensor | None
+    ) -> list[Tensor] | None:
+        """What Ψ reads, where `backend` can run Ψ and the cascade as one operator; None where two are called."""
+        if type(self) is not CascadedRandomWalk or self.affinity != "dot":
+            return None
+        channels = [_channels(project) for project in self.psi]
+        maps = read_features(features, channels, seed.shape[2:], self.channels_last, seed.shape[0])
+        gates = (self.mu_raw, self.beta_raw)
+        return maps if projected.fits(backend, self.psi, seed, maps, gates, mask, self.precision) else None
 
     def extra_repr(self) -> str:
         own = f"scale={self.scale:.4g}, affinity={self.affinity!r}, residual={self.gamma is not None}"

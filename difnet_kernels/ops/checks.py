@@ -189,6 +189,56 @@ def check_pooled(
         raise ValueError(f"position must be on the device of features, {features.device}; got {position.device}.")
 
 
+def check_projected(
+    seed: Tensor,
+    features: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    vectors: Sequence[Sequence[Tensor | None]],
+    eps: Sequence[float],
+    mu: Tensor,
+    beta: Tensor,
+    bias: Tensor | None,
+    precision: str,
+) -> None:
+    """The arguments of projected_cascade; vectors = (offset, mean, variance, slope, shift), lists as long as features."""
+    check_field("seed", seed)
+    walks, grid = len(features), tuple(seed.shape[2:])
+    if len(grid) > 3:
+        raise ValueError(f"seed must be (B, K, *S) with one to three spatial axes; got {tuple(seed.shape)}.")
+    names = ("offset", "mean", "variance", "slope", "shift")
+    lists = {"weight": weight, "eps": eps, **dict(zip(names, vectors, strict=True))}
+    for name, each in lists.items():
+        if walks == 0 or len(each) != walks:
+            raise ValueError(
+                f"{name} must hold one entry per map of features, {max(walks, 1)} in all; got {len(each)}."
+            )
+    accumulate = accumulation_dtype(seed, (*features, *weight))
+    for name, gate in (("mu", mu), ("beta", beta)):
+        if tuple(gate.shape) != (walks,) or gate.dtype != accumulate or gate.device != seed.device:
+            raise ValueError(
+                f"{name} must be ({walks},) of {accumulate} on {seed.device}, one value per walk; got {tuple(gate.shape)} of "
+                f"{gate.dtype} on {gate.device}."
+            )
+    if bias is not None and (
+        bias.shape != (seed.shape[0], *grid) or bias.dtype != accumulate or bias.device != seed.device
+    ):
+        raise ValueError(
+            f"bias must be {(seed.shape[0], *grid)} of {accumulate} on {seed.device}; got {tuple(bias.shape)} of {bias.dtype} "
+            f"on {bias.device}."
+        )
+    for t, (x, w) in enumerate(zip(features, weight, strict=True)):
+        if x.dim() != 5 or x.shape[0] != seed.shape[0] or x.device != seed.device:
+            raise ValueError(
+                f"features[{t}] must be a volume (B, C, Z, H, W) with the batch and the device of seed, {seed.shape[0]} and "
+                f"{seed.device}; got {tuple(x.shape)} on {x.device}."
+            )
+        for name, each in zip(names, vectors, strict=True):
+            check_projection(x, w, each[t], (*(1,) * (3 - len(grid)), *grid), last=f"{name}[{t}]")
+        if (vectors[1][t] is None) != (vectors[2][t] is None):
+            raise ValueError(f"mean[{t}] and variance[{t}] must both be given, or both be None.")
+    check_precision(precision)
+
+
 def check_solved(grad: Tensor, y: Tensor, seed: Tensor, bias: Sequence[Tensor], wanted: Sequence[bool]) -> None:
     """What the backward of a steady state demands beside the arguments of forward, which have passed."""
     for name, x in (("grad", grad), ("y", y)):

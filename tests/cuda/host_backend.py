@@ -137,6 +137,10 @@ def projection_backward(*given: Any, **results: Any) -> None:
     projection_twin.projection_backward(*given, **results)
 
 
+def projected_cascade(*given: Any, states: Sequence[Tensor]) -> None:
+    twin.projected_cascade(*given, states=states)
+
+
 BACKEND = Backend(
     name=NAME,
     unusable=unusable,
@@ -146,6 +150,8 @@ BACKEND = Backend(
     cascade_backward=cascade_backward,
     projection_forward=projection_forward,
     projection_backward=projection_backward,
+    projected_cascade=projected_cascade,
+    refuses_projected_cascade=cuda.refuses_projected_cascade,
 )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difnet_kernels.backends.cuda import counters_size
+from difnet_kernels.backends.cuda import counters_size, projected_counters_size
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -76,6 +76,33 @@ class BackwardRequest(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("mu", "beta", "walked", "row_lse", "grad_mu", "grad_beta", "counters")),
         ("counters_size", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("processors", "forced_parts", "forced_all_parts", "walks_at_a_time")),
+    ]  # fmt: skip
+
+
+class FeatureMap(ctypes.Structure):
+    """As csrc/cuda/projected.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64),
+        ("stride", ctypes.c_int64 * 3), ("size", ctypes.c_int32 * 3), ("channels", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+class Level(ctypes.Structure):
+    """As csrc/cuda/projected.h."""
+
+    _fields_ = [
+        ("features", FeatureMap), ("weight", ctypes.c_void_p), ("vector", ctypes.c_void_p * 5), ("eps", ctypes.c_float),
+        ("embed", ctypes.c_int32), ("of_features", ctypes.c_int8), ("of_weight", ctypes.c_int8),
+        ("of_vector", ctypes.c_int8 * 5), ("psi", ctypes.c_int8),
+    ]  # fmt: skip
+
+
+class ProjectedRequest(ctypes.Structure):
+    """As csrc/cuda/projected.h."""
+
+    _fields_ = [
+        ("cascade", Request), ("levels", ctypes.c_void_p), ("grid", ctypes.c_int32 * 3), ("root", ctypes.c_float),
     ]  # fmt: skip
 
 
@@ -149,12 +176,14 @@ def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) ->
 def library() -> ctypes.CDLL:
     made = compile_host("twin.cpp", ROOT / "build" / "twin" / "twin.so", "-O2", "-fPIC", "-shared")
     loaded = ctypes.CDLL(str(made))
-    sizes = (ctypes.c_int32 * 5)()
+    kinds = (BatchField, Request, Options, Report, BackwardRequest, ProjectedRequest, Level)
+    sizes = (ctypes.c_int32 * len(kinds))()
     loaded.twin_sizes(sizes)
-    assert list(sizes) == [ctypes.sizeof(kind) for kind in (BatchField, Request, Options, Report, BackwardRequest)]
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in kinds]
     loaded.twin_cascade_forward.restype = loaded.twin_cascade_backward.restype = ctypes.c_bool
     for count in (loaded.twin_host_work, loaded.twin_workspace_forward, loaded.twin_workspace_backward):
         count.restype = ctypes.c_int64
+    loaded.twin_projected_cascade.restype = ctypes.c_bool
     return loaded
 
 
@@ -312,3 +341,48 @@ def workspace(request: Request | BackwardRequest) -> tuple[int, int]:
     launches = ctypes.c_int32()
     count = library().twin_workspace_forward if isinstance(request, Request) else library().twin_workspace_backward
     return int(count(ctypes.byref(request), ctypes.byref(launches))), launches.value
+
+
+def projected_cascade(
+    seed: Tensor,
+    features: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    offset: Sequence[Tensor | None],
+    mean: Sequence[Tensor | None],
+    variance: Sequence[Tensor | None],
+    slope: Sequence[Tensor | None],
+    shift: Sequence[Tensor | None],
+    eps: Sequence[float],
+    root: float,
+    grid: Sequence[int],
+    mu: Tensor,
+    beta: Tensor,
+    bias: Tensor | None,
+    precision: str,
+    *,
+    states: Sequence[Tensor],
+    machine: Machine = CARD,
+) -> Report:
+    """Ψ1 and W1-W5 into preallocated states, as `backends.cuda.projected_cascade`."""
+    T, (B, _, N) = len(features), seed.shape
+    counters = torch.zeros(projected_counters_size(B, N, T), dtype=torch.int32)
+    levels = (Level * T)()
+    for t, (x, w) in enumerate(zip(features, weight, strict=True)):
+        assert w.is_contiguous()
+        feature_map = FeatureMap(x.data_ptr(), *x.stride()[:2], x.stride()[2:], x.shape[2:], x.shape[1])
+        vectors = [each[t] for each in (offset, mean, variance, slope, shift)]
+        levels[t] = Level(
+            feature_map, w.data_ptr(), tuple(None if v is None else v.data_ptr() for v in vectors), eps[t], w.shape[0],
+            DTYPES[x.dtype], DTYPES[w.dtype], tuple(0 if v is None else DTYPES[v.dtype] for v in vectors),
+            DTYPES[torch.promote_types(x.dtype, w.dtype)],
+        )  # fmt: skip
+    mu, beta = mu.contiguous(), beta.contiguous()
+    biases = () if bias is None else (bias,) * T
+    cascade, kept = request_of(None, seed, [], mu, beta, precision, states, None, None, counters, machine, biases)
+    cascade.walks, cascade.psi = T, None
+    request = ProjectedRequest(cascade, ctypes.addressof(levels), tuple(grid), root)
+    options, report = Options(machine.workers, machine.schedule), Report()
+    if not library().twin_projected_cascade(ctypes.byref(request), ctypes.byref(options), ctypes.byref(report)):
+        raise TwinError(report.error.decode())
+    assert kept
+    return report

@@ -22,9 +22,10 @@ NATIVE = {
     "matrix_unit_spin",
 }
 CHECKED = {"cascade_forward", "cascade_backward", "projection_forward", "projection_backward", *NATIVE}
+CHECKED |= {"projected_cascade"}  # in tests/cuda, with the one backend that brings it
 CHECKED |= {"steady_state_forward", "steady_state_backward"}
 # in a library with CUDA kernels; they need a card, and tests/cuda tests what can be tested without one
-CUDA = {"cuda_cascade_forward", "cuda_cascade_backward", "why_no_cuda_device"}
+CUDA = {"cuda_cascade_forward", "cuda_cascade_backward", "cuda_projected_cascade", "why_no_cuda_device"}
 MUTABLE = ("test_schema", "test_faketensor")
 
 

@@ -197,6 +197,7 @@ DIFNET_DEVICE float exp2_fast(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 DIFNET_DEVICE float log2_exact(float x) { return std::log2(x); }
+DIFNET_DEVICE float inverse_root(float x) { return float(1.0 / std::sqrt(double(x))); }
 DIFNET_DEVICE float half_to_float(uint16_t bits) { return twin::half_to_float(bits); }
 DIFNET_DEVICE uint16_t float_to_half(float x) { return twin::float_to_half(x); }
 DIFNET_DEVICE uint32_t two_halves(float first, float second) {

@@ -3,6 +3,7 @@
 
 #include <cascade_backward.h>
 #include <cascade_forward.h>
+#include <projected_cascade.h>
 
 #include "on_host.h"
 
@@ -17,6 +18,14 @@ template <typename With>
 void on_fibers(const difnet::cuda::CascadeBackward& c, Machine::Settings& settings, Machine::Result& result) {
   settings.shared_bytes = sizeof(difnet::cuda::BackwardMemory<With>);
   result = Machine::run(settings, [&c] { difnet::cuda::cascade_backward<With>(c); });
+}
+
+template <typename With>
+void on_fibers(const difnet::cuda::ProjectedCascade& c, Machine::Settings& settings, Machine::Result& result) {
+  if constexpr (difnet::cuda::is_compiled(With::kInstance)) {
+    settings.shared_bytes = sizeof(difnet::cuda::ProjectedMemory<With>);
+    result = Machine::run(settings, [&c] { difnet::cuda::projected_cascade<With>(c); });
+  }
 }
 
 // act(kind) for the compiled kernel that is meant.
@@ -48,6 +57,10 @@ inline Report run_on_host(const difnet::cuda::Request& asked, const Options& opt
 }
 inline Report run_on_host(const difnet::cuda::BackwardRequest& asked, const Options& options) {
   return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_backward(all...); });
+}
+
+inline Report run_on_host(const difnet::cuda::ProjectedRequest& asked, const Options& options) {
+  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_projected(all...); });
 }
 
 }  // namespace twin

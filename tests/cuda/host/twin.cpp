@@ -54,6 +54,11 @@ bool twin_cascade_backward(const difnet::cuda::BackwardRequest* asked, const twi
   *report = twin::run_on_host(*asked, *options);
   return report->error[0] == 0;
 }
+bool twin_projected_cascade(const difnet::cuda::ProjectedRequest* asked, const twin::Options* options,
+                            twin::Report* report) {
+  *report = twin::run_on_host(*asked, *options);
+  return report->error[0] == 0;
+}
 
 // What the host does for a launch on a card, but for the calls of the driver: `times` requests from size to arguments.
 // Returns the bytes of their workspace, so that nothing is left out.
@@ -105,5 +110,7 @@ void twin_sizes(int32_t* to) {
   to[2] = sizeof(twin::Options);
   to[3] = sizeof(twin::Report);
   to[4] = sizeof(difnet::cuda::BackwardRequest);
+  to[5] = sizeof(difnet::cuda::ProjectedRequest);
+  to[6] = sizeof(difnet::cuda::Level);
 }
 }
