@@ -1,7 +1,7 @@
 """The stage `cuda` of `benchmarks.gpu_suite`: the one-launch kernels on a card, beside Triton and SDPA in one process.
 
-The first call, the error against fp64, the bits of 250 repeats, times eager and from a graph: of a forward, and beside
-Triton of a forward and its backward.
+The first call, Table 4's diffusion with Ψ in the launch, the error against fp64, the bits of 250 repeats, times eager and
+from a graph: of a forward, and beside Triton of a forward and its backward.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from benchmarks.cascade import problem, replay_of, runner
 from benchmarks.cases import CASES
 from benchmarks.device import Device
 from benchmarks.inputs import make_inputs
+from benchmarks.models import DiffusionTruth
 from benchmarks.peers import CONTENDERS, Cascade, Setting
 from benchmarks.tasks import DTYPES, first_line
 from benchmarks.truth import judge
-from difnet_kernels import cascaded_random_walk
+from difnet_kernels import CascadedRandomWalk, cascaded_random_walk
 from difnet_kernels.backends import BACKENDS
 
 Facts = dict[str, Any]
@@ -33,6 +34,8 @@ WITH_BACKWARD = ("eval505", "batch4_16k")  # of the first two settings
 SETTINGS = (("fp32", "high"), ("bf16", "high"), ("fp32", "medium"), ("fp16", "high"))
 PEERS = ("sdpa_efficient", "sdpa_flash", "sdpa_cudnn")
 REPEATS, ROUNDS = 250, 30
+# channels and side of the maps of DifNet-50 on an image of 505²
+LEVELS = ((3, 505), (256, 127), (512, 64), (1024, 64), (2048, 64))
 
 
 def of_one_launch(on: Device) -> list[Item]:
@@ -42,6 +45,8 @@ def of_one_launch(on: Device) -> list[Item]:
         return [({"what": "one launch"}, lambda: {"passed": None, "reason": missing})]
     names = NAMES[:1] if on.rehearsed else NAMES
     items: list[Item] = [({"what": "first call"}, partial(_first_call, on))]
+    for dtype in ("fp32",) if on.rehearsed else ("fp32", "bf16"):
+        items.append(({"what": "Table 4, diffusion", "dtype": dtype}, partial(_diffusion, on, dtype)))
     for dtype, precision in SETTINGS[:1] if on.rehearsed else SETTINGS:
         asked = {"dtype": dtype, "precision": precision}
         for name in names:
@@ -77,6 +82,65 @@ def _first_call(on: Device) -> Facts:
         for call in ("first", "second"):
             facts[f"{backend}_{call}_seconds"] = _until_done(on, run)
     return {**facts, "passed": True}
+
+
+def _diffusion(on: Device, dtype: str) -> Facts:
+    """Table 4's diffusion, Ψ and the walks of an image of 505²: as one launch, and as the two operators, of this backend's
+    cascade behind Triton's Ψ and of Triton alone. Each against fp64, then all in turn, eager and from a graph."""
+    torch.manual_seed(0)
+    walk = (
+        CascadedRandomWalk([channels for channels, _ in LEVELS])
+        .to(on.torch, DTYPES[dtype])
+        .eval()
+        .requires_grad_(False)
+    )
+    sides = [side if not on.rehearsed else 2 + side // 50 for _, side in LEVELS]
+    levels = [
+        torch.randn(1, channels, side, side, device=on.torch, dtype=DTYPES[dtype])
+        for (channels, _), side in zip(LEVELS, sides, strict=True)
+    ]
+    seed = torch.randn(1, 21, sides[-1], sides[-1], device=on.torch, dtype=DTYPES[dtype])
+    walk.backend = None if on.rehearsed else "triton"  # whose ψ the truth takes as they are
+    truth = DiffusionTruth(walk, seed, levels, None)
+
+    def two(cascade: str) -> list[torch.Tensor]:
+        psi = walk.embeddings(levels, seed.shape[2:])
+        return [_ours(on, cascade)(seed, psi, walk.mu, walk.beta)]
+
+    def one() -> list[torch.Tensor]:
+        walk.backend = None if on.rehearsed else "cuda"
+        try:
+            return [walk(seed, levels)]
+        finally:
+            walk.backend = None if on.rehearsed else "triton"
+
+    calls: dict[str, Callable[[], list[torch.Tensor]]] = {
+        "one_launch": one,
+        "cuda_behind_triton": partial(two, "cuda"),
+        "triton": partial(two, "triton"),
+    }
+    facts: Facts = {}
+    replayed: dict[str, Callable[[], object]] = {}
+    for contender, call in calls.items():
+        try:
+            verdict = truth.judge(call(), True)
+            facts[contender] = {"error": verdict.error, "bound": verdict.bound, "right": verdict.passed}
+            replayed[contender], _ = replay_of(call, on, exact=True)
+        except Exception as error:  # of one contender; the others are still measured
+            facts[contender] = {**facts.get(contender, {}), "reason": first_line(error)}
+    _in_turn(on, {"eager": {name: calls[name] for name in replayed}, "replayed": replayed}, facts)
+    return {"passed": facts["one_launch"].get("right", False) and "reason" not in facts["one_launch"], **facts}
+
+
+def _in_turn(on: Device, calls: dict[str, dict[str, Callable[[], object]]], facts: Facts) -> None:
+    """The median seconds of every contender, way by way."""
+    for way, entrants in calls.items():
+        samples: dict[str, list[float]] = {contender: [] for contender in entrants}
+        for _ in range(2 if on.rehearsed else ROUNDS):
+            for contender, call in entrants.items():
+                samples[contender].append(on.seconds(call))
+        for contender, seconds in samples.items():
+            facts[contender][f"{way}_seconds"] = statistics.median(seconds)
 
 
 def _until_done(on: Device, run: Callable[[], object]) -> float:
@@ -127,11 +191,5 @@ def _beside(on: Device, name: str, dtype: str, precision: str, direction: str) -
             calls["replayed"][contender], _ = replay_of(run, on, exact=ours)
         except Exception as error:  # of one contender; the others are still measured
             facts[contender] = {**facts.get(contender, {}), "reason": first_line(error)}
-    for way, entrants in calls.items():
-        samples: dict[str, list[float]] = {contender: [] for contender in entrants}
-        for _ in range(2 if on.rehearsed else ROUNDS):
-            for contender, call in entrants.items():
-                samples[contender].append(on.seconds(call))
-        for contender, seconds in samples.items():
-            facts[contender][f"{way}_seconds"] = statistics.median(seconds)
+    _in_turn(on, calls, facts)
     return {"passed": facts["cuda"].get("right", False) and "reason" not in facts["cuda"], **facts}

@@ -97,7 +97,7 @@ DIFNET_DEVICE int split_chunk(uint16_t (&to)[2][64 * kChunk], const Chunk& chunk
   reach = largest_of_warp(reach);
   barrier();  // what the warps left before is read
   if (lane() == 0) warps[warp()] = reach;
-  barrier();
+  barrier();  // all four are there
   reach = larger(larger(warps[0], warps[1]), larger(warps[2], warps[3]));
   const int shrink = clamp(exponent_of(reach) - 14, -100, 113);
   const float scale = power_of_two(-shrink);
@@ -215,7 +215,7 @@ struct Project {
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         memory.z(warp() * 16 + lane() / 4 + e / 2 * 8, n * 8 + lane() % 4 * 2 + e % 2) = total[n][e];
-    barrier();
+    barrier();  // z is there
   }
 
   // The vectors of the normalisation, and where rows of W begin.
@@ -234,7 +234,7 @@ struct Project {
     constexpr int kShares = kThreads / kEmbed, kNodes = kRun / kShares;  // threads of a channel, nodes of a thread
     const int channel = thread() % kEmbed, own = thread() / kEmbed * kNodes;
     begin_run();
-    barrier();
+    barrier();  // the vectors are there
     // as batch_norm.normalise; the bias moves the mean and not the map
     const float centre = memory.vector[Vector::kMean][channel] - memory.vector[Vector::kOffset][channel];
     const float shift = memory.vector[Vector::kShift][channel];
@@ -248,7 +248,7 @@ struct Project {
     for (int first = 0; first < pixels; first += kPixels) {
       barrier();  // the tile before is pooled
       place_pixels(first, pixels);
-      barrier();
+      barrier();  // the places of the next one are there
       multiply(shrink_of_weight, first > 0 && level.features.channels <= kChunk);
 #pragma unroll 1
       for (int pixel = 0; pixel < kPixels; ++pixel) {

@@ -17,6 +17,7 @@ from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
 FORWARD, PREPARE, MEMORY = "walk_forward.h", "prepare.h", "memory.h"
 COLUMNS, PRODUCT = "columns.h", "product.h"
 BACKWARD, GRADIENT = "walk_backward.h", "gradient.h"
+PROJECT, PROJECTED = "project.h", "projected_cascade.h"
 UNIT, TILE, FINISH = "backward_unit.h", "backward_tile.h", "backward_finish.h"
 
 # what a check builds, and what a run that it stops prints
@@ -41,6 +42,9 @@ TOGETHER = "1 5 200 16 2 0 1 3 1 4"
 THREE_PARTS = "1 5 190 16 2 0 1 3 0 4"
 FULL = "1 21 192 64 1 0 1 3 0 4"
 LAUNCHES = "1 5 70 16 2 0 1 0 0 3"  # in the way of that name
+# with Ψ in the launch: images classes grid (three) embed walks dtype high parts together workers; maps of 3, 70, 20 channels
+MAPS = "1 3 1 3 18 16 3 0 1 0 0 4"
+IN_TURN = "1 3 1 2 5 16 2 0 1 0 0 1"
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,12 @@ class Fault:
 
     @property
     def way(self) -> str:
-        """What the run does: forward alone, or backward, too, or that with a launch and a gradient for every step."""
+        """What the run does: forward alone, or backward, too, or that with a launch and a gradient for every step,
+        or forward with Ψ in the launch."""
         if self.case == LAUNCHES:
             return "launches"
+        if self.case in (MAPS, IN_TURN):
+            return "projected"
         backwards = any(file in (BACKWARD, GRADIENT, UNIT, TILE, FINISH) for file, _, _ in self.edits)
         return "backward" if backwards else "forward"
 
@@ -238,6 +245,63 @@ FAULTS = (
           "channel <= to.channels"),
     fault("backward: padding is read", BOUNDS, GRADIENT, "k < c.classes && node() < c.nodes", "k < c.classes",
           around="if ({}) {{\n        const float g"),
+    # ---- Ψ in the launch: barriers, waits, flags, the order of the units
+    fault("projected: no wait for psi", RACE, PROJECT, "thread() == 0", "false", MAPS, "if ({}) wait_for(projected("),
+    fault("projected: one run of psi too few", RACE, PROJECT, "uint32_t(c.runs)", "uint32_t(c.runs) - 1", MAPS),
+    dropped("projected: no barrier before psi arrives", RACE, PROJECT, "barrier();", MAPS,
+            "{}\n    if (thread() == 0) add_release(projected("),
+    dropped("projected: a tile is taken while one is pooled", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // the tile before is pooled"),
+    dropped("projected: no barrier behind the places", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // the places of the next one are there"),
+    dropped("projected: no barrier behind a chunk", RACE, PROJECT, "barrier();", MAPS, "{}  // both are there"),
+    dropped("projected: a chunk is taken while one is read", RACE, PROJECT, "barrier();", MAPS, "{}  // both are read"),
+    dropped("projected: no barrier behind z", RACE, PROJECT, "barrier();", MAPS, "{}  // z is there"),
+    dropped("projected: no barrier before the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // what the warps left"),
+    dropped("projected: no barrier behind the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // all four are there"),
+    dropped("projected: no barrier behind the vectors", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // the vectors are there"),
+    fault("projected: a walk stands before its psi", DEADLOCK, PROJECTED, "stage - 3", "stage - 1", IN_TURN,
+          "passes({}, tiles * parts)"),
+    Fault("projected: a run of psi does not arrive", DEADLOCK, (
+        (PROJECT, "if (thread() == 0) add_release(projected(",
+         "if (thread() == 0 && !(FAULT && node[1] == 1)) add_release(projected("),
+    ), MAPS),
+    fault("projected: psi arrives without release", RACE, PROJECT, "add_release(projected(c, t, image), 1)",
+          "(void)add_relaxed(projected(c, t, image), 1)", MAPS),
+    fault("projected: the counters of psi are left as they are", COUNTERS, PROJECT, "projected(c, c.walks, 0)",
+          "projected(c, 0, 0)", MAPS),
+    # ---- Ψ in the launch: windows, normalisation, products
+    fault("projected: windows begin a pixel late", NUMBERS, PROJECT, "int(int64_t(node) * pixels / nodes)",
+          "int((int64_t(node) * pixels + nodes - 1) / nodes)", MAPS),
+    fault("projected: windows do not overlap", NUMBERS, PROJECT, "int64_t(node + 1) * pixels + nodes - 1",
+          "int64_t(node + 1) * pixels", MAPS),
+    fault("projected: a pixel has one window alone", NUMBERS, PROJECT, "after < count ? after : count",
+          "from < count ? from + 1 : count", MAPS),
+    Fault("projected: the first tile alone is pooled", NUMBERS, (
+        (PROJECT, "= first + thread() < pixels ? (", "= (FAULT ? first == 0 : first + thread() < pixels) ? ("),
+    ), MAPS),
+    fault("projected: the sign of the slope is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kSlope][channel]",
+          "magnitude(memory.vector[Vector::kSlope][channel])", MAPS),
+    fault("projected: the offset is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kOffset][channel]", "0.0f", MAPS),
+    fault("projected: the mean is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kMean][channel]", "0.0f", MAPS),
+    fault("projected: eps is forgotten", NUMBERS, PROJECT, "level.eps", "0.0f", MAPS),
+    fault("projected: the shift is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kShift][channel]", "0.0f", MAPS),
+    fault("projected: the scale of the logits is forgotten", NUMBERS, PROJECT, "c.root", "1.0f", MAPS),
+    fault("projected: a node that does not exist has an embedding", NUMBERS, PROJECT, "c.column_bias[t] == nullptr", "true",
+          MAPS, "bool exists = {}"),
+    fault("projected: the last channels are left out", NUMBERS, PROJECT, "channel < map.channels",
+          "channel == 0 || channel + kChunk <= map.channels", MAPS),
+    fault("projected: a chunk without its unit", NUMBERS, PROJECT, "power_of_two(shrink)", "1.0f", MAPS),
+    fault("projected: W of the chunk before", NUMBERS, PROJECT, "first > 0 && level.features.channels <= kChunk",
+          "first > 0", MAPS),
+    fault("projected: rows of a tile are swapped", NUMBERS, PROJECT, "lane() / 4 + x % 2 * 8", "lane() / 4 + (x + 1) % 2 * 8",
+          MAPS, "warp() * 16 + {}"),
+    fault("projected: a channel too many is read", BOUNDS, PROJECT, "channel + e < chunk.channels",
+          "channel + e <= chunk.channels", MAPS),
+    fault("projected: a channel too many is written", RACE, PROJECT, "channel < level.embed", "channel <= level.embed", MAPS),
 )  # fmt: skip
 
 PATIENCE = 900  # seconds; a run takes a few, on a machine that does nothing else

@@ -28,6 +28,8 @@ LEAST_SHARED, LARGE_SHARED = 100 * 1024, 164 * 1024
 Kind = tuple[str, int, int, int]  # direction, products, embed, width
 SIZES = [(products, embed, width) for products in (1, 3) for embed in (64, 128) for width in (24, 64)]
 KINDS: list[Kind] = [(direction, *size) for direction in ("forward", "backward") for size in SIZES]
+# forward with Ψ in the launch
+KINDS += [("projected", products, 64, 24) for products in (1, 3)]
 WIDEST = (3, 128, 64)
 
 COMPILED = native.unusable() is None and hasattr(torch.ops.difnet_kernels, "cuda_cascade_forward")
@@ -65,7 +67,10 @@ class Binary:
 
 
 def _kind(mangled: str) -> Kind | None:
-    found = re.search(r"cascade_(forward|backward)INS0_4KindILi(\d+)ELi(\d+)ELi(\d+)E", mangled)
+    found = re.search(
+        r"(?:cascade_(?=forward|backward)|(?=projected_cascade))([a-z]+)(?:_cascade)?INS0_4KindILi(\d+)ELi(\d+)ELi(\d+)E",
+        mangled,
+    )
     return None if found is None else (found[1], int(found[2]), int(found[3]), int(found[4]))
 
 
@@ -107,7 +112,7 @@ EVERY_BINARY = [
 def test_every_kernel_is_there_for_every_architecture() -> None:
     """Machine code for each, and PTX for what is newer than all."""
     assert set(binaries()) == {(arch, kind) for arch in ARCHS for kind in KINDS}
-    assert re.findall(r"sm_(\d+)\.ptx", _dump("-lptx")) == ["80"] * 3  # of either direction, and of Ψ
+    assert re.findall(r"sm_(\d+)\.ptx", _dump("-lptx")) == ["80"] * 4  # of either direction, of Ψ, and with Ψ
 
 
 def test_the_library_stays_small() -> None:
@@ -148,7 +153,10 @@ def test_the_matrix_units_do_what_was_computed(arch: int, kind: Kind) -> None:
     direction, *size = kind
     binary = binaries()[arch, kind]
     patterns = [r"HMMA\.16816\.F32$", r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.4", r"LDSM\.16\.MT88\.2"]
-    computed = _forward_instructions(*size) if direction == "forward" else _backward_instructions(*size)
+    computed = _backward_instructions(*size) if direction == "backward" else _forward_instructions(*size)
+    if direction == "projected":  # z = W f of 16 pixels and 16 channels: three products whatever the walks take
+        computed[0] += 3 * size[1] // 8
+        computed[1] += 2 * size[1] // 16
     assert [binary.count(pattern) for pattern in patterns] == computed
     assert binary.count(r"HMMA") == binary.count(patterns[0])
 
@@ -160,7 +168,7 @@ def test_tiles_are_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: 
     binary = binaries()[arch, kind]
     assert binary.count(r"LDGSTS.*\.128") == binary.count(r"LDGSTS")
     halves = 2 if products == 3 else 1
-    if direction == "forward":
+    if direction != "backward":
         tile = twin.tile_of(products, embed, width)
         chunks = [-(-tile * numbers // 8 // THREADS) for numbers in (embed, width)]
         assert binary.count(r"LDGSTS") >= 2 * (halves * sum(chunks) + 1)
@@ -175,9 +183,9 @@ def test_two_blocks_fit_on_a_multiprocessor(arch: int, kind: Kind) -> None:
     size = (products, embed, width)
     registers = -(-binaries()[arch, kind].registers // 8) * 8
     assert BLOCKS * THREADS * registers <= REGISTERS
-    shared = twin.shared_bytes(products, embed, width, direction == "backward") + 1024
+    shared = twin.shared_bytes(products, embed, width, direction) + 1024
     assert shared <= LEAST_SHARED
-    if direction == "forward" or size in ((1, 64, 24), (3, 64, 24), (1, 64, 64), (1, 128, 24), (1, 128, 64)):
+    if direction != "backward" or size in ((1, 64, 24), (3, 64, 24), (1, 64, 64), (1, 128, 24), (1, 128, 64)):
         assert BLOCKS * shared <= LEAST_SHARED
     elif size != WIDEST:
         assert BLOCKS * shared <= LARGE_SHARED

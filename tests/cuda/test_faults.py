@@ -12,7 +12,9 @@ from tests.cuda.faults import (
     BANKS,
     BITS,
     FAULTS,
+    IN_TURN,
     LAUNCHES,
+    MAPS,
     NUMBERS,
     SANITIZERS,
     Fault,
@@ -26,7 +28,11 @@ from tests.cuda.faults import (
 CHECKS = (NUMBERS, *SANITIZERS)
 CASES = sorted({fault.case for fault in FAULTS})
 BITS_CASES = sorted({fault.case for fault in FAULTS if fault.check == BITS})
-WAY = {LAUNCHES: "launches"}  # the others run backwards, which begins with the forward
+WAY = {
+    LAUNCHES: "launches",
+    MAPS: "projected",
+    IN_TURN: "projected",
+}  # the others run backwards, which begins with the forward
 SILENT = [(check, case) for check in CHECKS for case in CASES] + [(BITS, case) for case in BITS_CASES]
 
 
@@ -57,8 +63,8 @@ def said(
 
 
 def test_there_are_enough() -> None:
-    assert sum(fault.way == "forward" for fault in FAULTS) >= 25
-    assert sum(fault.way != "forward" for fault in FAULTS) >= 25
+    for ways, least in ((("forward",), 25), (("backward", "launches"), 25), (("projected",), 20)):
+        assert sum(fault.way in ways for fault in FAULTS) >= least
 
 
 @pytest.mark.parametrize(("check", "case"), SILENT, ids=lambda x: x.replace(" ", "-"))

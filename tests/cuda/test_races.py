@@ -42,7 +42,12 @@ BACKWARD = (
 )  # fmt: skip
 # a launch for every walk, and a gradient of every step
 LAUNCHES = ("2 5 70 16 3 0 1 0 0 4",)
-ALL = {"forward": SHAPES, "backward": BACKWARD, "launches": LAUNCHES}
+# Ψ in the launch: images classes grid (three) embed walks ... as above
+PROJECTED = (
+    "1 1 1 1 1 1 1 0 1 0 0 2", "2 5 1 5 9 16 4 0 1 0 0 4", "1 5 1 4 33 16 3 0 1 2 0 8", "1 21 1 1 150 64 2 0 1 3 1 5",
+    "2 3 2 3 4 3 4 2 1 0 0 4", "1 23 1 9 17 64 2 3 1 2 0 7", "1 4 1 3 20 5 3 0 0 0 0 3",
+)  # fmt: skip
+ALL = {"forward": SHAPES, "backward": BACKWARD, "launches": LAUNCHES, "projected": PROJECTED}
 Said = dict[tuple[str, str], list[Future[dict[str, list[str]]]]]
 
 CORES = os.cpu_count() or 1

@@ -202,9 +202,10 @@ def tile_of(products: int, embed: int, width: int, backward: bool = False) -> in
     return int(library().twin_tile(products, embed, width, backward))
 
 
-def shared_bytes(products: int, embed: int, width: int, backward: bool = False) -> int:
-    """Shared memory of a block of a compiled kernel."""
-    return int(library().twin_shared_bytes(products, embed, width, backward))
+def shared_bytes(products: int, embed: int, width: int, direction: str = "forward") -> int:
+    """Shared memory of a block of a compiled kernel: "forward", "backward", or "projected" (Ψ in the launch)."""
+    ways = ("forward", "backward", "projected")
+    return int(library().twin_shared_bytes(products, embed, width, ways.index(direction)))
 
 
 def request_of(

@@ -2,7 +2,8 @@
 //     images classes nodes embed walks dtype precision parts together workers schedule
 // makes numbered inputs, and compares what comes out with dense fp64, class by class. With the argument `backward` the
 // gradients follow and are compared, too; with `launches` every walk has a launch of its own, and every step a gradient,
-// whose classes are neighbours in memory. Prints one line a run; stops at the first that is wrong.
+// whose classes are neighbours in memory; with `projected` other runs are read (alone_projected.h). Prints one line a
+// run; stops at the first that is wrong.
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -215,8 +216,11 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
 
 }  // namespace
 
+#include "alone_projected.h"
+
 int main(int count, char** words) {
   const std::string way = count > 1 ? words[1] : "";
+  if (way == "projected") return run_projected_lines();
   const bool launches = way == "launches", backward = launches || way == "backward";
   int images, classes, nodes, embed, walks, dtype, high, parts, together, workers;
   unsigned schedule;

@@ -94,12 +94,15 @@ int32_t twin_tile(int32_t products, int32_t embed, int32_t width, bool backward)
   return backward ? difnet::cuda::backward_tile(with) : with.tile();
 }
 
-int32_t twin_shared_bytes(int32_t products, int32_t embed, int32_t width, bool backward) {
+// way: 0 forward, 1 backward, 2 with Ψ in the launch.
+int32_t twin_shared_bytes(int32_t products, int32_t embed, int32_t width, int32_t way) {
   using namespace difnet::cuda;
   int32_t bytes = 0;
   twin::with_kind({products, embed, width}, [&](auto kind) {
     using With = decltype(kind);
-    bytes = int32_t(backward ? sizeof(BackwardMemory<With>) : sizeof(SharedMemory<With>));
+    bytes = int32_t(way == 1 ? sizeof(BackwardMemory<With>) : sizeof(SharedMemory<With>));
+    if constexpr (is_compiled(With::kInstance))
+      if (way == 2) bytes = int32_t(sizeof(ProjectedMemory<With>));
   });
   return bytes;
 }
