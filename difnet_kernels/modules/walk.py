@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from difnet_kernels import backends, projected
+from difnet_kernels import backends
 from difnet_kernels.checks import check_count, check_counts, check_field, check_precision
 from difnet_kernels.functional import cascaded_random_walk
+from difnet_kernels.modules import projected
 from difnet_kernels.modules.features import Features, read_features
 from difnet_kernels.modules.projection import PsiProjection
 from difnet_kernels.problem import accumulation_dtype

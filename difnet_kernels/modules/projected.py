@@ -1,6 +1,6 @@
 """Ψ and the cascade as one operator, for evaluation, where a backend brings both in one launch.
 
-Everything else is two operators, Ψ's and the cascade's, as modules/walk.py calls them.
+Everything else is two operators, Ψ's and the cascade's, as walk.py calls them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from difnet_kernels import backends
 from difnet_kernels.batch_norm import HOOKS, check_norm, fuses, of_the_batch
 from difnet_kernels.checks import check_mask, check_projection
 from difnet_kernels.mask import cleared, hidden, restored
+from difnet_kernels.modules.projection import PsiProjection
 from difnet_kernels.problem import ProjectedCascade
 
 
@@ -23,11 +24,11 @@ from difnet_kernels.problem import ProjectedCascade
 def backend_for(name: str | None, device: torch.device) -> str:
     """The backend that would run a cascade on `device` and brings Ψ in the same launch; "" if there is none. Nothing but
     the machine decides, so a compiler need not look inside."""
-    least = ProjectedCascade.least(device)
     for one in [backends.BACKENDS[name]] if name else backends.BACKENDS.values():
-        if one.projected_cascade is None or one.why_not(least) is not None:
-            continue
-        if name or one.not_preferred(least.cascade) is None:
+        if one.projected_cascade is None or one.unusable() is not None:
+            continue  # as on every machine without a card
+        least = ProjectedCascade.least(device)
+        if one.why_not(least) is None and (name or one.not_preferred(least) is None):
             return one.name
     return ""
 
@@ -60,8 +61,6 @@ def fits(
 
 def _is_read(project: Any) -> bool:
     """Whether Ψ is this package's own, on which nobody has put another forward or a hook, with a norm in evaluation."""
-    from difnet_kernels.modules.projection import PsiProjection  # which imports this package's functions
-
     if type(project) is not PsiProjection or not fuses(project.norm) or of_the_batch(project.norm):
         return False
     own = vars(project)
