@@ -64,7 +64,7 @@ struct Chunk {
 template <typename Act>
 DIFNET_DEVICE void each_pair(bool along_rows, Act act) {
 #pragma unroll 4
-  for (int at = thread(); at < 64 * kChunk / 2; at += kThreads) {
+  for (int at = anew(thread()); at < 64 * kChunk / 2; at += kThreads) {
     const int row = along_rows ? at % 64 : at / (kChunk / 2);
     const int channel = (along_rows ? at / 64 : at % (kChunk / 2)) * 2;
     act(row, channel, chunk_at<kChunk>(row, channel / 8) + channel % 8);
@@ -138,22 +138,24 @@ struct Project {
 
   // Pixels of the tile from `first` on: where they lie, and whose they are.
   DIFNET_DEVICE void place_pixels(int first, int pixels) const {
-    if (thread() >= kPixels) return;
+    const int me = anew(thread());
+    if (me >= kPixels) return;
     const FeatureMap& map = level.features;
-    const int pixel = first + thread() < pixels ? first + thread() : pixels - 1;
+    const int pixel = first + me < pixels ? first + me : pixels - 1;
     const int x = begin[2] + pixel % size[2], y = begin[1] + pixel / size[2] % size[1];
     const int z = begin[0] + pixel / size[2] / size[1];
-    memory.place[0][thread()] = z * map.stride[0] + y * map.stride[1] + x * map.stride[2];
+    memory.place[0][me] = z * map.stride[0] + y * map.stride[1] + x * map.stride[2];
     // window n holds x where n S / G < x + 1 and (n + 1) S / G > x
     const int from = int(int64_t(x) * c.grid[2] / map.size[2]) - node[2];
     const int after = int((int64_t(x + 1) * c.grid[2] + map.size[2] - 1) / map.size[2]) - node[2];
-    memory.first_node[thread()] = from < 0 ? 0 : from;
-    memory.end[thread()] = first + thread() < pixels ? (after < count ? after : count) : 0;
+    memory.first_node[me] = from < 0 ? 0 : from;
+    memory.end[me] = first + me < pixels ? (after < count ? after : count) : 0;
   }
 
   // (Ψ1) z = W f of the pixels of a tile, in memory.z. again: W is there from the tile before.
   DIFNET_DEVICE void multiply(int& shrink_of_weight, bool again) const {
     const FeatureMap& map = level.features;
+    const int me = anew(lane()), first_row = anew(warp()) * 16;  // no address is kept from run to run
     float total[kEmbed / 8][4] = {};
 #pragma unroll 1
     for (int channel = 0; channel < map.channels; channel += kChunk) {
@@ -196,12 +198,12 @@ struct Project {
         for (int half = 0; half < 2; ++half)
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
-            const int row = warp() * 16 + lane() / 4 + x % 2 * 8;
-            const uint16_t* from = memory.chunk[0][half] + chunk_at<kChunk>(row, k * 2 + x / 2) + lane() % 4 * 2;
+            const int row = first_row + me / 4 + x % 2 * 8;
+            const uint16_t* from = memory.chunk[0][half] + chunk_at<kChunk>(row, k * 2 + x / 2) + me % 4 * 2;
             rows[half][x] = *reinterpret_cast<const uint32_t*>(from);
           }
 #pragma unroll
-        for (int n = 0; n < kEmbed / 16; ++n) add_step<kChunk>(product[n], rows, n, k, memory.chunk[1]);
+        for (int n = 0; n < kEmbed / 16; ++n) add_step<kChunk>(product[n], rows, n, k, memory.chunk[1], me);
       }
       const float of_features = power_of_two(shrink), of_weight = power_of_two(shrink_of_weight);
 #pragma unroll
@@ -213,26 +215,26 @@ struct Project {
 #pragma unroll
     for (int n = 0; n < kEmbed / 8; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        memory.z(warp() * 16 + lane() / 4 + e / 2 * 8, n * 8 + lane() % 4 * 2 + e % 2) = total[n][e];
+      for (int e = 0; e < 4; ++e) memory.z(first_row + me / 4 + e / 2 * 8, n * 8 + me % 4 * 2 + e % 2) = total[n][e];
     barrier();  // z is there
   }
 
   // The vectors of the normalisation, and where rows of W begin.
   DIFNET_DEVICE void begin_run() const {
-    if (thread() >= kEmbed) return;
-    const bool real = thread() < level.embed;
+    const int me = anew(thread());
+    if (me >= kEmbed) return;
+    const bool real = me < level.embed;
 #pragma unroll 1
     for (int which = 0; which < Vector::kCount; ++which) {
       const bool given = level.vector[which] != nullptr && real;
-      memory.vector[which][thread()] = given ? number(level.of_vector[which], level.vector[which], thread()) : 0.0f;
+      memory.vector[which][me] = given ? number(level.of_vector[which], level.vector[which], me) : 0.0f;
     }
-    memory.place[1][thread()] = real ? int64_t(thread()) * level.features.channels : 0;
+    memory.place[1][me] = real ? int64_t(me) * level.features.channels : 0;
   }
 
   DIFNET_DEVICE void run() const {
     constexpr int kShares = kThreads / kEmbed, kNodes = kRun / kShares;  // threads of a channel, nodes of a thread
-    const int channel = thread() % kEmbed, own = thread() / kEmbed * kNodes;
+    const int me = anew(thread()), channel = me % kEmbed, own = me / kEmbed * kNodes;
     begin_run();
     barrier();  // the vectors are there
     // as batch_norm.normalise; the bias moves the mean and not the map

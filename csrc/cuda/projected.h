@@ -30,10 +30,16 @@ struct Level {
   DType of_features, of_weight, of_vector[Vector::kCount], psi;  // dtypes; psi: as psi_projection returns it
 };
 
+// Units of one walk in each step, and of all; among the arguments, so that the kernel keeps none of them in a register.
+struct UnitsOfWalk {
+  int32_t all, runs, groups, tiles, parts;  // parts: units of a row tile in a walk
+};
+
 struct ProjectedCascade : CascadeOf<kMaxProjectedWalks> {
   static constexpr bool kProjected = true;
-  int32_t grid[3];   // of the nodes
-  int32_t runs;      // of one image: units of Ψ of one walk
+  int32_t grid[3];  // of the nodes
+  int32_t runs;     // of one image: units of Ψ of one walk
+  UnitsOfWalk of_walk;
   float root;        // √scale
   float* projected;  // workspace, [walks, B, N, D_t] in the dtype of ψ_t, with room for kEmbed floats a node
   Level level[kMaxProjectedWalks];
@@ -92,6 +98,8 @@ auto run_projected(const ProjectedRequest& asked, Bind bind, Launch launch, Refu
   cut(c, with.tile(), with.in_registers(), cascade.processors, cascade.forced_parts, cascade.forced_all_parts);
   if (!count_units(c, true) || all_units(c) >= int64_t(1) << 31)
     return refuse("the units of work pass 2^31; split the batch");
+  c.of_walk = {int32_t(all_units(c)), c.images * c.runs, c.images * c.groups, c.images * c.row_tiles,
+               c.split.all_parts ? 1 : c.split.parts};
   if (counters(c) > cascade.counters_size) return refuse("the counters do not suffice; this is a defect of the caller");
   bind(c, with);
   for (int32_t t = 0; t < c.walks; ++t) {

@@ -26,11 +26,7 @@ DIFNET_KERNEL(2)
 void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
   constexpr int kHalves = Stage<With>::kHalves, kEmbed = With::kInstance.embed, kWidth = With::kInstance.width;
   auto& memory = shared_memory<ProjectedMemory<With>>();
-  const int parts = c.split.all_parts ? 1 : c.split.parts;
-  // units of one walk in each step
-  const int runs = c.images * c.runs, groups = c.images * c.groups, tiles = c.images * c.row_tiles;
-  const int all = c.units.reach + c.units.statistics + c.units.states + c.units.psi + c.units.walks + c.walks * runs;
-  for (int unit = block(); unit < all; unit += blocks()) {
+  for (int unit = block(); unit < c.of_walk.all; unit += blocks()) {
     int at = unit;
     if (at < c.units.reach) {
       class_reach(c, memory.state, at / c.groups, at % c.groups);
@@ -48,15 +44,15 @@ void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
 #pragma unroll 1
     for (;; ++stage) {
       step = 0;
-      if (!passes(stage, runs)) break;
+      if (!passes(stage, c.of_walk.runs)) break;
       step = 1;
-      if (!passes(stage == 1 ? 0 : -1, tiles)) break;
+      if (!passes(stage == 1 ? 0 : -1, c.of_walk.tiles)) break;
       step = 2;
-      if (!passes(stage - 1, groups)) break;
+      if (!passes(stage - 1, c.of_walk.groups)) break;
       step = 3;
-      if (!passes(stage - 2, tiles)) break;
+      if (!passes(stage - 2, c.of_walk.tiles)) break;
       step = 4;
-      if (!passes(stage - 3, tiles * parts)) break;
+      if (!passes(stage - 3, c.of_walk.tiles * c.of_walk.parts)) break;
     }
     if (step == 0) {
       Project<kEmbed>(c, memory.project, stage, at / c.runs, at % c.runs).run();
@@ -68,9 +64,9 @@ void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
     } else if (step == 3) {
       prepare_psi<kEmbed, kHalves>(c, memory.psi, stage - 2, at / c.row_tiles, at % c.row_tiles);
     } else {
-      const int tile = at / parts;
+      const int tile = at / c.of_walk.parts;
       Walk<With, ProjectedCascade> walk{c, memory.walk, stage - 3, tile / c.row_tiles, tile % c.row_tiles};
-      walk.run(at % parts);
+      walk.run(at % c.of_walk.parts);
     }
   }
   leave(c, &memory.walk.before);

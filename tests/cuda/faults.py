@@ -264,7 +264,7 @@ FAULTS = (
     dropped("projected: no barrier behind the vectors", RACE, PROJECT, "barrier();", MAPS,
             "{}  // the vectors are there"),
     fault("projected: a walk stands before its psi", DEADLOCK, PROJECTED, "stage - 3", "stage - 1", IN_TURN,
-          "passes({}, tiles * parts)"),
+          "passes({}, c.of_walk.tiles"),
     Fault("projected: a run of psi does not arrive", DEADLOCK, (
         (PROJECT, "if (thread() == 0) add_release(projected(",
          "if (thread() == 0 && !(FAULT && node[1] == 1)) add_release(projected("),
@@ -281,7 +281,7 @@ FAULTS = (
     fault("projected: a pixel has one window alone", NUMBERS, PROJECT, "after < count ? after : count",
           "from < count ? from + 1 : count", MAPS),
     Fault("projected: the first tile alone is pooled", NUMBERS, (
-        (PROJECT, "= first + thread() < pixels ? (", "= (FAULT ? first == 0 : first + thread() < pixels) ? ("),
+        (PROJECT, "= first + me < pixels ? (", "= (FAULT ? first == 0 : first + me < pixels) ? ("),
     ), MAPS),
     fault("projected: the sign of the slope is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kSlope][channel]",
           "magnitude(memory.vector[Vector::kSlope][channel])", MAPS),
@@ -297,8 +297,8 @@ FAULTS = (
     fault("projected: a chunk without its unit", NUMBERS, PROJECT, "power_of_two(shrink)", "1.0f", MAPS),
     fault("projected: W of the chunk before", NUMBERS, PROJECT, "first > 0 && level.features.channels <= kChunk",
           "first > 0", MAPS),
-    fault("projected: rows of a tile are swapped", NUMBERS, PROJECT, "lane() / 4 + x % 2 * 8", "lane() / 4 + (x + 1) % 2 * 8",
-          MAPS, "warp() * 16 + {}"),
+    fault("projected: rows of a tile are swapped", NUMBERS, PROJECT, "me / 4 + x % 2 * 8", "me / 4 + (x + 1) % 2 * 8",
+          MAPS, "first_row + {}"),
     fault("projected: a channel too many is read", BOUNDS, PROJECT, "channel + e < chunk.channels",
           "channel + e <= chunk.channels", MAPS),
     fault("projected: a channel too many is written", RACE, PROJECT, "channel < level.embed", "channel <= level.embed", MAPS),
