@@ -28,7 +28,11 @@ def onnx_decompositions() -> dict[Any, Decomposition]:
     False
     """
     ops = torch.ops.difnet_kernels
-    return {ops.cascade_forward.default: _cascade, ops.projection_forward.default: _projection}
+    return {
+        ops.cascade_forward.default: _cascade,
+        ops.projection_forward.default: _projection,
+        ops.projected_cascade.default: _projected_cascade,
+    }
 
 
 def _cascade(
@@ -76,6 +80,44 @@ def _projection(
         peak = _maxima(peak, axis, size)
     peak = (peak * sign).movedim(-1, 1)
     return peak, torch.zeros_like(peak, dtype=torch.int32), mean, variance
+
+
+def _projected_cascade(
+    seed: Tensor,
+    features: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    offset: Sequence[Tensor | None],
+    mean: Sequence[Tensor | None],
+    variance: Sequence[Tensor | None],
+    slope: Sequence[Tensor | None],
+    shift: Sequence[Tensor | None],
+    eps: Sequence[float],
+    root: float,
+    mu: Tensor,
+    beta: Tensor,
+    bias: Tensor | None,
+    precision: str,
+    backend: str,
+    all_steps: bool,
+) -> list[Tensor]:
+    """Ψ1 of every walk, then the cascade of all."""
+    grid = seed.shape[2:]
+    psi: list[Tensor] = []
+    for t, x in enumerate(features):
+        b, m, v, gamma, beta_of_norm = (
+            None if each[t] is None else each[t].to(mu.dtype).view(-1, 1, 1, 1)  # type: ignore[union-attr]
+            for each in (offset, mean, variance, slope, shift)
+        )
+        sign = None if gamma is None else gamma.flatten()
+        p, *_ = _projection(x, weight[t].to(mu.dtype), sign, (*(1,) * (3 - len(grid)), *grid), False, backend)
+        p = p if b is None else p + b
+        p = p if m is None or v is None else (p - m) * (v + eps[t]).rsqrt()
+        p = p if gamma is None else p * gamma
+        p = (p if beta_of_norm is None else p + beta_of_norm).flatten(2).unflatten(2, grid) * root
+        p = p.to(torch.promote_types(x.dtype, weight[t].dtype))
+        psi.append(p if bias is None else torch.where(bias.unsqueeze(1) == -torch.inf, 0, p))
+    biases = None if bias is None else [bias] * len(psi)
+    return _cascade(None, seed, psi, mu, beta, precision, backend, all_steps, False, biases)[0]
 
 
 def _maxima(x: Tensor, axis: int, size: int) -> Tensor:

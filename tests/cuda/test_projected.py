@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from difnet_kernels import CascadedRandomWalk
 from difnet_kernels.backends import BACKENDS, BackendUnavailable
+from difnet_kernels.onnx import onnx_decompositions
 from tests.cuda import host_backend, twin
 from tests.cuda.twin import CARD, Machine
 from tests.support.cases import DTYPES, normal
@@ -399,6 +400,10 @@ def test_an_exported_program_keeps_one_node(compiler: list[str]) -> None:
         program = torch.export.export(walk, (seed, features))
         assert_same([program.module()(seed, features)], [walk(seed, features)])
     assert _nodes(program.graph_module) == ONE
+    plain = program.run_decompositions(onnx_decompositions())
+    assert _nodes(plain.graph_module) == []
+    true, logit = truth(walk, seed, features)
+    assert_right((plain.module()(seed, features),), true[-1:], len(true) * logit, {torch.float32})
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------------
