@@ -19,7 +19,7 @@ from tests.cuda.twin import ROOT, compile_host
 RACE, MEMORY = "race", "memory"
 # Left out of "undefined" is what the address sanitizer stops as well, and what the kernels have none of: it would be half
 # of the build.
-ELSEWHERE = "null,object-size,vptr,return,unreachable,nonnull-attribute,returns-nonnull-attribute"
+ELSEWHERE = "null,object-size,pointer-overflow,vptr,return,unreachable,nonnull-attribute,returns-nonnull-attribute"
 FLAGS = {
     RACE: ["-fsanitize=thread"],
     MEMORY: ["-fsanitize=address,undefined", f"-fno-sanitize={ELSEWHERE}"],
