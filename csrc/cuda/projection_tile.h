@@ -81,7 +81,8 @@ DIFNET_DEVICE void prepare_weight(const Projection& psi, int unit) {
   const int columns = row < psi.embed ? channels : 0;
   float largest = 0.0f;
 #pragma unroll 1
-  for (int c = lane(); c < columns; c += 32) largest = larger(largest, magnitude(from[c]));
+  for (int c = lane(); c < columns; c += 32)  // an infinite weight leaves the others their digits
+    largest = larger(largest, is_finite(from[c]) ? magnitude(from[c]) : 0.0f);
   const Unit scale = unit_of(largest_of_warp(largest));
   if (lane() == 0) psi.weight_unit[row] = scale.unit;
   const int end = (channels + kChunk - 1) / kChunk * kChunk;
