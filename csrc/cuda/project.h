@@ -4,15 +4,18 @@
 // f and W are split into fp16 halves, 64 channels at a time, each such chunk in units of one power of two that brings
 // its largest number just below 2¹⁵; three products are summed from zero for every chunk and added in fp32. So what
 // 16 bits hold is exact, and fp32 keeps 22 digits of what is not far smaller than the largest number of its chunk.
+// Fewer than kNarrow channels, as of an image, are fp32 multiply-adds: the matrix units would multiply zeros.
 #pragma once
 
 #include "prepare.h"
 #include "projected.h"
+#include "windows.h"
 
 namespace difnet::cuda {
 
 constexpr int kPixels = 64;  // of a tile: 16 for every warp
 constexpr int kChunk = 64;   // channels at a time
+constexpr int kNarrow = 16;  // fewer of them, as of an image, take multiply-adds
 
 // ψ_t of a run of nodes is written.
 DIFNET_DEVICE uint32_t* projected(const ProjectedCascade& c, int t, int image) {
@@ -34,12 +37,6 @@ struct ProjectMemory {
     return reinterpret_cast<float*>(chunk[0])[pixel * kEmbed + (channel ^ pixel % 8 * 8)];
   }
 };
-
-// Torch's adaptive windows of S pixels for G nodes: [floor(n S / G), ceil((n + 1) S / G)).
-DIFNET_DEVICE int window_begin(int node, int pixels, int nodes) { return int(int64_t(node) * pixels / nodes); }
-DIFNET_DEVICE int window_end(int node, int pixels, int nodes) {
-  return int((int64_t(node + 1) * pixels + nodes - 1) / nodes);
-}
 
 DIFNET_DEVICE float number(DType dtype, const void* data, int64_t at) {
   const BatchField field{const_cast<void*>(data), 0, 0, 0, 0, dtype};
@@ -155,6 +152,7 @@ struct Project {
   // (Ψ1) z = W f of the pixels of a tile, in memory.z. again: W is there from the tile before.
   DIFNET_DEVICE void multiply(int& shrink_of_weight, bool again) const {
     const FeatureMap& map = level.features;
+    if (map.channels < kNarrow) return multiply_narrow(again);
     const int me = anew(lane()), first_row = anew(warp()) * 16;  // no address is kept from run to run
     float total[kEmbed / 8][4] = {};
 #pragma unroll 1
@@ -217,6 +215,33 @@ struct Project {
 #pragma unroll
       for (int e = 0; e < 4; ++e) memory.z(first_row + me / 4 + e / 2 * 8, n * 8 + me % 4 * 2 + e % 2) = total[n][e];
     barrier();  // z is there
+  }
+
+  // The same for few channels: a thread has one row of W, and half of the pixels.
+  DIFNET_DEVICE void multiply_narrow(bool again) const {
+    const FeatureMap& map = level.features;
+    const int me = anew(thread());
+    float* f = reinterpret_cast<float*>(memory.chunk[1]);  // [channel][pixel]
+    float* w = f + kNarrow * kPixels;                      // [channel][row]
+    const int64_t first = image * map.batch_stride;
+#pragma unroll 1
+    for (int at = me; at < map.channels * kPixels; at += kThreads)
+      f[at] = number(level.of_features, map.data,
+                     first + at / kPixels * map.channel_stride + memory.place[0][at % kPixels]);
+#pragma unroll 1
+    for (int at = me; at < (again ? 0 : map.channels * kEmbed); at += kThreads) {
+      const int row = at % kEmbed, channel = at / kEmbed;
+      w[at] = row < level.embed ? number(level.of_weight, level.weight, memory.place[1][row] + channel) : 0.0f;
+    }
+    barrier();  // f and W are there
+#pragma unroll 1
+    for (int pixel = me / kEmbed; pixel < kPixels; pixel += kThreads / kEmbed) {
+      float sum = 0.0f;
+#pragma unroll 1
+      for (int k = 0; k < map.channels; ++k) sum += w[k * kEmbed + me % kEmbed] * f[k * kPixels + pixel];
+      memory.z(pixel, me % kEmbed) = sum;
+    }
+    barrier();  // the narrow z is there
   }
 
   // The vectors of the normalisation, and where rows of W begin.

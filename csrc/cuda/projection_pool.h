@@ -7,12 +7,9 @@
 #pragma once
 
 #include "projection_tile.h"
+#include "windows.h"
 
 namespace difnet::cuda {
-
-// Window i of m over n pixels begins here; the windows of m that contain pixel x of n are window x of n over m nodes.
-DIFNET_DEVICE int window_begin(int i, int n, int m) { return int(int64_t(i) * n / m); }
-DIFNET_DEVICE int window_end(int i, int n, int m) { return int((int64_t(i + 1) * n + m - 1) / m); }
 
 // Where a flat node or pixel stands in a volume, without its image and channel.
 DIFNET_DEVICE int64_t place_in(const Volume& volume, const int32_t (&axes)[3], int flat) {

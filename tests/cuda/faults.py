@@ -17,7 +17,7 @@ from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
 FORWARD, PREPARE, MEMORY = "walk_forward.h", "prepare.h", "memory.h"
 COLUMNS, PRODUCT = "columns.h", "product.h"
 BACKWARD, GRADIENT = "walk_backward.h", "gradient.h"
-PROJECT, PROJECTED = "project.h", "projected_cascade.h"
+PROJECT, PROJECTED, WINDOWS = "project.h", "projected_cascade.h", "windows.h"
 UNIT, TILE, FINISH = "backward_unit.h", "backward_tile.h", "backward_finish.h"
 
 # what a check builds, and what a run that it stops prints
@@ -247,7 +247,7 @@ FAULTS = (
           around="if ({}) {{\n        const float g"),
     # ---- Ψ in the launch: barriers, waits, flags, the order of the units
     fault("projected: no wait for psi", RACE, PROJECT, "thread() == 0", "false", MAPS, "if ({}) wait_for(projected("),
-    fault("projected: one run of psi too few", RACE, PROJECT, "uint32_t(c.runs)", "uint32_t(c.runs) - 1", MAPS),
+    fault("projected: one run of psi is enough", RACE, PROJECT, "uint32_t(c.runs)", "1u", MAPS),
     dropped("projected: no barrier before psi arrives", RACE, PROJECT, "barrier();", MAPS,
             "{}\n    if (thread() == 0) add_release(projected("),
     dropped("projected: a tile is taken while one is pooled", RACE, PROJECT, "barrier();", MAPS,
@@ -257,6 +257,9 @@ FAULTS = (
     dropped("projected: no barrier behind a chunk", RACE, PROJECT, "barrier();", MAPS, "{}  // both are there"),
     dropped("projected: a chunk is taken while one is read", RACE, PROJECT, "barrier();", MAPS, "{}  // both are read"),
     dropped("projected: no barrier behind z", RACE, PROJECT, "barrier();", MAPS, "{}  // z is there"),
+    dropped("projected: no barrier behind few channels", RACE, PROJECT, "barrier();", MAPS, "{}  // f and W are there"),
+    dropped("projected: no barrier behind z of few channels", RACE, PROJECT, "barrier();", MAPS,
+            "{}  // the narrow z is there"),
     dropped("projected: no barrier before the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
             "{}  // what the warps left"),
     dropped("projected: no barrier behind the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
@@ -274,9 +277,9 @@ FAULTS = (
     fault("projected: the counters of psi are left as they are", COUNTERS, PROJECT, "projected(c, c.walks, 0)",
           "projected(c, 0, 0)", MAPS),
     # ---- Ψ in the launch: windows, normalisation, products
-    fault("projected: windows begin a pixel late", NUMBERS, PROJECT, "int(int64_t(node) * pixels / nodes)",
+    fault("projected: windows begin a pixel late", NUMBERS, WINDOWS, "int(int64_t(node) * pixels / nodes)",
           "int((int64_t(node) * pixels + nodes - 1) / nodes)", MAPS),
-    fault("projected: windows do not overlap", NUMBERS, PROJECT, "int64_t(node + 1) * pixels + nodes - 1",
+    fault("projected: windows do not overlap", NUMBERS, WINDOWS, "int64_t(node + 1) * pixels + nodes - 1",
           "int64_t(node + 1) * pixels", MAPS),
     fault("projected: a pixel has one window alone", NUMBERS, PROJECT, "after < count ? after : count",
           "from < count ? from + 1 : count", MAPS),
@@ -294,6 +297,7 @@ FAULTS = (
           MAPS, "bool exists = {}"),
     fault("projected: the last channels are left out", NUMBERS, PROJECT, "channel < map.channels",
           "channel == 0 || channel + kChunk <= map.channels", MAPS),
+    fault("projected: a few channels less", NUMBERS, PROJECT, "k < map.channels", "k + 1 < map.channels", MAPS),
     fault("projected: a chunk without its unit", NUMBERS, PROJECT, "power_of_two(shrink)", "1.0f", MAPS),
     fault("projected: W of the chunk before", NUMBERS, PROJECT, "first > 0 && level.features.channels <= kChunk",
           "first > 0", MAPS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, dropped, fault
+from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, WINDOWS, dropped, fault
 
 TILE, POOL, FORWARD = "projection_tile.h", "projection_pool.h", "projection_forward.h"
 GRADIENT, GRADIENTS, BACKWARD = "projection_gradient.h", "projection_gradients.h", "projection_backward.h"
@@ -50,8 +50,8 @@ FAULTS = (
           "psi.features.channels / kChunk", WIDE, around="const int chunks = {};"),
     fault("the last of equals wins where the slope is zero", NUMBERS, TILE, "slope == 0.0f", "false", NARROW),
     fault("every slope is positive", NUMBERS, TILE, "slope < 0.0f", "false", WIDE, around="= {} ? -1.0f"),
-    fault("windows end where the next begins", NUMBERS, POOL, "(int64_t(i + 1) * n + m - 1) / m",
-          "int64_t(i + 1) * n / m", WIDE),
+    fault("windows end where the next begins", NUMBERS, WINDOWS, "(int64_t(node + 1) * pixels + nodes - 1) / nodes",
+          "int64_t(node + 1) * pixels / nodes", WIDE),
     fault("pixels of two windows count twice", NUMBERS, POOL, "offset[axis] < window.step", "true", WIDE),
     fault("the first tile of a group alone", NUMBERS, FORWARD, "n < many", "n < 1", WIDE,
           around="n = 0; {}; ++n) {{\n    count +="),

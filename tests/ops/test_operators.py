@@ -26,6 +26,7 @@ CHECKED |= {"projected_cascade"}  # in tests/cuda, with the one backend that bri
 CHECKED |= {"steady_state_forward", "steady_state_backward"}
 # in a library with CUDA kernels; they need a card, and tests/cuda tests what can be tested without one
 CUDA = {"cuda_cascade_forward", "cuda_cascade_backward", "cuda_projected_cascade", "why_no_cuda_device"}
+CUDA |= {"cuda_projection_forward", "cuda_projection_backward"}
 MUTABLE = ("test_schema", "test_faketensor")
 
 
