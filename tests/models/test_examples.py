@@ -44,9 +44,16 @@ def test_the_committed_results_are_of_the_recipes():
 
 def test_the_sentences_about_the_recipes_hold():
     """docs/examples/README.md says these things in words."""
-    gain = {}
+    gain, without = {}, {}
     for run in json.loads(every.RESULTS.read_text()):
         gain.setdefault(run["network"], []).append(100 * (run["with"] - run["without"]))
-    assert min(gain["fcn"]) > 15
+        without[run["network"]] = run["without"]
+    assert set(gain) == {name for *_, networks in every.RECIPES.values() for name in networks}
+    assert min(gain["fcn"]) > 15 and min(gain["resnet"]) > 25
     assert min(gain["unet3d"]) > 10
-    assert all(abs(points) < 1 for name in ("vit", "segformer", "upernet") for points in gain[name])
+    assert all(2 < points < 3 for name in ("deeplabv3", "deeplabv3plus") for points in gain[name])
+    know_little = ("vit", "segformer", "upernet", "swin", "unet")
+    assert all(round(abs(points)) <= 1 for name in know_little for points in gain[name])
+    assert max(without[name] for name in know_little) < 0.5 < without["lraspp"] < min(without["fcn"], without["resnet"])
+    assert -2 < gain["lraspp"][0] < -1
+    assert [name for name, points in gain.items() if len(points) > 1] == ["fcn"]
