@@ -142,7 +142,8 @@ class Trainer:
         try:
             while self.epoch < end:
                 row = self._run_epoch()
-        except Stopped:
+        except BaseException:
+            # workers endure the signal by which a process that exits would end them, and it would wait for them for ever
             end_workers(set(multiprocessing.active_children()) - others)
             raise
         finally:

@@ -1,5 +1,6 @@
 """One clear line for every mistake, in every command; options of a network by name, type and range."""
 
+import multiprocessing
 import shutil
 
 import pytest
@@ -106,10 +107,12 @@ def test_images_of_mixed_sizes_need_a_recipe_that_crops(data, tmp_path, capsys):
             shutil.copy(file, mixed / folder / file.name)
     asked = command(mixed, tmp_path / "run", "--recipe", "generated")
     one_line(train.main, asked, capsys, "all images must have one size; got 48×48 and 64×64", "--recipe scratch")
-    # unchecked, the first batch tells, also from a worker process
+    # unchecked, the first batch tells, also from a worker process, which is ended
+    others = set(multiprocessing.active_children())
     for workers in ("0", "1"):
         more = ("--no-check", "--workers", workers, "--out", tmp_path / workers)
         one_line(train.main, [*asked, *more], capsys, "all images must have one size; train_")
+        assert set(multiprocessing.active_children()) <= others
 
 
 def test_a_broken_image_in_a_worker_is_one_line(data, tmp_path, capsys):
