@@ -11,6 +11,7 @@ from models.data.dataset import (
     begin_epoch,
     build_dataset,
     build_loader,
+    end_workers,
     endure_signals,
     signals_wait,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "build_loader",
     "build_transform",
     "colour",
+    "end_workers",
     "endure_signals",
     "palette",
     "signals_wait",

@@ -6,10 +6,13 @@ process asks. So a resumed run sees what the uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
@@ -126,6 +129,23 @@ def endure_signals(worker: int = 0) -> None:
     for number in STOPPING:
         signal.signal(number, endure)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def end_workers(workers: Collection[BaseProcess]) -> None:
+    """End the processes that load images, whatever they are loading: nobody waits for it any more."""
+    # torch's handler would take the deaths for accidents
+    answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    signal.signal(signal.SIGCHLD, answer or signal.SIG_DFL)
+
+
+@atexit.register
+def _end_all_workers() -> None:
+    """A process that exits ends its workers by a signal that they endure, and would wait for them for ever."""
+    end_workers([child for child in multiprocessing.active_children() if child.daemon])
 
 
 @contextmanager

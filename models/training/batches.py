@@ -1,8 +1,6 @@
 """What the loop is fed: the order of images as a function of (seed, epoch, step), and samples put together."""
 
-import signal
-from collections.abc import Collection, Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,17 +33,6 @@ def stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
             )
     batch: dict[str, Any] = {key: torch.stack([sample[key] for sample in samples]) for key in ("image", "mask")}
     return {**batch, "name": [sample["name"] for sample in samples]}
-
-
-def end_workers(workers: Collection[BaseProcess]) -> None:
-    """End the processes that load images, whatever they are loading: nobody waits for it any more."""
-    # torch's handler would take the deaths for accidents
-    answer = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
-    signal.signal(signal.SIGCHLD, answer or signal.SIG_DFL)
 
 
 class Batches(Sampler[list[int]]):

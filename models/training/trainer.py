@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from models import build_model, checkpoints
-from models.data import IGNORE, endure_signals, signals_wait
+from models.data import IGNORE, end_workers, endure_signals, signals_wait
 from models.data.transforms import RECIPES
-from models.training.batches import Batches, TrainingData, end_workers, stacked
+from models.training.batches import Batches, TrainingData, stacked
 from models.training.config import TrainConfig
 from models.training.crf_loss import crf_loss
 from models.training.machine import made_on

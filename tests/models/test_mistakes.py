@@ -2,6 +2,8 @@
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -121,6 +123,17 @@ def test_a_broken_image_in_a_worker_is_one_line(data, tmp_path, capsys):
     (broken / "JPEGImages/train_000003.jpg").write_bytes(b"nothing")
     asked = command(broken, tmp_path / "run", "--no-check", "--workers", "1", "--options", '{"width": 4}')
     one_line(train.main, asked, capsys, "train_000003.jpg: cannot be read as JPEG or PNG")
+
+
+def test_a_command_that_fails_ends_although_it_has_workers(data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    (broken / "JPEGImages/val_000001.jpg").write_bytes(b"nothing")
+    checkpoints.save(tmp_path / "c.safetensors", build_model("difnet_tiny", 4), recipe={"transform": "default"})
+    asked = ["--data", broken, "--checkpoint", tmp_path / "c.safetensors", "--workers", "1", "--device", "cpu"]
+    run = [sys.executable, "-m", "models.evaluate", *map(str, asked)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode not in (0, -9) and "val_000001.jpg: cannot be read" in done.stderr
 
 
 @pytest.mark.parametrize("classes", [3, 5])
