@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstdio>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace difnet::cuda {
 

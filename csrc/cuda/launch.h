@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "projected.h"
+#include "cuda/cascade/projected_arguments.h"
 
 namespace difnet::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <device.h>
 
-#include "cascade.h"
+#include "cuda/arguments.h"
 
 namespace difnet::cuda {
 

@@ -2,7 +2,7 @@
 // halves.
 #pragma once
 
-#include "memory.h"
+#include "cuda/memory.h"
 
 namespace difnet::cuda {
 

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "cuda/on_card.h"
-#include "cuda/projection_launches.h"
+#include "cuda/projection/launches.h"
 
 namespace difnet::cuda {
 namespace {

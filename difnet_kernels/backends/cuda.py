@@ -18,7 +18,7 @@ MAX_CHANNELS = 2048  # of the features of Ψ; wider ones were never tested
 # of those with Ψ in the launch
 MAX_PROJECTED_EMBED, MAX_PROJECTED_CLASSES, MAX_PROJECTED_WALKS = 64, 23, 12
 MIN_ARCH = 80
-ROWS = 64  # nodes of a row tile, as csrc/cuda/cascade.h
+ROWS = 64  # nodes of a row tile, as csrc/cuda/arguments.h
 # of Ψ (csrc/cuda/projection*.h): nodes of its smallest tile, tiles of a group of its statistics, tiles of pixels of a round of
 # its backward, channels at a time
 PROJECTION_TILE, MERGED_TILES, ROUND_TILES, CHUNK = 32, 32, 512, 32
@@ -111,18 +111,18 @@ def projection_too_much(problem: Projection) -> str | None:
 
 
 def counters_size(images: int, nodes: int, walks: int) -> int:
-    """How many counters a launch uses (csrc/cuda/cascade.h)."""
+    """How many counters a launch uses (csrc/cuda/arguments.h)."""
     return 1 + images * (1 + walks) * (1 + -(-nodes // ROWS))
 
 
 def projection_counters_size(images: int, grid: Sequence[int]) -> int:
-    """How many counters a launch of Ψ's forward uses at most (csrc/cuda/projection_forward.h)."""
+    """How many counters a launch of Ψ's forward uses at most (csrc/cuda/projection/forward.h)."""
     tiles = images * -(-math.prod(grid) // PROJECTION_TILE)
     return 2 + -(-tiles // MERGED_TILES)
 
 
 def projection_backward_counters_size(features: Tensor, round_tiles: int = 0) -> int:
-    """How many counters a launch of Ψ's backward uses at most (csrc/cuda/projection_launches.h)."""
+    """How many counters a launch of Ψ's backward uses at most (csrc/cuda/projection/launches.h)."""
     tiles = features.shape[0] * -(-math.prod(features.shape[2:]) // PROJECTION_TILE)
     rounds, chunks = -(-tiles // (round_tiles or ROUND_TILES)), -(-features.shape[1] // CHUNK)
     return 2 + 2 * rounds + (rounds + 1) * chunks

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
 
-FORWARD, PREPARE, MEMORY = "walk_forward.h", "prepare.h", "memory.h"
-COLUMNS, PRODUCT = "columns.h", "product.h"
-BACKWARD, GRADIENT = "walk_backward.h", "gradient.h"
-PROJECT, PROJECTED, WINDOWS = "project.h", "projected_cascade.h", "windows.h"
-UNIT, TILE, FINISH = "backward_unit.h", "backward_tile.h", "backward_finish.h"
+FORWARD, PREPARE, MEMORY = "walk/forward.h", "walk/prepare.h", "memory.h"
+COLUMNS, PRODUCT = "walk/columns.h", "product.h"
+BACKWARD, GRADIENT = "walk/backward.h", "walk/gradient.h"
+PROJECT, PROJECTED, WINDOWS = "projection/project.h", "cascade/projected.h", "projection/windows.h"
+UNIT, TILE, FINISH = "walk/backward_unit.h", "walk/backward_tile.h", "walk/backward_finish.h"
 
 # what a check builds, and what a run that it stops prints
 NUMBERS = "numbers"  # an error against fp64, class by class
@@ -325,16 +325,16 @@ inline uint32_t add_relaxed(uint32_t* counter, uint32_t value) {
 
 def planted(folder: Path, faults: Sequence[Fault] = FAULTS) -> Path:
     """A copy of the kernels with every fault, each behind its number."""
-    texts = {path.name: path.read_text() for path in sources(KERNELS)}
+    texts = {str(path.relative_to(KERNELS)): path.read_text() for path in sources(KERNELS)}
     for number, one in enumerate(faults):
         for file, old, new in one.edits:
             count = texts[file].count(old)
             assert count == 1, f"{one.name}: {file} holds {old!r} {count} times, not once; adjust tests/cuda/faults.py"
             texts[file] = texts[file].replace(old, new.replace("FAULT", f"(twin_fault == {number})"))
-    copy = folder / "kernels"
-    copy.mkdir(exist_ok=True)
+    copy = folder / "cuda"
     for name, text in texts.items():
         if name != "device.h" and not name.endswith(".cu"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_text(text)
     (copy / "fault.h").write_text(SWITCH)
     return copy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, WINDOWS, dropped, fault
 
-TILE, POOL, FORWARD = "projection_tile.h", "projection_pool.h", "projection_forward.h"
-GRADIENT, GRADIENTS, BACKWARD = "projection_gradient.h", "projection_gradients.h", "projection_backward.h"
+TILE, POOL, FORWARD = "projection/tile.h", "projection/pool.h", "projection/forward.h"
+GRADIENT, GRADIENTS, BACKWARD = "projection/gradient.h", "projection/gradients.h", "projection/backward.h"
 
 # images channels embed Z Y X OZ OY OX dtype statistics round_tiles workers: three chunks, tiles and rounds; overlaps
 WIDE = "2 70 64 1 9 13 1 4 6 0 1 1 3"

@@ -15,7 +15,7 @@ DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.int32: 0}
 
 
 class Volume(ctypes.Structure):
-    """As csrc/cuda/projection.h."""
+    """As csrc/cuda/projection/arguments.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64),
@@ -32,7 +32,7 @@ class Volume(ctypes.Structure):
 
 
 class ProjectionRequest(ctypes.Structure):
-    """As csrc/cuda/projection_launches.h."""
+    """As csrc/cuda/projection/launches.h."""
 
     _fields_ = [
         ("images", ctypes.c_int32), ("embed", ctypes.c_int32),
@@ -44,7 +44,7 @@ class ProjectionRequest(ctypes.Structure):
 
 
 class ProjectionBackwardRequest(ctypes.Structure):
-    """As csrc/cuda/projection_launches.h."""
+    """As csrc/cuda/projection/launches.h."""
 
     _fields_ = [
         ("images", ctypes.c_int32), ("embed", ctypes.c_int32),

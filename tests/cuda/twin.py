@@ -37,7 +37,7 @@ DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}  # DType of csr
 
 
 class BatchField(ctypes.Structure):
-    """As csrc/cuda/cascade.h."""
+    """As csrc/cuda/arguments.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -54,7 +54,7 @@ class BatchField(ctypes.Structure):
 
 
 class Request(ctypes.Structure):
-    """As csrc/cuda/launches.h."""
+    """As csrc/cuda/cascade/launches.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "wanted", "high")),
@@ -67,7 +67,7 @@ class Request(ctypes.Structure):
 
 
 class BackwardRequest(ctypes.Structure):
-    """As csrc/cuda/launches.h."""
+    """As csrc/cuda/cascade/launches.h."""
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("images", "nodes", "classes", "walks", "given", "high", "has_state")),
@@ -80,7 +80,7 @@ class BackwardRequest(ctypes.Structure):
 
 
 class FeatureMap(ctypes.Structure):
-    """As csrc/cuda/projected.h."""
+    """As csrc/cuda/cascade/projected_arguments.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64),
@@ -89,7 +89,7 @@ class FeatureMap(ctypes.Structure):
 
 
 class Level(ctypes.Structure):
-    """As csrc/cuda/projected.h."""
+    """As csrc/cuda/cascade/projected_arguments.h."""
 
     _fields_ = [
         ("features", FeatureMap), ("weight", ctypes.c_void_p), ("vector", ctypes.c_void_p * 5), ("eps", ctypes.c_float),
@@ -99,7 +99,7 @@ class Level(ctypes.Structure):
 
 
 class ProjectedRequest(ctypes.Structure):
-    """As csrc/cuda/projected.h."""
+    """As csrc/cuda/cascade/projected_arguments.h."""
 
     _fields_ = [
         ("cascade", Request), ("levels", ctypes.c_void_p), ("grid", ctypes.c_int32 * 3), ("root", ctypes.c_float),
@@ -141,16 +141,17 @@ class TwinError(RuntimeError):
 
 
 def sources(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cpp", ".cu"))
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
 
 
 def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) -> Path:
-    """A file of tests/cuda/host against the kernels in `kernels`, compiled unless the same was compiled before."""
+    """A file of tests/cuda/host against `kernels`, a folder named cuda, compiled unless the same was compiled before."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     assert compiler is not None, "the twin needs g++"
     digest = hashlib.sha256(repr((source, flags)).encode())
-    for path in (*sources(HOST), *sources(kernels)):
-        digest.update(path.name.encode() + path.read_bytes())
+    for folder in (HOST, kernels):
+        for path in sources(folder):
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     made = to.with_name(f"{to.stem}-{digest.hexdigest()[:16]}{to.suffix}")
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +161,7 @@ def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) ->
             *FLAGS,
             *flags,
             f"-I{HOST}",
-            f"-I{kernels}",
+            f"-I{kernels.parent}",
             f"-I{ROOT / 'csrc'}",
             str(HOST / source),
             "-o",

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <device.h>
-#include <launches.h>
 
 #include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "cuda/cascade/launches.h"
 
 namespace twin {
 

@@ -1,10 +1,9 @@
 // A cascade on fibers: what csrc/cuda/compiled.h does with a card.
 #pragma once
 
-#include <cascade_backward.h>
-#include <cascade_forward.h>
-#include <projected_cascade.h>
-
+#include "cuda/cascade/backward.h"
+#include "cuda/cascade/forward.h"
+#include "cuda/cascade/projected.h"
 #include "on_host.h"
 
 namespace twin {

@@ -1,10 +1,9 @@
 // A Ψ on fibers: what csrc/cuda/compiled.h does with a card.
 #pragma once
 
-#include <projection_backward.h>
-#include <projection_forward.h>
-#include <projection_launches.h>
-
+#include "cuda/projection/backward.h"
+#include "cuda/projection/forward.h"
+#include "cuda/projection/launches.h"
 #include "on_host.h"
 
 namespace twin {

@@ -7,7 +7,7 @@
 
 namespace {
 
-// The workspace of a launch, counted as csrc/cuda/cascade_forward.cu does.
+// The workspace of a launch, counted as csrc/cuda/cascade/forward.cu does.
 struct Sizes {
   int64_t size = 0;
   template <typename T>

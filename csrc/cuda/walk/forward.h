@@ -7,8 +7,8 @@
 // order, in registers or by whichever block finishes a row tile last, so the bits do not depend on who computes what.
 #pragma once
 
-#include "columns.h"
-#include "prepare.h"
+#include "cuda/walk/columns.h"
+#include "cuda/walk/prepare.h"
 
 namespace difnet::cuda {
 

@@ -1,8 +1,8 @@
-// What a launch of the backward is asked: as cascade.h for the forward. Walks are numbered as in the forward and come
-// last first.
+// What a launch of the backward is asked: as arguments.h for the forward. Walks are numbered as in the forward and
+// come last first.
 #pragma once
 
-#include "cascade.h"
+#include "cuda/arguments.h"
 
 namespace difnet::cuda {
 

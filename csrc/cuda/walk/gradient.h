@@ -8,8 +8,8 @@
 //   h_ik · u_k              where u_k brings |h_ik| below one, class by class, for B6: rare classes stay exact.
 #pragma once
 
-#include "backward.h"
-#include "prepare.h"
+#include "cuda/backward_arguments.h"
+#include "cuda/walk/prepare.h"
 
 namespace difnet::cuda {
 

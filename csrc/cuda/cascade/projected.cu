@@ -1,6 +1,6 @@
 // The kernels of Ψ and the cascade in one launch that are compiled, and their launch.
-#include "compiled.h"
-#include "projected_cascade.h"
+#include "cuda/cascade/projected.h"
+#include "cuda/compiled.h"
 
 namespace difnet::cuda {
 namespace {

@@ -2,7 +2,7 @@
 // shared memory.
 #pragma once
 
-#include "gradient.h"
+#include "cuda/walk/gradient.h"
 
 namespace difnet::cuda {
 

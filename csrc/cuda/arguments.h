@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/split.h"
 #include "field.h"
-#include "split.h"
 
 namespace difnet::cuda {
 

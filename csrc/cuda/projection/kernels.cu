@@ -1,8 +1,8 @@
 // The kernels of Ψ that are compiled, and their launch.
-#include "compiled.h"
-#include "projection_backward.h"
-#include "projection_forward.h"
-#include "projection_launches.h"
+#include "cuda/compiled.h"
+#include "cuda/projection/backward.h"
+#include "cuda/projection/forward.h"
+#include "cuda/projection/launches.h"
 
 namespace difnet::cuda {
 

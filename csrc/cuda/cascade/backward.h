@@ -1,4 +1,4 @@
-// The cascade backwards in one launch, as cascade_forward.h: blocks take units of work in turn, in this order,
+// The cascade backwards in one launch, as cascade/forward.h: blocks take units of work in turn, in this order,
 //
 //   groups of the first state | groups of every ψ | row tiles of every ψ | row tiles of the gradient that comes in |
 //   walk T−1 | walk T−2 | ...
@@ -6,7 +6,7 @@
 // and a unit waits only for units before it. Whoever finishes a row tile of a walk prepares it for the walk before.
 #pragma once
 
-#include "walk_backward.h"
+#include "cuda/walk/backward.h"
 
 namespace difnet::cuda {
 

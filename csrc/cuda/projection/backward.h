@@ -9,7 +9,7 @@
 // whoever finishes the last of them.
 #pragma once
 
-#include "projection_gradients.h"
+#include "cuda/projection/gradients.h"
 
 namespace difnet::cuda {
 

@@ -2,9 +2,9 @@
 // turn) and writes only its own rows.
 #pragma once
 
-#include "backward_finish.h"
-#include "backward_tile.h"
-#include "columns.h"
+#include "cuda/walk/backward_finish.h"
+#include "cuda/walk/backward_tile.h"
+#include "cuda/walk/columns.h"
 
 namespace difnet::cuda {
 

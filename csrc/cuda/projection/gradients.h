@@ -1,8 +1,8 @@
 // What is made of ∂z of a tile of pixels: ∂f = Wᵀ ∂z (Ψ3) and the parts of ∂W = Σ ∂z fᵀ (Ψ4). Operands are fp16 halves
-// in units of 16 numbers along the sum, as in projection_tile.h; 16 terms are summed from zero and added in fp32.
+// in units of 16 numbers along the sum, as in projection/tile.h; 16 terms are summed from zero and added in fp32.
 #pragma once
 
-#include "projection_gradient.h"
+#include "cuda/projection/gradient.h"
 
 namespace difnet::cuda {
 

@@ -1,9 +1,9 @@
-// From what a caller asks of Ψ to its launches, as launches.h for a cascade.
+// From what a caller asks of Ψ to its launches, as cascade/launches.h for a cascade.
 #pragma once
 
 #include <algorithm>
 
-#include "projection.h"
+#include "cuda/projection/arguments.h"
 
 namespace difnet::cuda {
 

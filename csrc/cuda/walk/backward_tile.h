@@ -9,8 +9,8 @@
 // where P_ii is nearly one, h_i·y_i − δ_i is a difference of equal numbers, and A_ii = γ_i − Σ_(j≠i) A_ij is not.
 #pragma once
 
-#include "backward_unit.h"
-#include "product.h"
+#include "cuda/product.h"
+#include "cuda/walk/backward_unit.h"
 
 namespace difnet::cuda {
 

@@ -6,8 +6,8 @@
 // NaN, as in torch. The sign of the slope stands in the units of W, so the largest wins in every channel.
 #pragma once
 
-#include "projection_tile.h"
-#include "windows.h"
+#include "cuda/projection/tile.h"
+#include "cuda/projection/windows.h"
 
 namespace difnet::cuda {
 

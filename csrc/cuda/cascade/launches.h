@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "backward.h"
+#include "cuda/backward_arguments.h"
 
 namespace difnet::cuda {
 

@@ -11,7 +11,7 @@
 // no mask. Every sum has one order, whatever the strides and whoever computes it.
 #pragma once
 
-#include "product.h"
+#include "cuda/product.h"
 
 namespace difnet::cuda {
 

@@ -2,7 +2,7 @@
 // when it is there.
 #pragma once
 
-#include "memory.h"
+#include "cuda/memory.h"
 
 namespace difnet::cuda {
 

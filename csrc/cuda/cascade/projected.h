@@ -1,4 +1,4 @@
-// Ψ and the cascade in one launch: as cascade_forward.h, and ψ is projected from the feature maps first. The steps of
+// Ψ and the cascade in one launch: as cascade/forward.h, and ψ is projected from the feature maps first. The steps of
 // the walks are staggered, so that each waits only for steps of the stage before:
 //
 //   largest scores | stage 0, 1, 2 ...     stage s:  Ψ of walk s | statistics of ψ of walk s − 1 |
@@ -8,8 +8,8 @@
 // prepared in stage 1.
 #pragma once
 
-#include "project.h"
-#include "walk_forward.h"
+#include "cuda/projection/project.h"
+#include "cuda/walk/forward.h"
 
 namespace difnet::cuda {
 

@@ -4,7 +4,7 @@
 // and every other channel or class of it, so that neighbours in memory are written by neighbours.
 #pragma once
 
-#include "backward_unit.h"
+#include "cuda/walk/backward_unit.h"
 
 namespace difnet::cuda {
 

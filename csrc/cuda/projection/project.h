@@ -7,9 +7,9 @@
 // Fewer than kNarrow channels, as of an image, are fp32 multiply-adds: the matrix units would multiply zeros.
 #pragma once
 
-#include "prepare.h"
-#include "projected.h"
-#include "windows.h"
+#include "cuda/cascade/projected_arguments.h"
+#include "cuda/projection/windows.h"
+#include "cuda/walk/prepare.h"
 
 namespace difnet::cuda {
 

@@ -2,7 +2,7 @@
 // weights and the batch normalisation of its Ψ.
 #pragma once
 
-#include "launches.h"
+#include "cuda/cascade/launches.h"
 
 namespace difnet::cuda {
 
@@ -69,7 +69,7 @@ inline Instance instance_of(const ProjectedRequest& asked) {
 // Few, because each is another kernel on every architecture: what is wider takes two launches.
 constexpr bool is_compiled(const Instance& with) { return with.embed == 64 && with.width == 24; }
 
-// As cascade.h: those of a cascade, and whether every run of ψ_t of an image is there [walks, B].
+// As arguments.h: those of a cascade, and whether every run of ψ_t of an image is there [walks, B].
 inline int64_t counters(const ProjectedCascade& c) {
   return counters<CascadeOf<kMaxProjectedWalks>>(c) + int64_t(c.walks) * c.images;
 }

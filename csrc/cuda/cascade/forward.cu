@@ -1,6 +1,6 @@
 // The kernels of the forward that are compiled, their launch, and what is known of a device.
-#include "cascade_forward.h"
-#include "compiled.h"
+#include "cuda/cascade/forward.h"
+#include "cuda/compiled.h"
 
 namespace difnet::cuda {
 namespace {

@@ -8,7 +8,7 @@
 // the row tiles that it reads, each by its own counter.
 #pragma once
 
-#include "walk_forward.h"
+#include "cuda/walk/forward.h"
 
 namespace difnet::cuda {
 

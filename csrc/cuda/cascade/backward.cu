@@ -1,6 +1,6 @@
 // The kernels of the backward that are compiled, and their launch.
-#include "cascade_backward.h"
-#include "compiled.h"
+#include "cuda/cascade/backward.h"
+#include "cuda/compiled.h"
 
 namespace difnet::cuda {
 namespace {

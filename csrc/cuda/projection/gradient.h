@@ -4,7 +4,7 @@
 // statistics need, is projected again unless it is given.
 #pragma once
 
-#include "projection_pool.h"
+#include "cuda/projection/pool.h"
 
 namespace difnet::cuda {
 

@@ -7,7 +7,7 @@
 // adds the group, the last block to leave adds the groups, both in their order.
 #pragma once
 
-#include "projection_pool.h"
+#include "cuda/projection/pool.h"
 
 namespace difnet::cuda {
 

@@ -12,8 +12,8 @@
 
 #include <type_traits>
 
-#include "prepare.h"
-#include "projection.h"
+#include "cuda/projection/arguments.h"
+#include "cuda/walk/prepare.h"
 
 namespace difnet::cuda {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cascade.h"
+#include "cuda/arguments.h"
 
 namespace difnet::cuda {
 
