@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cuda.twin import KERNELS, ROOT, compile_host, sources
+from tests.cuda.twin import KERNELS, MADE, compile_host, driver, sources
 
 FORWARD, PREPARE, MEMORY = "walk/forward.h", "walk/prepare.h", "memory.h"
 COLUMNS, PRODUCT = "walk/columns.h", "product.h"
@@ -29,7 +29,11 @@ LANDED = "landed"  # a copy that nobody waits for
 COUNTERS = "counters"  # not zero after a launch
 BANKS = "banks"  # conflicts in shared memory
 BITS = "bits"  # that depend on who runs when
-SANITIZERS = {RACE: "-fsanitize=thread", BOUNDS: "-fsanitize=address"}
+# an access calls the address sanitizer: the program is compiled in half of the time, and runs long enough to tell
+BY_CALLS = "--param=asan-instrumentation-with-call-threshold=0"
+SANITIZERS = {RACE: ["-fsanitize=thread"], BOUNDS: ["-fsanitize=address", BY_CALLS]}
+# Undefined behaviour is an illegal instruction, without words: `gdb` shows its line. With words, half of the build.
+TRAPS = ["-fsanitize=address,undefined", "-fsanitize-undefined-trap-on-error", BY_CALLS]
 WORDS = {
     NUMBERS: "WRONG", RACE: "ThreadSanitizer: data race", BOUNDS: "AddressSanitizer", DEADLOCK: "deadlock",
     LANDED: "before its copy of this line has landed", COUNTERS: "a counter is not zero",
@@ -308,6 +312,8 @@ FAULTS = (
     fault("projected: a channel too many is written", RACE, PROJECT, "channel < level.embed", "channel <= level.embed", MAPS),
 )  # fmt: skip
 
+# stop at the first; wait for nobody at the end; keep a short history, which the price of a fiber depends on
+TSAN = "halt_on_error=1:atexit_sleep_ms=0:history_size=0"
 PATIENCE = 900  # seconds; a run takes a few, on a machine that does nothing else
 
 SWITCH = """
@@ -340,17 +346,16 @@ def planted(folder: Path, faults: Sequence[Fault] = FAULTS) -> Path:
     return copy
 
 
-def build(kernels: Path, check: str, source: str = "alone.cpp") -> Path:
+def build(kernels: Path, check: str, source: str = "cascades.cpp", program: str = "alone.cpp") -> Path:
     """The program that runs one kind of kernel with the detector of `check`."""
     flags = ["-O1", "-DTWIN_ONE_KIND", "-include", str(kernels / "fault.h")]
-    if check in SANITIZERS:
-        flags.append(SANITIZERS[check])
-    return compile_host(source, ROOT / "build" / "twin" / "faults", *flags, kernels=kernels)
+    flags += SANITIZERS.get(check, [])
+    return compile_host(source, MADE / "faults", *flags, driver(program), kernels=kernels)
 
 
 def run(program: Path, lines: list[str], number: int = -1, way: str = "forward") -> str:
     """What the program says to the runs, with fault `number`."""
-    environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": "halt_on_error=1"}
+    environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": TSAN}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
         [program, way],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from difnet_kernels.backends.cuda import projection_backward_counters_size, projection_counters_size
-from tests.cuda.twin import CARD, ROOT, Machine, Options, Report, TwinError, compile_host
+from tests.cuda.twin import CARD, HOST, MADE, Machine, Options, Report, TwinError, compile_host
 
 DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.int32: 0}  # DType of csrc/field.h
 
@@ -57,7 +57,9 @@ class ProjectionBackwardRequest(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    made = compile_host("projection_twin.cpp", ROOT / "build" / "twin" / "projection.so", "-O2", "-fPIC", "-shared")
+    made = compile_host(
+        "projections.cpp", MADE / "projection.so", "-O2", "-fPIC", "-shared", str(HOST / "projection_twin.cpp")
+    )
     loaded = ctypes.CDLL(str(made))
     sizes = (ctypes.c_int32 * 3)()
     loaded.twin_projection_sizes(sizes)

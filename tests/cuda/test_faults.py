@@ -24,6 +24,7 @@ from tests.cuda.faults import (
     run,
     runs,
 )
+from tests.cuda.twin import driver
 
 CHECKS = (NUMBERS, *SANITIZERS)
 CASES = sorted({fault.case for fault in FAULTS})
@@ -41,6 +42,7 @@ def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[object, Future[str]]]:
     """One build per detector, and as many runs at a time as there are cores."""
+    driver("alone.cpp")
     kernels = planted(tmp_path_factory.mktemp("faults"))
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]  # other files have faults of their own

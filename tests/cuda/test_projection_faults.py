@@ -17,6 +17,7 @@ from tests.cuda.faults import (
     LANDED,
     NUMBERS,
     RACE,
+    TRAPS,
     Fault,
     build,
     caught,
@@ -24,10 +25,10 @@ from tests.cuda.faults import (
     run,
 )
 from tests.cuda.projection_faults import FAULTS, NARROW, WIDE
-from tests.cuda.twin import ROOT, compile_host
+from tests.cuda.twin import MADE, compile_host, driver
 
-SOURCE = "projection_alone.cpp"
-DETECTORS = {RACE: "-fsanitize=thread", BOUNDS: "-fsanitize=address,undefined"}
+SOURCE, PROGRAM = "projections.cpp", "projection_alone.cpp"
+DETECTORS = {RACE: ["-fsanitize=thread"], BOUNDS: TRAPS}
 # images channels embed Z Y X OZ OY OX dtype (0 fp32, 2 fp16, 3 bf16) statistics round_tiles workers
 SHAPES = (
     "1 1 1 1 1 1 1 1 1 0 1 0 2", "2 6 16 1 13 17 1 5 6 0 1 2 4", "1 40 64 1 12 17 1 6 9 0 1 1 4",
@@ -44,9 +45,10 @@ def _one(shapes: tuple[str, ...]) -> list[str]:
 @pytest.fixture(scope="module")
 def clean() -> Iterator[dict[str, Future[str]]]:
     """What every detector says to all shapes, and to the cases of the faults."""
+    driver(PROGRAM)
 
     def tell(detector: str) -> str:
-        program = compile_host(SOURCE, ROOT / "build" / "twin" / "projection_alone", "-O1", DETECTORS[detector])
+        program = compile_host(SOURCE, MADE / "projection_alone", "-O1", *DETECTORS[detector], driver(PROGRAM))
         return run(program, _one((*SHAPES, *CASES)))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -64,7 +66,7 @@ def test_no_detector_finds_anything(clean: dict[str, Future[str]], detector: str
 
 def test_nothing_depends_on_who_runs_when(clean: dict[str, Future[str]]) -> None:
     """Schedules, and the number of blocks."""
-    program = compile_host(SOURCE, ROOT / "build" / "twin" / "projection_alone", "-O1")
+    program = compile_host(SOURCE, MADE / "projection_alone", "-O1", driver(PROGRAM))
     told = [
         run(program, [f"{case.rpartition(' ')[0]} {workers} {schedule}" for case in CASES])
         for workers, schedule in ((1, 1), (3, 2), (8, 3))
@@ -79,12 +81,13 @@ def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Fault, Future[str]]]:
     """One build per detector, and as many runs at a time as there are cores."""
+    driver(PROGRAM)
     kernels = planted(tmp_path_factory.mktemp("faults"), FAULTS)
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checks = (NUMBERS, RACE, BOUNDS)
-        made = dict(zip(checks, pool.map(lambda check: build(kernels, check, SOURCE), checks), strict=True))
+        made = dict(zip(checks, pool.map(lambda check: build(kernels, check, SOURCE, PROGRAM), checks), strict=True))
         yield {
             fault: pool.submit(run, made.get(fault.check, made[NUMBERS]), _one((fault.case,)), FAULTS.index(fault))
             for fault in selected

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.faults import run
-from tests.cuda.twin import ROOT, compile_host
+from tests.cuda.faults import TRAPS, run
+from tests.cuda.twin import MADE, compile_host, driver
 
 RACE, MEMORY = "race", "memory"
 # Left out of "undefined" is what the address sanitizer stops as well, and what the kernels have none of: it would be half
 # of the build.
 ELSEWHERE = "null,object-size,pointer-overflow,vptr,return,unreachable,nonnull-attribute,returns-nonnull-attribute"
-FLAGS = {
-    RACE: ["-fsanitize=thread"],
-    MEMORY: ["-fsanitize=address,undefined", f"-fno-sanitize={ELSEWHERE}"],
-}
+FLAGS = {RACE: ["-fsanitize=thread"], MEMORY: [*TRAPS, f"-fno-sanitize={ELSEWHERE}"]}
 # images classes nodes embed walks dtype (0 fp32, 2 fp16, 3 bf16) high parts all_parts workers
 SHAPES = (
     "1 1 1 1 1 0 1 0 0 2", "1 5 7 3 3 0 1 0 0 4", "2 5 63 16 2 0 1 0 0 4", "2 5 64 16 2 0 1 0 0 4", "2 5 65 16 2 0 1 0 0 8",
@@ -73,9 +70,10 @@ def answers(program: Path, shapes: Sequence[str], schedules: int, way: str) -> d
 def said(request: pytest.FixtureRequest) -> Iterator[Said]:
     """One build per detector, and a process for every core."""
     schedules = {RACE: request.config.getoption("schedules"), MEMORY: 1}
+    program = driver("alone.cpp")
 
     def build(detector: str) -> Path:
-        return compile_host("alone.cpp", ROOT / "build" / "twin" / "alone", "-O1", *FLAGS[detector])
+        return compile_host("cascades.cpp", MADE / "alone", "-O1", *FLAGS[detector], program)
 
     with ThreadPoolExecutor(CORES) as pool:
         programs = dict(zip(schedules, pool.map(build, schedules), strict=True))

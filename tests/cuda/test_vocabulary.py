@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.cuda.twin import ROOT, compile_host
+from tests.cuda.twin import MADE, compile_host
 
 RIGHT = (
     "shuffles", "ldmatrix4", "ldmatrix4_transposed", "ldmatrix2_transposed", "mma", "truncation", "conversions", "copies",
@@ -38,13 +39,12 @@ RACES = (
 
 @cache
 def program(*flags: str) -> Path:
-    return compile_host("vocabulary.cpp", ROOT / "build" / "twin" / "vocabulary", "-O1", *flags)
+    return compile_host("vocabulary.cpp", MADE / "vocabulary", "-O1", *flags)
 
 
 def run(name: str, schedule: int, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [program(*flags), name, str(schedule)], capture_output=True, text=True, check=False, timeout=60
-    )
+    command, environment = [program(*flags), name, str(schedule)], {**os.environ, "TSAN_OPTIONS": "atexit_sleep_ms=0"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("name", RIGHT)

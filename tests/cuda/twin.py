@@ -20,7 +20,7 @@ from difnet_kernels.backends.cuda import counters_size, projected_counters_size
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-KERNELS, HOST = ROOT / "csrc" / "cuda", HERE / "host"
+KERNELS, HOST, MADE = ROOT / "csrc" / "cuda", HERE / "host", ROOT / "build" / "twin"
 FLAGS = (
     "-std=c++20",
     "-mavx2",
@@ -174,8 +174,14 @@ def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) ->
 
 
 @cache
+def driver(source: str) -> str:
+    """A program that runs kernels, without them: they are compiled beside it, and it needs no detector."""
+    return str(compile_host(source, MADE / source.replace(".cpp", ".o"), "-O2", "-c"))
+
+
+@cache
 def library() -> ctypes.CDLL:
-    made = compile_host("twin.cpp", ROOT / "build" / "twin" / "twin.so", "-O2", "-fPIC", "-shared")
+    made = compile_host("cascades.cpp", MADE / "twin.so", "-O2", "-fPIC", "-shared", str(HOST / "twin.cpp"))
     loaded = ctypes.CDLL(str(made))
     kinds = (BatchField, Request, Options, Report, BackwardRequest, ProjectedRequest, Level)
     sizes = (ctypes.c_int32 * len(kinds))()

@@ -6,10 +6,14 @@
 // run; stops at the first that is wrong.
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <random>
 #include <string>
+#include <vector>
 
-#include "run_on_host.h"
+#include "cuda/cascade/projected_arguments.h"
+#include "numbers.h"
+#include "run.h"
 
 namespace {
 

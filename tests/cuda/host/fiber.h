@@ -6,8 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <utility>
 #include <vector>
 
 #if !defined(__x86_64__)
@@ -17,7 +15,6 @@
 #if defined(__SANITIZE_THREAD__)
 extern "C" {
 void* __tsan_create_fiber(unsigned flags);
-void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void* __tsan_get_current_fiber();
 void __tsan_acquire(void* address);
@@ -36,14 +33,13 @@ void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size
 }
 #endif
 
-// not inlined into what the race detector sees
-#define TWIN_UNSEEN __attribute__((noinline, no_sanitize("thread")))
-// what the machine computes in memory of its own costs no detector anything
+// What the machine computes in memory of its own is nothing to the detectors, and costs nothing under them. Such a
+// function calls its like alone, for what it calls is seen again: no containers of the standard library.
 #define TWIN_PLAIN __attribute__((no_sanitize("thread", "address", "undefined")))
 
 namespace twin {
 
-// The machine's own reads and writes are no reads and writes of the kernel.
+// The same for what is not plain, at a price: under the race detector one such object costs more than a barrier.
 struct Unseen {
 #if defined(__SANITIZE_THREAD__)
   Unseen() {
@@ -60,14 +56,14 @@ struct Unseen {
 };
 
 // What one thread does before it gives the key, another may rely on after it takes it.
-inline void give(void* key) {
+TWIN_PLAIN inline void give(void* key) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(key);
 #else
   (void)key;
 #endif
 }
-inline void take(void* key) {
+TWIN_PLAIN inline void take(void* key) {
 #if defined(__SANITIZE_THREAD__)
   __tsan_acquire(key);
 #else
@@ -101,55 +97,27 @@ twin_switch_stack:
 
 class Fiber {
  public:
-  static constexpr size_t kStack = 128 << 10;
-
   Fiber() {  // the one that runs already
 #if defined(__SANITIZE_THREAD__)
     tsan_ = __tsan_get_current_fiber();
 #endif
   }
-  explicit Fiber(void (*body)()) : owns_(true) {
-    stack_ = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (stack_ == MAP_FAILED) std::abort();
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack_, kStack);  // a fiber that ended here has left its frames
-#endif
-    mprotect(stack_, 4096, PROT_NONE);  // a stack that overflows is a crash
-    void** top = reinterpret_cast<void**>(stack_ + kStack);
-    *--top = nullptr;  // so that the body starts with the stack aligned as after a call
-    *--top = reinterpret_cast<void*>(body);
-    for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
-    pointer_ = top;
-#if defined(__SANITIZE_THREAD__)
-    tsan_ = __tsan_create_fiber(0);
-#endif
-  }
   Fiber(const Fiber&) = delete;
 
   // One that is kept from a launch before, or a new one. To make one costs the race detector a millisecond.
-  static std::unique_ptr<Fiber> take(void (*body)()) {
-    std::vector<std::unique_ptr<Fiber>>& kept = kept_();
-    if (kept.empty()) return std::make_unique<Fiber>(body);
-    std::unique_ptr<Fiber> one = std::move(kept.back());
-    kept.pop_back();
+  static Fiber* take(void (*body)()) {
+    if (kept_().empty()) return new Fiber(body);
+    Fiber* one = kept_().back();
+    kept_().pop_back();
     return one;
   }
   // All fibers have the same body, which goes on with the next launch.
-  static void keep(std::unique_ptr<Fiber> fiber) { kept_().push_back(std::move(fiber)); }
-
-  ~Fiber() {
-    if (!owns_) return;
-#if defined(__SANITIZE_THREAD__)
-    __tsan_destroy_fiber(tsan_);
-#endif
-    munmap(stack_, kStack);
-  }
+  static void keep(Fiber* fiber) { kept_().push_back(fiber); }
 
   // From the fiber that runs, `this`, to another. No order between the two follows from the switch.
-  TWIN_UNSEEN void switch_to(Fiber& other) {
+  TWIN_PLAIN void switch_to(Fiber& other) {
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&fake_, other.owns_ ? other.stack_ : other.bottom_,
-                                   other.owns_ ? kStack : other.size_);
+    __sanitizer_start_switch_fiber(&fake_, other.stack_, other.size_);
 #endif
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(other.tsan_, 1);
@@ -158,15 +126,12 @@ class Fiber {
     arrived(fake_);
   }
   // A fiber that runs for the first time says so.
-  TWIN_UNSEEN static void arrived(void* fake) {
+  TWIN_PLAIN static void arrived(void* fake) {
 #if defined(__SANITIZE_ADDRESS__)
     const void* bottom;
     size_t size;
     __sanitizer_finish_switch_fiber(fake, &bottom, &size);
-    if (main_ != nullptr && main_->bottom_ == nullptr) {
-      main_->bottom_ = bottom;
-      main_->size_ = size;
-    }
+    if (main_ != nullptr && main_->stack_ == nullptr) main_->stack_ = bottom, main_->size_ = size;
 #else
     (void)fake;
 #endif
@@ -174,17 +139,36 @@ class Fiber {
   static inline Fiber* main_ = nullptr;
 
  private:
-  static std::vector<std::unique_ptr<Fiber>>& kept_() {
-    static auto& kept = *new std::vector<std::unique_ptr<Fiber>>;
+  static constexpr size_t kStack = 192 << 10, kPage = 4096, kColours = 61;
+
+  explicit Fiber(void (*body)()) : size_(kStack) {
+    char* stack = static_cast<char*>(mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (stack == MAP_FAILED) std::abort();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack, kStack);  // a fiber that ended here has left its frames
+#endif
+    mprotect(stack, kPage, PROT_NONE);  // a stack that overflows is a crash
+    stack_ = stack;
+    // stacks that all end alike would share the few lines of a cache that such addresses have
+    static size_t made = 0;
+    void** top = reinterpret_cast<void**>(stack + kStack - made++ % kColours * (kPage / 4 + 64));
+    *--top = nullptr;  // so that the body starts with the stack aligned as after a call
+    *--top = reinterpret_cast<void*>(body);
+    for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+    pointer_ = top;
+#if defined(__SANITIZE_THREAD__)
+    tsan_ = __tsan_create_fiber(0);
+#endif
+  }
+  static std::vector<Fiber*>& kept_() {
+    static auto& kept = *new std::vector<Fiber*>;
     return kept;
   }
 
-  bool owns_ = false;
-  char* stack_ = nullptr;
   void* pointer_ = nullptr;
   void* tsan_ = nullptr;
   void* fake_ = nullptr;
-  const void* bottom_ = nullptr;
+  const void* stack_ = nullptr;
   size_t size_ = 0;
 };
 

@@ -1,15 +1,13 @@
 // The machine that stands in for a card: blocks that are all resident, warps of 32 fibers, and a scheduler that lets a
 // random fiber run until it meets others. What a kernel may not do ends the run with a sentence that names file and
-// line.
+// line. A launch switches fibers a million times: what happens at each switch is plain, and a few words of memory.
 #pragma once
 
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
 #include <new>
-#include <random>
 #include <source_location>
 #include <string>
 #include <vector>
@@ -21,21 +19,30 @@ namespace twin {
 using Where = std::source_location;
 constexpr int kLanes = 32;
 
+TWIN_PLAIN inline bool same(const Where& one, const Where& other) {
+  return __builtin_bit_cast(const void*, one) == __builtin_bit_cast(const void*, other) ||
+         (one.line() == other.line() && one.column() == other.column());
+}
+
+// Everything random of a launch: a congruential sequence, of which the upper bits are good.
+class Chance {
+ public:
+  explicit Chance(unsigned seed) : state_(seed) {}
+  TWIN_PLAIN uint32_t operator()() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return uint32_t(state_ >> 32);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// An asynchronous copy of 16 bytes that nobody has waited for yet.
 struct Copy {
   void* to;
   const void* from;
   uint64_t kept[2];  // what `from` held when the copy was issued
   Where where;
-};
-
-struct Thread {
-  Thread(void (*body)(), int block, int thread) : fiber(Fiber::take(body)), block(block), thread(thread) {}
-  std::unique_ptr<Fiber> fiber;
-  int block, thread;
-  const char* waits_in = nullptr;  // the instruction, null for a thread that can run
-  Where where;
-  bool done = false;
-  std::vector<Copy> copies;
 };
 
 // Threads that meet: the 32 of a warp in a collective instruction, those of a block in a barrier.
@@ -44,27 +51,52 @@ struct Meeting {
   Where where;
   int arrived = 0;
   unsigned generation = 0;
-  char keys[2];
-  bool all = true;  // of barrier_and
-  bool result = false;
 };
 
+// What the lanes of a warp bring to a collective instruction, and what they find there.
+struct alignas(64) Operands {
+  uint32_t word[6][kLanes];
+  float sum[2][kLanes][2];  // of mma: the accumulators of rows g and g + 8
+};
+
+struct Thread;
+
 struct Warp {
+  Thread* threads;                              // 32 of them
+  uint32_t runnable = 0xffffffffu, asleep = 0;  // a bit for each lane; those asleep wait for a counter
   Meeting meeting;
-  uint32_t in[kLanes][12];
-  uint32_t out[kLanes][4];
+  Operands operands[2];  // in turn, because some lanes bring the next ones before others have looked at these
+
+  // Of the meeting that this lane goes to.
+  TWIN_PLAIN Operands& next_operands() { return operands[meeting.generation % 2]; }
 };
 
 struct Block {
   Meeting meeting;
-  std::vector<Warp> warps;
-  std::vector<Thread*> runnable;
-  char* shared = nullptr;
+  char keys[2];
+  bool all = true, result = false;  // of barrier_and
+  Warp* warps;
+  char* shared;
+};
 
-  static constexpr std::align_val_t kAlignment{128};
-  Block() = default;
-  Block(const Block&) = delete;
-  ~Block() { operator delete[](shared, kAlignment); }
+struct Thread {
+  Fiber* fiber;
+  Block* of_block;
+  Warp* of_warp;
+  int block, thread, lane;
+  const char* waits_in = "nothing";  // the instruction it went to last
+  Where where;
+  bool done = false;
+  Copy* copies = nullptr;  // under way, and room for them
+  int under_way = 0, room = 0;
+};
+
+// Memory that asynchronous copies may read.
+struct Memory {
+  virtual bool holds(const char* at, size_t bytes) const = 0;
+
+ protected:
+  ~Memory() = default;
 };
 
 class Machine {
@@ -72,13 +104,9 @@ class Machine {
   struct Settings {
     int blocks, threads;
     size_t shared_bytes;
-    std::function<bool(const void*, size_t)> holds;  // what asynchronous copies may read
-    unsigned schedule;                               // the seed of everything random
+    const Memory* memory;  // null: any
+    unsigned schedule;     // the seed of everything random
   };
-  TWIN_PLAIN void check_alignment(const void* pointer, size_t bytes, const Where& where) {
-    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail(where, "an address is no multiple of %zu", bytes);
-  }
-
   struct Result {
     std::string error;
     int64_t bank_conflicts = 0, instructions = 0;
@@ -86,23 +114,18 @@ class Machine {
   };
 
   static inline Machine* now = nullptr;
+  static inline Thread* me = nullptr;  // the one that runs
   static constexpr const char* kCounter = "a wait for a counter";
 
   template <typename Kernel>
   static Result run(const Settings& settings, Kernel kernel) {
-    Machine machine(settings, kernel);
+    Machine machine(settings, &kernel, [](void* kernel) { (*static_cast<Kernel*>(kernel))(); });
     return machine.go();
   }
 
-  TWIN_UNSEEN static int block_of_thread() { return now->running_->block; }
-  TWIN_UNSEEN static int number_of_blocks() { return now->settings_.blocks; }
-  TWIN_UNSEEN static int thread_of_block() { return now->running_->thread; }
-
-  TWIN_PLAIN Thread& me() { return *running_; }
-  TWIN_PLAIN Block& block() { return blocks_[size_t(running_->block)]; }
-  TWIN_PLAIN Warp& warp() { return block().warps[size_t(running_->thread / kLanes)]; }
-  TWIN_PLAIN uint32_t chance() { return uint32_t(chance_()); }
-  Result& result() { return result_; }
+  TWIN_PLAIN int blocks() const { return settings_.blocks; }
+  TWIN_PLAIN uint32_t chance() { return chance_(); }
+  TWIN_PLAIN Result& result() { return result_; }
 
   // The run ends here; whoever still waits is left alone.
   [[noreturn]] __attribute__((format(printf, 3, 4))) void fail(const Where& where, const char* format, ...) {
@@ -112,222 +135,225 @@ class Machine {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    snprintf(whole, sizeof whole, "%s:%d: block %d thread %d: %s", base_name(where), int(where.line()), running_->block,
-             running_->thread, text);
+    snprintf(whole, sizeof whole, "%s:%d: block %d thread %d: %s", base_name(where), int(where.line()), me->block,
+             me->thread, text);
     result_.error = whole;
     failed_ = true;
-    leave_for_good();
+    switch_away();
+    std::abort();
   }
 
-  // All `count` threads of `meeting` arrive at one place of the source; the last one runs `act` for all of them. The
-  // caller is unseen.
+  // All lanes of the warp arrive at one place of the source; the last one runs `act` for all of them.
   template <typename Act>
-  TWIN_PLAIN void meet(Meeting& meeting, int count, const char* instruction, const Where& where, bool orders_memory,
-                       Act act) {
-    ++result_.instructions;
-    const unsigned generation = meeting.generation;
-    if (meeting.arrived == 0) {
-      meeting.instruction = instruction;
-      meeting.where = where;
-    } else if (meeting.instruction != instruction || meeting.where.line() != where.line() ||
-               meeting.where.column() != where.column()) {
-      fail(where, "divergence: %s here while others of its %s are in %s at %s:%d", instruction,
-           count == kLanes && &meeting != &block().meeting ? "warp" : "block", meeting.instruction,
-           base_name(meeting.where), int(meeting.where.line()));
-    }
-    if (orders_memory) give(&meeting.keys[generation % 2]);
-    if (++meeting.arrived == count) {
-      meeting.arrived = 0;
-      ++meeting.generation;
+  TWIN_PLAIN void meet_warp(const char* instruction, const Where& where, Act act) {
+    Warp& warp = *me->of_warp;
+    meet(warp.meeting, kLanes, "warp", instruction, where, [&]() TWIN_PLAIN {
       act();
-      wake(meeting, count);
-    } else {
-      wait(instruction, where);
-    }
-    if (orders_memory) take(&meeting.keys[generation % 2]);
+      warp.runnable = ~(1u << me->lane);
+    });
   }
 
   // All threads of the block; true if `mine` was true for all.
   TWIN_PLAIN bool barrier(const char* instruction, const Where& where, bool mine) {
-    Unseen unseen;
-    Meeting& meeting = block().meeting;
-    meeting.all = meeting.all && mine;
-    meet(meeting, settings_.threads, instruction, where, true, [&]() TWIN_PLAIN {
-      meeting.result = meeting.all;
-      meeting.all = true;
+    Block& block = *me->of_block;
+    char* key = &block.keys[block.meeting.generation % 2];
+    block.all = block.all && mine;
+    give(key);
+    meet(block.meeting, settings_.threads, "block", instruction, where, [&]() TWIN_PLAIN {
+      block.result = block.all;
+      block.all = true;
+      for (int w = 0; w < warps_of_block_; ++w) block.warps[w].runnable = ~0u;
+      me->of_warp->runnable = ~(1u << me->lane);
     });
-    return meeting.result;
+    take(key);
+    return block.result;
   }
 
   // One time in eight others run before this thread goes on.
   TWIN_PLAIN void yield_at_random() {
-    Unseen unseen;
-    if (chance_() % 8 != 0) return;
-    block().runnable.push_back(running_);
+    if (chance_() >> 29 != 0) return;
+    me->of_warp->runnable |= 1u << me->lane;
     switch_away();
   }
 
-  TWIN_PLAIN void check_shared(const void* pointer, size_t bytes, const Where& where) {
-    Unseen unseen;
-    const char* at = static_cast<const char*>(pointer);
-    if (at < block().shared || at + bytes > block().shared + settings_.shared_bytes)
-      fail(where, "%ld is outside the %zu bytes of shared memory", long(at - block().shared), settings_.shared_bytes);
+  // Returns where it lies there.
+  TWIN_PLAIN uint32_t check_shared(const void* pointer, size_t bytes, const Where& where) {
+    const int64_t offset = static_cast<const char*>(pointer) - me->of_block->shared;
+    if (offset < 0 || size_t(offset) + bytes > settings_.shared_bytes)
+      fail(where, "%ld is outside the %zu bytes of shared memory", long(offset), settings_.shared_bytes);
     check_alignment(pointer, bytes, where);
-  }
-  TWIN_PLAIN uint32_t offset_in_shared(const void* pointer) {
-    Unseen unseen;
-    return uint32_t(static_cast<const char*>(pointer) - block().shared);
+    return uint32_t(offset);
   }
   TWIN_PLAIN void check_global(const void* pointer, size_t bytes, const Where& where) {
-    Unseen unseen;
-    if (settings_.holds && !settings_.holds(pointer, bytes)) fail(where, "a copy reads outside the workspace");
+    if (settings_.memory != nullptr && !settings_.memory->holds(static_cast<const char*>(pointer), bytes))
+      fail(where, "a copy reads outside the workspace");
     check_alignment(pointer, bytes, where);
   }
+
+  TWIN_PLAIN void start_copy(void* to, const void* from, uint64_t first, uint64_t second, const Where& where) {
+    if (me->under_way == me->room) {
+      me->room = me->room * 2 + 16;
+      me->copies = static_cast<Copy*>(realloc(me->copies, size_t(me->room) * sizeof(Copy)));
+    }
+    me->copies[me->under_way++] = {to, from, {first, second}, where};
+    result_.copied += 16;
+  }
+  TWIN_PLAIN int copies_under_way() { return me->under_way; }
+  // In the order in which they were issued; `left` are still there.
+  TWIN_PLAIN Copy next_copy(int left) {
+    const Copy next = me->copies[me->under_way - left];
+    if (left == 1) me->under_way = 0;
+    return next;
+  }
+
   // It saw that a counter is not there yet: only a write of one can change that.
   TWIN_PLAIN void wait_for_a_write(const Where& where) {
-    Unseen unseen;
-    running_->waits_in = kCounter;
-    running_->where = where;
-    sleepers_.push_back(running_);
-    switch_away();
+    me->of_warp->asleep |= 1u << me->lane;
+    wait(kCounter, where);
   }
   TWIN_PLAIN void wrote_a_counter() {
-    Unseen unseen;
-    for (Thread* sleeper : sleepers_) {
-      sleeper->waits_in = nullptr;
-      blocks_[size_t(sleeper->block)].runnable.push_back(sleeper);
+    for (int w = 0; w < settings_.blocks * warps_of_block_; ++w) {
+      warps_[w].runnable |= warps_[w].asleep;
+      warps_[w].asleep = 0;
     }
-    sleepers_.clear();
   }
+
+ private:
+  Machine(const Settings& settings, void* kernel, void (*call)(void*))
+      : settings_(settings),
+        warps_of_block_(settings.threads / kLanes),
+        chance_(settings.schedule),
+        kernel_(kernel),
+        call_(call) {}
 
   static const char* base_name(const Where& where) {
     const char* slash = strrchr(where.file_name(), '/');
     return slash ? slash + 1 : where.file_name();
   }
+  TWIN_PLAIN void check_alignment(const void* pointer, size_t bytes, const Where& where) {
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail(where, "an address is no multiple of %zu", bytes);
+  }
 
- private:
-  struct AnyKernel {
-    virtual ~AnyKernel() = default;
-    virtual void operator()() = 0;
-  };
-  template <typename Kernel>
-  Machine(const Settings& settings, Kernel& kernel) : settings_(settings), chance_(settings.schedule) {
-    struct Holds : AnyKernel {
-      explicit Holds(Kernel& kernel) : kernel(kernel) {}
-      void operator()() override { kernel(); }
-      Kernel& kernel;
-    };
-    kernel_ = std::make_unique<Holds>(kernel);
+  template <typename Act>
+  TWIN_PLAIN void meet(Meeting& meeting, int count, const char* of, const char* instruction, const Where& where,
+                       Act act) {
+    ++result_.instructions;
+    if (meeting.arrived == 0) {
+      meeting.instruction = instruction;
+      meeting.where = where;
+    } else if (meeting.instruction != instruction || !same(meeting.where, where)) {
+      fail(where, "divergence: %s here while others of its %s are in %s at %s:%d", instruction, of, meeting.instruction,
+           base_name(meeting.where), int(meeting.where.line()));
+    }
+    if (++meeting.arrived == count) {
+      meeting.arrived = 0;
+      ++meeting.generation;
+      act();
+    } else {
+      wait(instruction, where);
+    }
+  }
+  TWIN_PLAIN void wait(const char* instruction, const Where& where) {
+    me->waits_in = instruction;
+    me->where = where;
+    switch_away();
+  }
+  TWIN_PLAIN void switch_away() {
+    Thread* const self = me;
+    if (failed_ || !pick())
+      self->fiber->switch_to(main_);
+    else if (me != self)
+      self->fiber->switch_to(*me->fiber);
+    me = self;
+  }
+
+  // The next to run. A warp keeps its turn for a while, a block for longer: they run far ahead of others, and their
+  // memory stays near.
+  TWIN_PLAIN bool pick() {
+    const uint32_t dice = chance_();
+    if ((turn_->runnable == 0 || dice >> 28 == 0) && !take_turn(dice)) return false;
+    const uint32_t first = dice & 31u, those = turn_->runnable >> first | turn_->runnable << (-first & 31u);
+    const uint32_t lane = (first + uint32_t(__builtin_ctz(those))) & 31u;
+    turn_->runnable &= ~(1u << lane);
+    me = turn_->threads + lane;
+    return true;
+  }
+  TWIN_PLAIN bool take_turn(uint32_t dice) {
+    const bool stays = (dice >> 5 & 7u) != 0;
+    return (stays && look(me->of_block->warps, warps_of_block_)) || look(warps_, settings_.blocks * warps_of_block_);
+  }
+  TWIN_PLAIN bool look(Warp* warps, int count) {
+    const uint32_t first = chance_() % uint32_t(count);
+    for (int step = 0; step < count; ++step) {
+      Warp* const one = warps + (first + uint32_t(step)) % uint32_t(count);
+      if (one->runnable != 0) {
+        turn_ = one;
+        return true;
+      }
+    }
+    return false;
   }
 
   Result go() {
     Unseen unseen;
     now = this;
     Fiber::main_ = &main_;
-    blocks_ = std::vector<Block>(size_t(settings_.blocks));
+    const size_t all = size_t(settings_.blocks) * size_t(settings_.threads);
+    std::vector<Thread> threads(all);
+    std::vector<Warp> warps(all / kLanes);
+    std::vector<Block> blocks(size_t(settings_.blocks));
     for (int b = 0; b < settings_.blocks; ++b) {
-      Block& one = blocks_[size_t(b)];
-      one.warps.resize(size_t(settings_.threads / kLanes));
+      Block& block = blocks[size_t(b)];
+      block.warps = &warps[size_t(b * warps_of_block_)];
       // an allocation of its own, so that what lies beyond it is the address sanitizer's
-      one.shared = static_cast<char*>(operator new[](settings_.shared_bytes, Block::kAlignment));
-      memset(one.shared, 0xff, settings_.shared_bytes);  // NaN
+      block.shared = static_cast<char*>(operator new[](settings_.shared_bytes, kAlignment));
+      memset(block.shared, 0xff, settings_.shared_bytes);  // NaN
       for (int t = 0; t < settings_.threads; ++t) {
-        threads_.push_back(std::make_unique<Thread>(&Machine::enter, b, t));
-        one.runnable.push_back(threads_.back().get());
+        Thread& thread = threads[size_t(b * settings_.threads + t)];
+        thread.fiber = Fiber::take(&Machine::enter);
+        thread.of_block = &block, thread.of_warp = block.warps + t / kLanes;
+        thread.block = b, thread.thread = t, thread.lane = t % kLanes;
+        if (thread.lane == 0) thread.of_warp->threads = &thread;
       }
     }
+    turn_ = warps_ = warps.data(), me = threads.data();
     give(&begin_);  // a launch sees what came before it
-    while (!failed_ && pick()) {
-      Thread* next = running_;
-      main_.switch_to(*next->fiber);
-    }
+    while (!failed_ && pick()) main_.switch_to(*me->fiber);
     take(&end_);  // the end of a launch orders all it did before what comes next
-    if (!failed_) check_that_all_are_done();
-    for (auto& thread : threads_)
-      if (result_.error.empty())
-        Fiber::keep(std::move(thread->fiber));
-      else
-        (void)thread.release();  // left in the middle of something
-    now = nullptr;
+    if (!failed_) check_that_all_are_done(threads);
+    for (Block& block : blocks) operator delete[](block.shared, kAlignment);
+    for (Thread& thread : threads) free(thread.copies);
+    if (result_.error.empty())  // else they were left in the middle of something
+      for (Thread& thread : threads) Fiber::keep(thread.fiber);
+    now = nullptr, me = nullptr;
     return result_;
-  }
-
-  // A block keeps its turn for a while: blocks run far ahead of others, and their memory stays near.
-  TWIN_PLAIN bool pick() {
-    if (blocks_[turn_].runnable.empty() || chance_() % 64 == 0) {
-      const size_t start = chance_() % blocks_.size();
-      size_t step = 0;
-      while (step < blocks_.size() && blocks_[(start + step) % blocks_.size()].runnable.empty()) ++step;
-      if (step == blocks_.size()) return false;
-      turn_ = (start + step) % blocks_.size();
-    }
-    std::vector<Thread*>& runnable = blocks_[turn_].runnable;
-    const size_t at = chance_() % runnable.size();
-    running_ = runnable[at];
-    runnable[at] = runnable.back();
-    runnable.pop_back();
-    return true;
   }
 
   static void enter() {
     Fiber::arrived(nullptr);
     while (true) {  // one launch after another
-      (*begin_thread())();
+      begin_thread();
+      now->call_(now->kernel_);
       end_thread();
     }
   }
-  static AnyKernel* begin_thread() {
-    Unseen unseen;
-    take(&now->begin_);
-    return now->kernel_.get();
-  }
-  static void end_thread() {
-    Unseen unseen;
-    Thread* self = now->running_;
-    if (!self->copies.empty())
-      now->fail(self->copies[0].where, "a thread ends before its copy of this line has landed");
-    self->done = true;
+  TWIN_PLAIN static void begin_thread() { twin::take(&now->begin_); }
+  TWIN_PLAIN static void end_thread() {
+    if (me->under_way != 0) now->fail(me->copies[0].where, "a thread ends before its copy of this line has landed");
+    me->done = true;
     give(&now->end_);
-    self->fiber->switch_to(now->main_);
-  }
-  [[noreturn]] void leave_for_good() {
-    switch_away();
-    std::abort();
-  }
-  TWIN_PLAIN void switch_away() {
-    Thread* self = running_;
-    if (failed_ || !pick()) {
-      self->fiber->switch_to(main_);
-    } else if (running_ != self) {
-      self->fiber->switch_to(*running_->fiber);
-    }
-    running_ = self;
-  }
-  TWIN_PLAIN void wait(const char* instruction, const Where& where) {
-    running_->waits_in = instruction;
-    running_->where = where;
-    switch_away();
-  }
-  TWIN_PLAIN void wake(const Meeting& meeting, int count) {
-    const bool whole = &meeting == &block().meeting;
-    const int first = running_->block * settings_.threads + (whole ? 0 : running_->thread / kLanes * kLanes);
-    for (int t = first; t < first + count; ++t) {
-      Thread* other = threads_[size_t(t)].get();
-      if (other == running_) continue;
-      other->waits_in = nullptr;
-      block().runnable.push_back(other);
-    }
+    me->fiber->switch_to(now->main_);
   }
 
-  void check_that_all_are_done() {
+  void check_that_all_are_done(const std::vector<Thread>& threads) {
     int left = 0;
-    Thread* first = nullptr;
-    for (const auto& thread : threads_)
-      if (!thread->done) {
+    const Thread* first = nullptr;
+    for (const Thread& thread : threads)
+      if (!thread.done) {
         ++left;
         // one that waits for its own block says more than one that waits for another's
-        const bool for_a_block = strcmp(thread->waits_in, kCounter) != 0;
-        if (first == nullptr || (for_a_block && strcmp(first->waits_in, kCounter) == 0)) first = thread.get();
+        const bool for_a_block = strcmp(thread.waits_in, kCounter) != 0;
+        if (first == nullptr || (for_a_block && strcmp(first->waits_in, kCounter) == 0)) first = &thread;
       }
     if (left == 0) return;
     char text[400];
@@ -336,15 +362,16 @@ class Machine {
     result_.error = text;
   }
 
-  Settings settings_;
-  std::minstd_rand chance_;
-  std::unique_ptr<AnyKernel> kernel_;
+  static constexpr std::align_val_t kAlignment{128};
+
+  const Settings settings_;
+  const int warps_of_block_;
+  Chance chance_;
+  void* const kernel_;
+  void (*const call_)(void*);
   Fiber main_;
-  std::vector<Block> blocks_;
-  std::vector<std::unique_ptr<Thread>> threads_;
-  std::vector<Thread*> sleepers_;
-  Thread* running_ = nullptr;
-  size_t turn_ = 0;
+  Warp* warps_ = nullptr;  // of all blocks
+  Warp* turn_ = nullptr;
   bool failed_ = false;
   char begin_ = 0, end_ = 0;
   Result result_;

@@ -9,49 +9,42 @@
 #include <vector>
 
 #include "cuda/cascade/launches.h"
+#include "run.h"
 
 namespace twin {
 
-struct Options {
-  int32_t workers;  // resident blocks
-  uint32_t schedule;
-};
-
-struct Report {
-  char error[600];
-  int64_t bank_conflicts, instructions, copied, loaded;
-  int32_t parts, part_tiles, all_parts, launches;
-};
-
 // Memory of the card: every section an allocation of its own, so that the address sanitizer knows where it ends, and
 // rubbish at first. Later launches of a cascade find what the first one took.
-class Sections {
+class Sections final : public Memory {
  public:
   template <typename T>
   void take(T*& pointer, int64_t count) {
     const size_t bytes = size_t(count) * sizeof(T);
     if (next_ == taken_.size()) {
-      Section section{std::unique_ptr<char[]>(new char[bytes + 16]), bytes};
-      memset(section.memory.get(), 0xff, bytes);  // NaN
-      taken_.push_back(std::move(section));
+      memory_.emplace_back(new char[bytes + 16]);
+      char* const begin = memory_.back().get();
+      memset(begin, 0xff, bytes);  // NaN
+      taken_.push_back({begin, begin + bytes});
+      first_ = taken_.data(), count_ = taken_.size();
     }
     const Section& section = taken_[next_++];
-    pointer = bytes == 0 ? nullptr : reinterpret_cast<T*>(section.memory.get());
+    pointer = bytes == 0 ? nullptr : reinterpret_cast<T*>(section.begin);
   }
   void again() { next_ = 0; }
-  bool holds(const char* at, size_t bytes) const {
-    for (const Section& section : taken_)
-      if (at >= section.memory.get() && at + bytes <= section.memory.get() + section.bytes) return true;
+  TWIN_PLAIN bool holds(const char* at, size_t bytes) const override {
+    for (size_t n = 0; n < count_; ++n)
+      if (at >= first_[n].begin && at + bytes <= first_[n].end) return true;
     return false;
   }
 
  private:
   struct Section {
-    std::unique_ptr<char[]> memory;
-    size_t bytes;
+    char *begin, *end;
   };
+  std::vector<std::unique_ptr<char[]>> memory_;
   std::vector<Section> taken_;
-  size_t next_ = 0;
+  const Section* first_ = nullptr;  // of taken_, as holds() reads it
+  size_t count_ = 0, next_ = 0;
 };
 
 // Words if something is wrong.
@@ -78,9 +71,7 @@ Report run_on_host(const Asked& asked, const Options& options, RunAll run_all, S
         settings.blocks = options.workers;
         settings.threads = kThreads;
         settings.schedule = options.schedule;
-        settings.holds = [&](const void* at, size_t bytes) {
-          return sections.holds(static_cast<const char*>(at), bytes);
-        };
+        settings.memory = &sections;
         const Machine::Result result = start(c, with, settings);
         report.bank_conflicts += result.bank_conflicts;
         report.instructions += result.instructions;

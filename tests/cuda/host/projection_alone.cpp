@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "run_projection_on_host.h"
+#include "cuda/projection/launches.h"
+#include "numbers.h"
+#include "run.h"
 
 namespace {
 

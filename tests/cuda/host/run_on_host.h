@@ -42,24 +42,4 @@ void with_kind(const difnet::cuda::Instance& with, Act act) {
 #endif
 }
 
-// The launches of a cascade: of run_all, which is run or run_backward.
-template <typename Asked, typename RunAll>
-Report run_on_host(const Asked& asked, const Options& options, RunAll run_all) {
-  return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {
-    Machine::Result result;
-    with_kind(with, [&](auto kind) { on_fibers<decltype(kind)>(c, settings, result); });
-    return result;
-  });
-}
-inline Report run_on_host(const difnet::cuda::Request& asked, const Options& options) {
-  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run(all...); });
-}
-inline Report run_on_host(const difnet::cuda::BackwardRequest& asked, const Options& options) {
-  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_backward(all...); });
-}
-
-inline Report run_on_host(const difnet::cuda::ProjectedRequest& asked, const Options& options) {
-  return run_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_projected(all...); });
-}
-
 }  // namespace twin

@@ -34,20 +34,4 @@ Machine::Result on_fibers(const difnet::cuda::ProjectionBackward& c, Machine::Se
   return Machine::run(settings, [&c] { difnet::cuda::projection_backward<With>(c); });
 }
 
-template <typename Asked, typename RunAll>
-Report run_projection_on_host(const Asked& asked, const Options& options, RunAll run_all) {
-  return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {
-    Machine::Result result;
-    with_projection_kind(with, [&](auto kind) { result = on_fibers<decltype(kind)>(c, settings); });
-    return result;
-  });
-}
-inline Report run_on_host(const difnet::cuda::ProjectionRequest& asked, const Options& options) {
-  return run_projection_on_host(asked, options, [](auto&&... all) { return difnet::cuda::run_projection(all...); });
-}
-inline Report run_on_host(const difnet::cuda::ProjectionBackwardRequest& asked, const Options& options) {
-  return run_projection_on_host(asked, options,
-                                [](auto&&... all) { return difnet::cuda::run_projection_backward(all...); });
-}
-
 }  // namespace twin

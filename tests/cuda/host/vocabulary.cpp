@@ -2,6 +2,8 @@
 // prints "right", "WRONG ...", or the sentence with which the machine ends a run.
 #include <device.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
@@ -16,7 +18,7 @@ unsigned schedule = 1;
 
 template <typename Kernel>
 std::string run(int blocks, int threads, Kernel kernel, size_t shared = 4096) {
-  const auto result = Machine::run({blocks, threads, shared, {}, schedule}, kernel);
+  const auto result = Machine::run({blocks, threads, shared, nullptr, schedule}, kernel);
   return result.error;
 }
 std::string judge(const std::string& error, bool right, const char* what) {
@@ -102,24 +104,63 @@ std::string products() {
   return judge(error, right, "mma");
 }
 
-// 1 + Σ of 16 products a little under half an ulp: rounding gives 1 + an ulp and more, truncation of each term gives 1.
+// The matrix unit's rule for one sum, number by number: eight products at a time, each and the sum cut to 24 bits below
+// the largest of them.
+float truncated(float sum, const float* a, const float* b) {
+  for (int first = 0; first < 16; first += 8) {
+    double terms[9] = {sum};
+    int largest = -97;  // what is smaller is aligned to this
+    for (int k = 0; k < 8; ++k) terms[1 + k] = double(a[first + k]) * double(b[first + k]);
+    double plain = 0, total = 0;
+    for (const double x : terms) plain += x, largest = x == 0 ? largest : std::max(largest, std::ilogb(x));
+    if (!std::isfinite(plain)) {
+      sum = float(plain);
+      continue;
+    }
+    for (const double x : terms) total += std::trunc(std::ldexp(x, 23 - largest));
+    const int beyond = total == 0 ? 0 : std::max(0, std::ilogb(total) - 23);
+    sum = float(std::ldexp(std::trunc(std::ldexp(total, -beyond)), beyond + largest - 23));
+  }
+  return sum;
+}
+
+// Fragments of numbers of many sizes, so that most terms are cut; infinity and NaN in one row, zeros in another.
 std::string truncation() {
-  float sum[16][8] = {}, a[16][16] = {}, b[16][8] = {};
-  sum[0][0] = 1.0f;
-  for (int k = 0; k < 16; ++k) a[0][k] = 0x1.8p-13f, b[k][0] = 0x1p-12f;
-  twin::truncating_mma(sum, a, b);
-  float negative[16][8] = {};
-  negative[0][0] = -1.0f;
-  for (int k = 0; k < 16; ++k) a[0][k] = -a[0][k];
-  twin::truncating_mma(negative, a, b);
-  float exact[16][8] = {};
-  exact[0][0] = 3.0f;
-  for (int k = 0; k < 16; ++k) a[0][k] = float(k), b[k][0] = 0.5f;
-  twin::truncating_mma(exact, a, b);
-  float infinite[16][8] = {};
-  a[0][3] = INFINITY;
-  twin::truncating_mma(infinite, a, b);
-  const bool right = sum[0][0] == 1.0f && negative[0][0] == -1.0f && exact[0][0] == 63.0f && std::isinf(infinite[0][0]);
+  std::mt19937 chance(7);
+  std::normal_distribution<float> normal;
+  bool right = true;
+  for (int turn = 0; turn < 40; ++turn) {
+    float a[16][16], b[8][16], c[16][8], got[16][8];
+    const auto number = [&](int sizes) {
+      const float x = std::ldexp(normal(chance), -int(chance() % unsigned(sizes)));
+      return half_to_float(float_to_half(x));
+    };
+    for (auto& row : a)
+      for (auto& x : row) x = number(turn % 4 * 6 + 1);
+    for (auto& row : b)
+      for (auto& x : row) x = number(turn % 4 * 6 + 1);
+    for (auto& row : c)
+      for (auto& x : row) x = std::ldexp(normal(chance), turn % 5 * 5 - 10 - int(chance() % 9));
+    for (int k = 0; k < 16; ++k) a[2][k] = 0.0f;
+    if (turn % 8 == 0) a[3][turn / 8 * 3] = INFINITY, a[4][9] = NAN, c[5][1] = -INFINITY;
+    // 1 + 16 products a little under half an ulp: rounding would give more than 1
+    for (int k = 0; k < 16; ++k) a[0][k] = turn % 2 ? 0x1.8p-13f : -0x1.8p-13f, b[0][k] = 0x1p-12f;
+    c[0][0] = turn % 2 ? 1.0f : -1.0f;
+    const auto error = run(1, kWarp, [&] {
+      const int g = lane() / 4, q = lane() % 4 * 2;
+      const auto two = [q](const float* row, int k) { return two_halves(row[q + k], row[q + k + 1]); };
+      float sum[4] = {c[g][q], c[g][q + 1], c[g + 8][q], c[g + 8][q + 1]};
+      mma(sum, {two(a[g], 0), two(a[g + 8], 0), two(a[g], 8), two(a[g + 8], 8)}, two(b[g], 0), two(b[g], 8));
+      got[g][q] = sum[0], got[g][q + 1] = sum[1], got[g + 8][q] = sum[2], got[g + 8][q + 1] = sum[3];
+    });
+    if (!error.empty()) return error;
+    right = right && got[0][0] == c[0][0];
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < 8; ++j) {
+        const float expected = truncated(c[i][j], a[i], b[j]);
+        right = right && (got[i][j] == expected || (expected != expected && got[i][j] != got[i][j]));
+      }
+  }
   return judge("", right, "truncation");
 }
 
@@ -251,7 +292,7 @@ std::string gives_up() {
   return run(1, kWarp, [] { give_up("the words of a wait", "", 0); });
 }
 std::string conflicts() {  // rows of 128 bytes from the first bank on: each matrix takes 8 waves
-  const auto result = Machine::run({1, kWarp, 4096, {}, schedule}, [] {
+  const auto result = Machine::run({1, kWarp, 4096, nullptr, schedule}, [] {
     uint32_t to[4];
     ldmatrix4(to, &shared_memory<uint16_t[2048]>()[lane() * 64]);
   });
