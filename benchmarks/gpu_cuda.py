@@ -1,7 +1,7 @@
 """The stage `cuda` of `benchmarks.gpu_suite`: the one-launch kernels on a card, beside Triton and SDPA in one process.
 
 The first call, Table 4's diffusion with Ψ in the launch, the error against fp64, the bits of 250 repeats, times eager and
-from a graph: of a forward, and beside Triton of a forward and its backward.
+from a graph: of a forward, and beside Triton of a forward and its backward, of the walks and of Ψ.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks import projection
 from benchmarks.cascade import problem, replay_of, runner
 from benchmarks.cases import CASES
 from benchmarks.device import Device
@@ -34,8 +35,7 @@ WITH_BACKWARD = ("eval505", "batch4_16k")  # of the first two settings
 SETTINGS = (("fp32", "high"), ("bf16", "high"), ("fp32", "medium"), ("fp16", "high"))
 PEERS = ("sdpa_efficient", "sdpa_flash", "sdpa_cudnn")
 REPEATS, ROUNDS = 250, 30
-# channels and side of the maps of DifNet-50 on an image of 505²
-LEVELS = ((3, 505), (256, 127), (512, 64), (1024, 64), (2048, 64))
+LEVELS = projection.LEVELS[505]
 
 
 def of_one_launch(on: Device) -> list[Item]:
@@ -59,6 +59,11 @@ def of_one_launch(on: Device) -> list[Item]:
                 for direction in ((FORWARD, BOTH) if backward else (FORWARD,))
             ]
         items.append(({"what": "repeats", **asked}, partial(_repeats, on, dtype, precision)))
+        if precision == "high":
+            items += [
+                ({"what": "Ψ", "dtype": dtype, "direction": direction}, partial(_psi, on, dtype, direction))
+                for direction in (BOTH, FORWARD)
+            ]
     return items
 
 
@@ -130,6 +135,30 @@ def _diffusion(on: Device, dtype: str) -> Facts:
             facts[contender] = {**facts.get(contender, {}), "reason": first_line(error)}
     _in_turn(on, {"eager": {name: calls[name] for name in replayed}, "replayed": replayed}, facts)
     return {"passed": facts["one_launch"].get("right", False) and "reason" not in facts["one_launch"], **facts}
+
+
+def _psi(on: Device, dtype: str, direction: str) -> Facts:
+    """Ψ of the five maps of an image of 505² in a training step, or in evaluation: this backend's kernels, Triton's, and
+    the layers. Each against fp64, then all in turn, eager and from a graph."""
+    sizes = [(channels, 8) for channels, _ in LEVELS[:3]] if on.rehearsed else LEVELS
+    problem = projection.make_problem(_case(on, "eval505"), sizes, direction, DTYPES[dtype], on.torch)
+    truth = projection.runner("layers", problem.double(), direction)()
+    facts: Facts = {}
+    calls: dict[str, dict[str, Callable[[], object]]] = {"eager": {}, "replayed": {}}
+    for contender in ("cuda", "triton", "layers"):
+        ours = contender != "layers"
+        name = contender if ours and not on.rehearsed else None
+        own = problem.laid_out(torch.channels_last)
+        run = projection.runner("ours" if ours else "layers", own, direction, name)
+        try:
+            verdict = projection.judge(own, run(), truth, exact=ours or direction == FORWARD)
+            facts[contender] = {"error": verdict.error, "bound": verdict.bound, "right": verdict.passed}
+            calls["eager"][contender] = run
+            calls["replayed"][contender], _ = replay_of(run, on, exact=ours)
+        except Exception as error:  # of one contender; the others are still measured
+            facts[contender] = {**facts.get(contender, {}), "reason": first_line(error)}
+    _in_turn(on, calls, facts)
+    return {"passed": facts["cuda"].get("right", False) and "reason" not in facts["cuda"], **facts}
 
 
 def _in_turn(on: Device, calls: dict[str, dict[str, Callable[[], object]]], facts: Facts) -> None:

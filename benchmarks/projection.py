@@ -126,11 +126,11 @@ def make_problem(
     return Problem(levels, ready, [g.to(device, dtype) for g in grads])
 
 
-def as_run_by(stem: str, level: Level) -> Callable[[Tensor], Tensor]:
-    """Ψ of one map as this contender computes it."""
+def as_run_by(stem: str, level: Level, backend: str | None = None) -> Callable[[Tensor], Tensor]:
+    """Ψ of one map as this contender computes it; backend: of ours, None chooses."""
     conv, norm, grid = level.conv, level.norm, level.grid
     if stem == "ours":
-        return lambda features: psi_projection(features, conv.weight.flatten(1), conv.bias, norm, grid)
+        return lambda features: psi_projection(features, conv.weight.flatten(1), conv.bias, norm, grid, backend=backend)
     if stem == "folded":
         folded = fuse_conv_bn_eval(conv, norm)
         return lambda features: adaptive_max_pool2d(folded(features), grid)
@@ -142,9 +142,9 @@ def as_run_by(stem: str, level: Level) -> Callable[[Tensor], Tensor]:
     return level
 
 
-def runner(stem: str, problem: Problem, direction: str) -> Callable[[], Made]:
+def runner(stem: str, problem: Problem, direction: str, backend: str | None = None) -> Callable[[], Made]:
     """The call that is timed: embeddings, and in training the gradients of everything that was learned."""
-    levels = [as_run_by(stem, cast(Level, level)) for level in problem.levels]
+    levels = [as_run_by(stem, cast(Level, level), backend) for level in problem.levels]
 
     def psi(features: Sequence[Tensor]) -> list[Tensor]:
         return [level(map_) for level, map_ in zip(levels, features, strict=True)]
