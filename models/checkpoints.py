@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from models.data.transforms import RECIPES
 from models.networks.builder import build_model
 from models.networks.deeplab import Network
 from models.weights import guard
-from models.weights.authors import StateDict, convert_authors, to_authors
+from models.weights.authors import convert_authors, to_authors
+from models.weights.checkpoint import CLASS_BIAS, Checkpoint, class_count
 from models.weights.loading import LoadReport, load_backbone, load_into
 from models.weights.reading import below, read_header, read_pth, read_safetensors, read_tensors
 from models.writing import write_atomically
@@ -33,32 +33,6 @@ __all__ = ["Checkpoint", "LoadReport", "convert_authors", "load", "load_backbone
 
 FORMAT = "difnet-checkpoint-1"
 TRAINING = "training/"  # tensors of the optimiser live under this prefix, so that one file is one atomic state
-CLASS_BIAS = "seed_branch.head.branches.0.bias"
-
-
-@dataclass
-class Checkpoint:
-    """A trained network. `training` is what resuming needs; it is empty in files meant for use.
-
-    preprocessing: how pixels became numbers (its name in models.data.transforms), None if the file does not say.
-    data: what it was trained on: number of images, layout, how masks were read. environment: backend, instruction set …
-    """
-
-    state_dict: StateDict
-    model_name: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    training_tensors: StateDict = field(default_factory=dict)
-    preprocessing: str | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_classes(self) -> int:
-        return class_count(self.state_dict)
 
 
 def save(
@@ -192,13 +166,6 @@ def restore(
     model = build_model(name, num_classes or checkpoint.num_classes, **(options or checkpoint.options))
     load_into(model, checkpoint.state_dict)
     return model, checkpoint
-
-
-def class_count(state_dict: Mapping[str, torch.Tensor]) -> int:
-    """How many classes the head of a network of ours has."""
-    if CLASS_BIAS not in state_dict:
-        raise ValueError(f"the weights have no {CLASS_BIAS}: they are not those of a network of ours.")
-    return state_dict[CLASS_BIAS].numel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

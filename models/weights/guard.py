@@ -7,16 +7,14 @@ differs is named, all of it at once.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.data.transforms import RECIPES
 from models.networks.builder import FRESH_ONLY
-
-if TYPE_CHECKING:
-    from models.checkpoints import Checkpoint
+from models.weights.checkpoint import Checkpoint
 
 
-def preprocessing_of(checkpoint: "Checkpoint", given: str | None, source: str | Path) -> str:
+def preprocessing_of(checkpoint: Checkpoint, given: str | None, source: str | Path) -> str:
     """The preprocessing of the weights: what their file says; or, only where it says nothing, what the user does."""
     if given is not None and given not in RECIPES:
         raise ValueError(f"preprocessing must be one of {', '.join(RECIPES)}; got {given!r}.")
@@ -34,7 +32,7 @@ def preprocessing_of(checkpoint: "Checkpoint", given: str | None, source: str | 
 
 
 def require(
-    checkpoint: "Checkpoint",
+    checkpoint: Checkpoint,
     source: str | Path,
     *,
     model: str | None = None,
@@ -53,7 +51,7 @@ def require(
 
 
 def differences(
-    checkpoint: "Checkpoint",
+    checkpoint: Checkpoint,
     *,
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -80,7 +78,7 @@ def differences(
     return found
 
 
-def _class_differences(checkpoint: "Checkpoint", classes: list[str]) -> list[str]:
+def _class_differences(checkpoint: Checkpoint, classes: list[str]) -> list[str]:
     if len(classes) != checkpoint.num_classes:
         return [f"{checkpoint.num_classes} classes, here {len(classes)}"]
     if not checkpoint.classes or list(checkpoint.classes) == classes:
