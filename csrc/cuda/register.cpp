@@ -168,6 +168,14 @@ void cascade_backward_of_tensors(std::vector<Tensor> grad_states, std::optional<
   launch(asked, seed, device, [](auto&&... all) { return cascade_backward(all...); });
 }
 
+// W or a vector of Ψ; an empty tensor stands for none.
+Array array_of(const Tensor& x, const Tensor& seed, std::initializer_list<int64_t> sizes) {
+  if (x.numel() == 0) return {};
+  check("W or a vector of Ψ", x, seed, sizes, false);
+  STD_TORCH_CHECK(x.is_contiguous(), "difnet_kernels::cuda_cascade: W and the vectors of Ψ must be contiguous");
+  return {x.data_ptr(), dtype(x)};
+}
+
 // Ψ and the cascade: features (B, C, Z, Y, X), and vectors (D,) of which an empty one is none.
 void projected_cascade_of_tensors(Tensor seed, std::vector<Tensor> features, std::vector<Tensor> weight,
                                   std::vector<Tensor> offset, std::vector<Tensor> mean, std::vector<Tensor> variance,
@@ -189,22 +197,21 @@ void projected_cascade_of_tensors(Tensor seed, std::vector<Tensor> features, std
     const Tensor& x = features[t];
     Level& level = levels[t];
     check("features", x, seed, {B, x.size(1), x.size(2), x.size(3), x.size(4)}, false);
-    check("weight", weight[t], seed, {weight[t].size(0), x.size(1)}, false);
-    STD_TORCH_CHECK(weight[t].is_contiguous() && weight[t].size(0) <= 64,
-                    "difnet_kernels::cuda_cascade: weight must be contiguous, with 64 rows at most");
-    level.features = {x.data_ptr(), x.stride(0), x.stride(1), {}, {}, int32_t(x.size(1))};
-    for (int axis = 0; axis < 3; ++axis)
-      level.features.stride[axis] = x.stride(2 + axis), level.features.size[axis] = int32_t(x.size(2 + axis));
-    level.weight = weight[t].data_ptr(), level.eps = float(eps[t]), level.embed = int32_t(weight[t].size(0));
-    level.of_features = dtype(x), level.of_weight = dtype(weight[t]);
-    level.psi = promoted(level.of_features, level.of_weight);
-    for (int which = 0; which < Vector::kCount; ++which) {
-      const Tensor& one = (*vectors[which])[t];
-      if (one.numel() == 0) continue;
-      check("a vector of Ψ", one, seed, {weight[t].size(0)}, false);
-      STD_TORCH_CHECK(one.is_contiguous(), "difnet_kernels::cuda_cascade: a vector of Ψ must be contiguous");
-      level.vector[which] = one.data_ptr(), level.of_vector[which] = dtype(one);
+    STD_TORCH_CHECK(weight[t].dim() == 2 && weight[t].size(0) <= 64,
+                    "difnet_kernels::cuda_cascade: weight must be (D, C) with D up to 64");
+    const int64_t channels = x.size(1), D = weight[t].size(0);
+    level.psi.features = {x.data_ptr(), x.stride(0), x.stride(1), {}, int32_t(channels), dtype(x)};
+    for (int axis = 0; axis < 3; ++axis) {
+      STD_TORCH_CHECK(x.size(2 + axis) < int64_t(1) << 31, "difnet_kernels::cuda_cascade: an axis of features has ",
+                      x.size(2 + axis), " places");
+      level.psi.features.stride[axis] = x.stride(2 + axis);
+      level.psi.windows.pixels[axis] = int32_t(x.size(2 + axis));
     }
+    level.psi.weight = array_of(weight[t], seed, {D, channels}), level.psi.embed = int32_t(D);
+    level.eps = float(eps[t]), level.dtype = promoted(dtype(x), dtype(weight[t]));
+    level.offset = array_of(offset[t], seed, {D}), level.mean = array_of(mean[t], seed, {D});
+    level.variance = array_of(variance[t], seed, {D}), level.psi.slope = array_of(slope[t], seed, {D});
+    level.shift = array_of(shift[t], seed, {D});
   }
   const std::vector<void*> steps = steps_of(states, seed, T);
   if (bias) check("bias", *bias, seed, {B, N}, true);

@@ -129,8 +129,8 @@ def projection_backward_counters_size(features: Tensor, round_tiles: int = 0) ->
 
 
 def projected_counters_size(images: int, nodes: int, walks: int) -> int:
-    """The same with Ψ in the launch: whether each ψ of an image is there."""
-    return counters_size(images, nodes, walks) + images * walks
+    """The same with Ψ in the launch: whether each W, and each ψ of an image, is there."""
+    return counters_size(images, nodes, walks) + (images + 1) * walks
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}

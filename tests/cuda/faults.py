@@ -17,7 +17,7 @@ from tests.cuda.twin import KERNELS, MADE, compile_host, driver, sources
 FORWARD, PREPARE, MEMORY = "walk/forward.h", "walk/prepare.h", "memory.h"
 COLUMNS, PRODUCT = "walk/columns.h", "product.h"
 BACKWARD, GRADIENT = "walk/backward.h", "walk/gradient.h"
-PROJECT, PROJECTED, WINDOWS = "projection/project.h", "cascade/projected.h", "projection/windows.h"
+PROJECT, PROJECTED, ASKED = "cascade/project.h", "cascade/projected.h", "cascade/projected_arguments.h"
 UNIT, TILE, FINISH = "walk/backward_unit.h", "walk/backward_tile.h", "walk/backward_finish.h"
 
 # what a check builds, and what a run that it stops prints
@@ -47,7 +47,7 @@ THREE_PARTS = "1 5 190 16 2 0 1 3 0 4"
 FULL = "1 21 192 64 1 0 1 3 0 4"
 LAUNCHES = "1 5 70 16 2 0 1 0 0 3"  # in the way of that name
 # with Ψ in the launch: images classes grid (three) embed walks dtype high parts together workers; maps of 3, 70, 20 channels
-MAPS = "1 3 1 3 18 16 3 0 1 0 0 4"
+MAPS = "1 3 1 4 18 16 3 0 1 0 0 12"
 IN_TURN = "1 3 1 2 5 16 2 0 1 0 0 1"
 
 
@@ -249,67 +249,49 @@ FAULTS = (
           "channel <= to.channels"),
     fault("backward: padding is read", BOUNDS, GRADIENT, "k < c.classes && node() < c.nodes", "k < c.classes",
           around="if ({}) {{\n        const float g"),
-    # ---- Ψ in the launch: barriers, waits, flags, the order of the units
+    # ---- Ψ in the launch: what it adds to Ψ's own kernels, whose faults are those of projection_faults.py
     fault("projected: no wait for psi", RACE, PROJECT, "thread() == 0", "false", MAPS, "if ({}) wait_for(projected("),
-    fault("projected: one run of psi is enough", RACE, PROJECT, "uint32_t(c.runs)", "1u", MAPS),
-    dropped("projected: no barrier before psi arrives", RACE, PROJECT, "barrier();", MAPS,
-            "{}\n    if (thread() == 0) add_release(projected("),
-    dropped("projected: a tile is taken while one is pooled", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // the tile before is pooled"),
-    dropped("projected: no barrier behind the places", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // the places of the next one are there"),
-    dropped("projected: no barrier behind a chunk", RACE, PROJECT, "barrier();", MAPS, "{}  // both are there"),
-    dropped("projected: a chunk is taken while one is read", RACE, PROJECT, "barrier();", MAPS, "{}  // both are read"),
-    dropped("projected: no barrier behind z", RACE, PROJECT, "barrier();", MAPS, "{}  // z is there"),
-    dropped("projected: no barrier behind few channels", RACE, PROJECT, "barrier();", MAPS, "{}  // f and W are there"),
-    dropped("projected: no barrier behind z of few channels", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // the narrow z is there"),
-    dropped("projected: no barrier before the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // what the warps left"),
-    dropped("projected: no barrier behind the largest of a chunk", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // all four are there"),
-    dropped("projected: no barrier behind the vectors", RACE, PROJECT, "barrier();", MAPS,
-            "{}  // the vectors are there"),
+    fault("projected: one row tile of psi is enough", RACE, PROJECT, "c.row_tiles", "1", MAPS),
+    dropped("projected: no barrier before psi arrives", RACE, PROJECT, "barrier();", MAPS, "{}  // ψ is there"),
+    Fault("projected: a row tile of psi does not arrive", DEADLOCK, (
+        (PROJECT, "if (thread() == 0) add_release(projected(",
+         "if (thread() == 0 && !(FAULT && memory.first_node > 0)) add_release(projected("),
+    ), MAPS),
+    fault("projected: psi arrives without release", RACE, PROJECT, "add_release(projected(c, t, memory.image), 1)",
+          "(void)add_relaxed(projected(c, t, memory.image), 1)", MAPS),
+    fault("projected: nobody waits for W", RACE, PROJECT, "thread() == 0", "false", MAPS, "if ({})\n      wait_for(prepared("),
+    fault("projected: one unit of W is enough", RACE, PROJECT, "kWeightUnits", "1", MAPS, "has_halves() ? {} :"),
+    dropped("projected: no barrier before W arrives", RACE, PROJECT, "barrier();", MAPS, "{}  // the rows are there"),
+    fault("projected: W arrives without release", RACE, PROJECT, "add_release(prepared(c, t), 1)",
+          "(void)add_relaxed(prepared(c, t), 1)", MAPS),
+    fault("projected: W of few channels is waited for", DEADLOCK, PROJECT, "has_halves()", "true", MAPS,
+          "wait_for(prepared(c, t), {}"),
+    fault("projected: units of W are all of the first walk", DEADLOCK, PROJECTED, "at / kUnits", "0", MAPS),
     fault("projected: a walk stands before its psi", DEADLOCK, PROJECTED, "stage - 3", "stage - 1", IN_TURN,
           "passes({}, c.of_walk.tiles"),
-    Fault("projected: a run of psi does not arrive", DEADLOCK, (
-        (PROJECT, "if (thread() == 0) add_release(projected(",
-         "if (thread() == 0 && !(FAULT && node[1] == 1)) add_release(projected("),
-    ), MAPS),
-    fault("projected: psi arrives without release", RACE, PROJECT, "add_release(projected(c, t, image), 1)",
-          "(void)add_relaxed(projected(c, t, image), 1)", MAPS),
-    fault("projected: the counters of psi are left as they are", COUNTERS, PROJECT, "projected(c, c.walks, 0)",
+    dropped("projected: z leaves while a chunk is read", RACE, PROJECT, "barrier();", MAPS, "{}  // the last chunk is read"),
+    dropped("projected: no barrier behind z", RACE, PROJECT, "barrier();", MAPS, "{}  // z is there"),
+    fault("projected: the counters of W are left as they are", COUNTERS, PROJECT, "prepared(c, c.walks)", "prepared(c, 0)",
+          MAPS),
+    fault("projected: the counters of psi are left as they are", COUNTERS, PROJECT, "prepared(c, c.walks)",
           "projected(c, 0, 0)", MAPS),
-    # ---- Ψ in the launch: windows, normalisation, products
-    fault("projected: windows begin a pixel late", NUMBERS, WINDOWS, "int(int64_t(node) * pixels / nodes)",
-          "int((int64_t(node) * pixels + nodes - 1) / nodes)", MAPS),
-    fault("projected: windows do not overlap", NUMBERS, WINDOWS, "int64_t(node + 1) * pixels + nodes - 1",
-          "int64_t(node + 1) * pixels", MAPS),
-    fault("projected: a pixel has one window alone", NUMBERS, PROJECT, "after < count ? after : count",
-          "from < count ? from + 1 : count", MAPS),
-    Fault("projected: the first tile alone is pooled", NUMBERS, (
-        (PROJECT, "= first + me < pixels ? (", "= (FAULT ? first == 0 : first + me < pixels) ? ("),
-    ), MAPS),
-    fault("projected: the sign of the slope is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kSlope][channel]",
-          "magnitude(memory.vector[Vector::kSlope][channel])", MAPS),
-    fault("projected: the offset is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kOffset][channel]", "0.0f", MAPS),
-    fault("projected: the mean is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kMean][channel]", "0.0f", MAPS),
+    fault("projected: walks share one place of psi", RACE, ASKED, "int64_t(t) * c.images * c.nodes * with.embed", "0", MAPS),
+    fault("projected: W has half of its place", BOUNDS, ASKED, "weight_halves_count(psi.features.channels, psi.embed)",
+          "weight_halves_count(psi.features.channels, psi.embed) / 2", MAPS),
+    fault("projected: every walk has the maps of the first", NUMBERS, PROJECT, "c.level[t]", "c.level[0]", MAPS),
+    fault("projected: every row tile is the first", NUMBERS, PROJECT, "row_tile * kRows", "0", MAPS),
+    fault("projected: the sign of the slope is forgotten", NUMBERS, PROJECT, "of(level.psi.slope, d, 1.0f)",
+          "magnitude(of(level.psi.slope, d, 1.0f))", MAPS),
+    fault("projected: the offset is forgotten", NUMBERS, PROJECT, "of(level.offset, d, 0.0f)", "0.0f", MAPS),
+    fault("projected: the mean is forgotten", NUMBERS, PROJECT, "of(level.mean, d, 0.0f)", "0.0f", MAPS),
+    fault("projected: the variance is forgotten", NUMBERS, PROJECT, "level.variance.data != nullptr", "false", MAPS),
     fault("projected: eps is forgotten", NUMBERS, PROJECT, "level.eps", "0.0f", MAPS),
-    fault("projected: the shift is forgotten", NUMBERS, PROJECT, "memory.vector[Vector::kShift][channel]", "0.0f", MAPS),
+    fault("projected: the shift is forgotten", NUMBERS, PROJECT, "of(level.shift, d, 0.0f)", "0.0f", MAPS),
     fault("projected: the scale of the logits is forgotten", NUMBERS, PROJECT, "c.root", "1.0f", MAPS),
     fault("projected: a node that does not exist has an embedding", NUMBERS, PROJECT, "c.column_bias[t] == nullptr", "true",
           MAPS, "bool exists = {}"),
-    fault("projected: the last channels are left out", NUMBERS, PROJECT, "channel < map.channels",
-          "channel == 0 || channel + kChunk <= map.channels", MAPS),
-    fault("projected: a few channels less", NUMBERS, PROJECT, "k < map.channels", "k + 1 < map.channels", MAPS),
-    fault("projected: a chunk without its unit", NUMBERS, PROJECT, "power_of_two(shrink)", "1.0f", MAPS),
-    fault("projected: W of the chunk before", NUMBERS, PROJECT, "first > 0 && level.features.channels <= kChunk",
-          "first > 0", MAPS),
-    fault("projected: rows of a tile are swapped", NUMBERS, PROJECT, "me / 4 + x % 2 * 8", "me / 4 + (x + 1) % 2 * 8",
-          MAPS, "first_row + {}"),
-    fault("projected: a channel too many is read", BOUNDS, PROJECT, "channel + e < chunk.channels",
-          "channel + e <= chunk.channels", MAPS),
-    fault("projected: a channel too many is written", RACE, PROJECT, "channel < level.embed", "channel <= level.embed", MAPS),
+    fault("projected: nodes past the last are there", BOUNDS, PROJECT, "memory.first_node + row < c.nodes", "true", MAPS),
+    fault("projected: a channel too many is written", RACE, PROJECT, "d >= level.psi.embed", "d > level.psi.embed", MAPS),
 )  # fmt: skip
 
 # stop at the first; wait for nobody at the end; keep a short history, which the price of a fiber depends on

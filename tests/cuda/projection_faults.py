@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, WINDOWS, dropped, fault
+from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, dropped, fault
 
-TILE, POOL, FORWARD = "projection/tile.h", "projection/pool.h", "projection/forward.h"
+WINDOWS, TILE = "projection/windows.h", "projection/tile.h"
+POOL, FORWARD = "projection/pool.h", "projection/forward.h"
 GRADIENT, GRADIENTS, BACKWARD = "projection/gradient.h", "projection/gradients.h", "projection/backward.h"
 
 # images channels embed Z Y X OZ OY OX dtype statistics round_tiles workers: three chunks, tiles and rounds; overlaps

@@ -9,26 +9,7 @@ import torch
 from torch import Tensor
 
 from difnet_kernels.backends.cuda import projection_backward_counters_size, projection_counters_size
-from tests.cuda.twin import CARD, HOST, MADE, Machine, Options, Report, TwinError, compile_host
-
-DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3, torch.int32: 0}  # DType of csrc/field.h
-
-
-class Volume(ctypes.Structure):
-    """As csrc/cuda/projection/arguments.h."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64),
-        ("stride", ctypes.c_int64 * 3), ("channels", ctypes.c_int32), ("dtype", ctypes.c_int8),
-    ]  # fmt: skip
-
-    @staticmethod
-    def of(x: Tensor | None) -> Volume:
-        """Without data for None."""
-        if x is None:
-            return Volume()
-        batch, channel, *axes = x.stride()
-        return Volume(x.data_ptr(), batch, channel, (ctypes.c_int64 * 3)(*axes), x.shape[1], DTYPES[x.dtype])
+from tests.cuda.twin import CARD, HOST, MADE, Machine, Options, Report, TwinError, Volume, compile_host
 
 
 class ProjectionRequest(ctypes.Structure):

@@ -27,7 +27,7 @@ from tests.support.truth import assert_same
 OPS = torch.ops.difnet_kernels
 NAME = host_backend.NAME
 # batch, classes, grid, embed, and (channels, size) of every map: windows that fit, overlap, hold one pixel or are wider
-# than the map, one to three axes; a run of 16 nodes and less and more, row tiles full and not
+# than the map, one to three axes; row tiles full and not
 Sizes = tuple[int, int, tuple[int, ...], int, tuple[tuple[int, tuple[int, ...]], ...]]
 SMALL: Sizes = (2, 4, (7, 9), 16, ((3, (30, 33)), (20, (11, 13)), (70, (7, 9))))
 CASES: dict[str, Sizes] = {

@@ -79,12 +79,42 @@ class BackwardRequest(ctypes.Structure):
     ]  # fmt: skip
 
 
-class FeatureMap(ctypes.Structure):
-    """As csrc/cuda/cascade/projected_arguments.h."""
+class Volume(ctypes.Structure):
+    """As csrc/cuda/projection/arguments.h."""
 
     _fields_ = [
         ("data", ctypes.c_void_p), ("batch_stride", ctypes.c_int64), ("channel_stride", ctypes.c_int64),
-        ("stride", ctypes.c_int64 * 3), ("size", ctypes.c_int32 * 3), ("channels", ctypes.c_int32),
+        ("stride", ctypes.c_int64 * 3), ("channels", ctypes.c_int32), ("dtype", ctypes.c_int8),
+    ]  # fmt: skip
+
+    @staticmethod
+    def of(x: Tensor | None) -> Volume:
+        """Without data for None."""
+        if x is None:
+            return Volume()
+        batch, channel, *axes = x.stride()
+        dtype = 0 if x.dtype == torch.int32 else DTYPES[x.dtype]  # of positions nobody asks
+        return Volume(x.data_ptr(), batch, channel, tuple(axes), x.shape[1], dtype)
+
+
+class Array(ctypes.Structure):
+    """As csrc/cuda/projection/arguments.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int8)]
+
+    @staticmethod
+    def of(x: Tensor | None) -> Array:
+        """Without data for None."""
+        assert x is None or x.is_contiguous()
+        return Array() if x is None else Array(x.data_ptr(), DTYPES[x.dtype])
+
+
+class Projection(ctypes.Structure):
+    """As csrc/cuda/projection/arguments.h: what the caller gives, and the place of what the launch adds."""
+
+    _fields_ = [
+        ("features", Volume), ("pixels", ctypes.c_int32 * 3), ("_nodes", ctypes.c_int32 * 6), ("embed", ctypes.c_int32),
+        ("weight", Array), ("slope", Array), ("_workspace", ctypes.c_void_p * 2),
     ]  # fmt: skip
 
 
@@ -92,9 +122,8 @@ class Level(ctypes.Structure):
     """As csrc/cuda/cascade/projected_arguments.h."""
 
     _fields_ = [
-        ("features", FeatureMap), ("weight", ctypes.c_void_p), ("vector", ctypes.c_void_p * 5), ("eps", ctypes.c_float),
-        ("embed", ctypes.c_int32), ("of_features", ctypes.c_int8), ("of_weight", ctypes.c_int8),
-        ("of_vector", ctypes.c_int8 * 5), ("psi", ctypes.c_int8),
+        ("psi", Projection), *((name, Array) for name in ("offset", "mean", "variance", "shift")),
+        ("eps", ctypes.c_float), ("dtype", ctypes.c_int8),
     ]  # fmt: skip
 
 
@@ -376,14 +405,15 @@ def projected_cascade(
     counters = torch.zeros(projected_counters_size(B, N, T), dtype=torch.int32)
     levels = (Level * T)()
     for t, (x, w) in enumerate(zip(features, weight, strict=True)):
-        assert w.is_contiguous()
-        feature_map = FeatureMap(x.data_ptr(), *x.stride()[:2], x.stride()[2:], x.shape[2:], x.shape[1])
-        vectors = [each[t] for each in (offset, mean, variance, slope, shift)]
-        levels[t] = Level(
-            feature_map, w.data_ptr(), tuple(None if v is None else v.data_ptr() for v in vectors), eps[t], w.shape[0],
-            DTYPES[x.dtype], DTYPES[w.dtype], tuple(0 if v is None else DTYPES[v.dtype] for v in vectors),
-            DTYPES[torch.promote_types(x.dtype, w.dtype)],
-        )  # fmt: skip
+        psi = Projection(
+            features=Volume.of(x),
+            pixels=tuple(x.shape[2:]),
+            embed=w.shape[0],
+            weight=Array.of(w),
+            slope=Array.of(slope[t]),
+        )
+        vectors = (Array.of(each[t]) for each in (offset, mean, variance, shift))
+        levels[t] = Level(psi, *vectors, eps[t], DTYPES[torch.promote_types(x.dtype, w.dtype)])
     mu, beta = mu.contiguous(), beta.contiguous()
     biases = () if bias is None else (bias,) * T
     cascade, kept = request_of(None, seed, [], mu, beta, precision, states, None, None, counters, machine, biases)

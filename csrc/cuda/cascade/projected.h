@@ -1,14 +1,14 @@
 // Ψ and the cascade in one launch: as cascade/forward.h, and ψ is projected from the feature maps first. The steps of
 // the walks are staggered, so that each waits only for steps of the stage before:
 //
-//   largest scores | stage 0, 1, 2 ...     stage s:  Ψ of walk s | statistics of ψ of walk s − 1 |
-//                                                    ψ of walk s − 2 in halves | walk s − 3
+//   largest scores | rows of W of all walks | stage 0, 1, 2 ...
+//   stage s:  Ψ of walk s | statistics of ψ of walk s − 1 | ψ of walk s − 2 in halves | walk s − 3
 //
 // So walk t waits for ψ_t and yᵗ alone, and the blocks that it leaves idle project ψ of later walks. The first state is
 // prepared in stage 1.
 #pragma once
 
-#include "cuda/projection/project.h"
+#include "cuda/cascade/project.h"
 #include "cuda/walk/forward.h"
 
 namespace difnet::cuda {
@@ -18,7 +18,7 @@ union ProjectedMemory {
   PrepareMemory<With::kInstance.embed> psi;
   PrepareMemory<With::kInstance.width> state;
   WalkMemory<With> walk;
-  ProjectMemory<With::kInstance.embed> project;
+  typename Project<With::kInstance.embed>::Memory project;
 };
 
 template <typename With>
@@ -33,6 +33,12 @@ void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
       continue;
     }
     at -= c.units.reach;
+    if (at < c.of_walk.weights) {
+      constexpr int kUnits = Project<kEmbed>::kWeightUnits;
+      Project<kEmbed>(c, memory.project, at / kUnits).weight(at % kUnits);
+      continue;
+    }
+    at -= c.of_walk.weights;
     // which step of which walk: passes by `count` units if walk t has none, or they are before this one
     const auto passes = [&](int t, int count) {
       if (t < 0 || t >= c.walks) return true;
@@ -44,7 +50,7 @@ void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
 #pragma unroll 1
     for (;; ++stage) {
       step = 0;
-      if (!passes(stage, c.of_walk.runs)) break;
+      if (!passes(stage, c.of_walk.tiles)) break;
       step = 1;
       if (!passes(stage == 1 ? 0 : -1, c.of_walk.tiles)) break;
       step = 2;
@@ -55,11 +61,11 @@ void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
       if (!passes(stage - 3, c.of_walk.tiles * c.of_walk.parts)) break;
     }
     if (step == 0) {
-      Project<kEmbed>(c, memory.project, stage, at / c.runs, at % c.runs).run();
+      Project<kEmbed>(c, memory.project, stage).run(at / c.row_tiles, at % c.row_tiles);
     } else if (step == 1) {
       prepare_state<kWidth, kHalves>(c, memory.state, at / c.row_tiles, at % c.row_tiles);
     } else if (step == 2) {
-      wait_for_psi<kEmbed>(c, stage - 1, at / c.groups);
+      wait_for_psi(c, stage - 1, at / c.groups);
       psi_statistics(c, memory.psi, stage - 1, at / c.groups, at % c.groups);
     } else if (step == 3) {
       prepare_psi<kEmbed, kHalves>(c, memory.psi, stage - 2, at / c.row_tiles, at % c.row_tiles);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 
 #include "cuda/arguments.h"
 
@@ -25,13 +26,18 @@ struct Windows {
   int32_t widest[3];  // pixels of the widest window of each axis
 };
 
+// Contiguous numbers of any dtype but fp64; without data where there are none.
+struct Array {
+  const void* data;
+  DType dtype;
+};
+
 struct Projection {
   Volume features;
   Windows windows;
-  int32_t embed;        // D
-  const float* weight;  // W [D, C]
-  const float*
-      slope;  // [D] or null, of the normalisation to come: below zero the least z wins, at zero the first pixel
+  int32_t embed;  // D
+  Array weight;   // W [D, C]
+  Array slope;    // [D], of the normalisation to come: below zero the least z wins, at zero the first pixel
   // workspace, where channels >= kNarrow: W as prepare_weight leaves it
   uint16_t* weight_halves;  // [chunks][2][padded D · kChunk]
   float* weight_unit;       // [padded D], powers of two
@@ -95,10 +101,8 @@ inline Windows windows_of(const int32_t (&pixels)[3], const int32_t (&nodes)[3])
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t n = pixels[axis], m = nodes[axis];
     windows.pixels[axis] = pixels[axis], windows.nodes[axis] = nodes[axis];
-    for (int64_t i = 0; i < m; ++i) {
-      const int32_t width = int32_t(((i + 1) * n + m - 1) / m - i * n / m);
-      if (width > windows.widest[axis]) windows.widest[axis] = width;
-    }
+    // window i begins i n mod m before i n / m, a multiple of the divisor that both share: m less it at most
+    windows.widest[axis] = int32_t((n + m - std::gcd(n, m) + m - 1) / m);
   }
   return windows;
 }

@@ -43,8 +43,8 @@ auto run_projection(const ProjectionRequest& asked, Bind bind, Launch launch, Re
   c.psi.features = asked.features;
   c.psi.windows = windows_of(asked.pixels, asked.nodes);
   c.psi.embed = asked.embed;
-  c.psi.weight = asked.weight;
-  c.psi.slope = asked.slope;
+  c.psi.weight = {asked.weight, DType::kFloat};
+  c.psi.slope = {asked.slope, DType::kFloat};
   c.images = asked.images;
   c.tiles = int32_t((count_of(asked.nodes) + tile_nodes(with.embed) - 1) / tile_nodes(with.embed));
   c.weight_units = weight_units(asked.features.channels, asked.embed);
@@ -95,7 +95,7 @@ auto run_projection_backward(const ProjectionBackwardRequest& asked, Bind bind, 
   c.psi.features = asked.features;
   c.psi.windows = windows_of(asked.pixels, asked.nodes);
   c.psi.embed = asked.embed;
-  c.psi.weight = asked.weight;
+  c.psi.weight = {asked.weight, DType::kFloat};
   c.images = asked.images;
   const int64_t pixels = tile_nodes(with.embed), tiles = (count_of(asked.pixels) + pixels - 1) / pixels;
   const int64_t room = kSlotBytes / (pixels * with.embed * int64_t(sizeof(float))), all = asked.images * tiles;

@@ -17,16 +17,20 @@
 
 namespace difnet::cuda {
 
+DIFNET_DEVICE float load(const Array& of, int64_t at) {
+  return load(BatchField{const_cast<void*>(of.data), 0, 0, 0, 0, of.dtype}, at);
+}
+
 struct alignas(16) Words {
   uint32_t x[4];
 };
 
 // Powers of two: the unit of numbers of which the largest is given, and its inverse. What is not finite has the largest
 // unit, in which it stays what it is.
-struct Unit {
+struct Scale {
   float unit, inverse;
 };
-DIFNET_DEVICE Unit unit_of(float largest) {
+DIFNET_DEVICE Scale scale_of(float largest) {
   const uint32_t exponent = uint32_t(clamp(int(bits_of(largest) >> 23 & 0xff), 15, 254));
   return {float_of((exponent - 14) << 23), float_of((268 - exponent) << 23)};
 }
@@ -40,7 +44,7 @@ DIFNET_DEVICE float store_step(uint16_t (&to)[kHalves][kNumbers], const float (&
   float largest = 0.0f;
 #pragma unroll
   for (int c = 0; c < kStep; ++c) largest = larger(largest, magnitude(x[c]));
-  const Unit scale = unit_of(largest);
+  const Scale scale = scale_of(largest);
 #pragma unroll
   for (int eight = 0; eight < kStep / 8; ++eight) {
     Words words[kHalves];
@@ -77,18 +81,20 @@ DIFNET_DEVICE void finite_product(float (&to)[4], const uint32_t (&left)[kLeft][
 template <int kEmbed>
 DIFNET_DEVICE void prepare_weight(const Projection& psi, int unit) {
   const int row = unit * kWeightRows + warp(), channels = psi.features.channels;
-  const float* from = psi.weight + int64_t(row) * channels;
+  const int64_t from = int64_t(row) * channels;
   const int columns = row < psi.embed ? channels : 0;
   float largest = 0.0f;
 #pragma unroll 1
-  for (int c = lane(); c < columns; c += 32)  // an infinite weight leaves the others their digits
-    largest = larger(largest, is_finite(from[c]) ? magnitude(from[c]) : 0.0f);
-  const Unit scale = unit_of(largest_of_warp(largest));
+  for (int c = lane(); c < columns; c += 32) {
+    const float x = magnitude(load(psi.weight, from + c));
+    largest = larger(largest, is_finite(x) ? x : 0.0f);  // an infinite weight leaves the others their digits
+  }
+  const Scale scale = scale_of(largest_of_warp(largest));
   if (lane() == 0) psi.weight_unit[row] = scale.unit;
   const int end = (channels + kChunk - 1) / kChunk * kChunk;
 #pragma unroll 1
   for (int c = lane(); c < end; c += 32) {
-    const float x = c < columns ? from[c] * scale.inverse : 0.0f;
+    const float x = c < columns ? load(psi.weight, from + c) * scale.inverse : 0.0f;
     const uint16_t hi = float_to_half(x);
     uint16_t* to =
         psi.weight_halves + int64_t(c / kChunk) * (2 * kEmbed * kChunk) + place_of(row, c % kChunk / 8) + c % 8;
@@ -170,7 +176,7 @@ struct ProjectionTile {
   DIFNET_DEVICE void begin() {
 #pragma unroll 1
     for (int d = thread(); d < kEmbed; d += kThreads) {
-      const float slope = psi.slope != nullptr && d < psi.embed ? psi.slope[d] : 1.0f;
+      const float slope = psi.slope.data != nullptr && d < psi.embed ? load(psi.slope, d) : 1.0f;
       const float sign = slope < 0.0f ? -1.0f : 1.0f;
       memory.weight_unit[d] = narrow() ? sign : sign * psi.weight_unit[d];
       memory.cap[d] = slope == 0.0f ? -kInfinity : kInfinity;
@@ -180,7 +186,7 @@ struct ProjectionTile {
       for (int at = thread(); at < kNarrow * kEmbed; at += kThreads) {
         const int c = at / kEmbed, d = at % kEmbed;
         const bool inside = d < psi.embed && c < psi.features.channels;
-        memory.narrow.weight[c][d] = inside ? psi.weight[d * psi.features.channels + c] : 0.0f;
+        memory.narrow.weight[c][d] = inside ? load(psi.weight, d * psi.features.channels + c) : 0.0f;
       }
     barrier();
   }

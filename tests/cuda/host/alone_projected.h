@@ -7,22 +7,23 @@ namespace {
 // Features of walk t and what makes ψ of them; ψ itself in fp64 stands in `psi`.
 struct Maps {
   Maps(int t, int images, const int (&grid)[3], int embed, DType dtype, std::mt19937& chance, float root,
-       const std::vector<float>* bias)
-      : level{} {
+       const std::vector<float>* bias) {
     static constexpr int kChannels[] = {3, 70, 20, 130};
     const int channels = kChannels[t % 4];
-    FeatureMap& map = level.features;
+    Volume& map = level.psi.features;
+    int32_t (&size)[3] = level.psi.windows.pixels;
     int pixels = 1;
     for (int axis = 0; axis < 3; ++axis) {  // windows that overlap, overlap by half, are single pixels, hold others'
-      map.size[axis] = grid[axis] == 1 && axis < 2 ? 1 + t % 2
-                       : t % 3 == 0                ? 3 * grid[axis] + 1
-                       : t % 3 == 1                ? 2 * grid[axis] - 1
-                                                   : grid[axis];
-      pixels *= map.size[axis];
+      size[axis] = grid[axis] == 1 && axis < 2 ? 1 + t % 2
+                   : t % 3 == 0                ? 3 * grid[axis] + 1
+                   : t % 3 == 1                ? 2 * grid[axis] - 1
+                                               : grid[axis];
+      pixels *= size[axis];
     }
     const auto half = [](int) { return 1.0; };
     numbers = std::make_unique<Numbers>(images, channels, pixels, dtype, chance, half, 0.5);
-    map.data = numbers->field().data, map.channels = channels, map.batch_stride = int64_t(channels) * pixels;
+    map.data = numbers->field().data, map.channels = channels, map.dtype = dtype;
+    map.batch_stride = int64_t(channels) * pixels;
     map.channel_stride = pixels, map.stride[2] = 1;
     if (t % 2 == 1) {  // channels last: the same numbers in another order
       Numbers moved = *numbers;
@@ -34,19 +35,20 @@ struct Maps {
           }
       map.channel_stride = 1, map.stride[2] = channels;
     }
-    map.stride[1] = map.stride[2] * map.size[2], map.stride[0] = map.stride[1] * map.size[1];
+    map.stride[1] = map.stride[2] * size[2], map.stride[0] = map.stride[1] * size[1];
     std::normal_distribution<float> normal;
     weight.resize(size_t(embed) * channels);
     for (float& one : weight) one = normal(chance) / std::sqrt(float(channels));
-    level.weight = weight.data(), level.embed = embed, level.eps = 0.01f;
-    level.of_features = dtype, level.of_weight = level.psi = DType::kFloat;
-    for (int which = 0; which < Vector::kCount; ++which) {
-      vectors.emplace_back(size_t(embed));
-      for (float& one : vectors.back())
-        one = which == Vector::kVariance ? 0.5f + std::fabs(normal(chance)) : normal(chance);
-      // the last kind of map has no normalisation, but its offset
-      level.vector[which] = t % 4 == 3 && which != Vector::kOffset ? nullptr : vectors.back().data();
-    }
+    level.psi.weight = {weight.data(), DType::kFloat}, level.psi.embed = embed;
+    level.eps = 0.01f, level.dtype = DType::kFloat;
+    const auto draw = [&](std::vector<float>& to, Array& array, bool given = true, bool positive = false) {
+      to.resize(size_t(embed));
+      for (float& one : to) one = positive ? 0.5f + std::fabs(normal(chance)) : normal(chance);
+      if (given) array = {to.data(), DType::kFloat};
+    };
+    const bool norm = t % 4 != 3;  // the last kind of map has its offset alone
+    draw(offset, level.offset), draw(mean, level.mean, norm), draw(variance, level.variance, norm, true);
+    draw(slope, level.psi.slope, norm), draw(shift, level.shift, norm);
     nodes = grid[0] * grid[1] * grid[2];
     psi = std::make_unique<Numbers>(images, embed, nodes, DType::kFloat, chance, half, 0.0);
     for (int b = 0; b < images; ++b)
@@ -60,34 +62,31 @@ struct Maps {
       }
   }
   double normalised(int b, int d, int p) const {
-    const auto of = [&](int which) {
-      return level.vector[which] == nullptr ? 0.0 : double(vectors[size_t(which)][size_t(d)]);
-    };
-    double z = of(Vector::kOffset) - of(Vector::kMean);
-    for (int c = 0; c < level.features.channels; ++c)
-      z += numbers->at(b, c, p) * double(weight[size_t(d) * level.features.channels + c]);
-    if (level.vector[Vector::kVariance] == nullptr) return z;
-    return z / std::sqrt(of(Vector::kVariance) + double(level.eps)) * of(Vector::kSlope) + of(Vector::kShift);
+    const int channels = level.psi.features.channels;
+    const size_t at = size_t(d);
+    double z = offset[at];
+    for (int c = 0; c < channels; ++c) z += numbers->at(b, c, p) * double(weight[at * channels + c]);
+    if (level.variance.data == nullptr) return z;
+    return (z - mean[at]) / std::sqrt(variance[at] + double(level.eps)) * slope[at] + shift[at];
   }
   double largest(const std::vector<double>& z, const int (&grid)[3], int node) const {
     const int at[3] = {node / grid[2] / grid[1], node / grid[2] % grid[1], node % grid[2]};
     int begin[3], end[3];
     for (int axis = 0; axis < 3; ++axis) {
-      const int size = level.features.size[axis];
+      const int size = level.psi.windows.pixels[axis];
       begin[axis] = at[axis] * size / grid[axis], end[axis] = ((at[axis] + 1) * size + grid[axis] - 1) / grid[axis];
     }
     double most = -INFINITY;
-    const int* const size = level.features.size;
+    const int32_t* const size = level.psi.windows.pixels;
     for (int a = begin[0]; a < end[0]; ++a)
       for (int b = begin[1]; b < end[1]; ++b)
         for (int c = begin[2]; c < end[2]; ++c) most = std::fmax(most, z[size_t((a * size[1] + b) * size[2] + c)]);
     return most;
   }
-  Level level;
+  Level level{};
   int nodes;
   std::unique_ptr<Numbers> numbers, psi;
-  std::vector<float> weight;
-  std::vector<std::vector<float>> vectors;
+  std::vector<float> weight, offset, mean, variance, slope, shift;
 };
 
 int run_projected_lines() {
@@ -132,7 +131,7 @@ int run_projected_lines() {
     asked.levels = levels.data(), asked.root = root;
     for (int axis = 0; axis < 3; ++axis) asked.grid[axis] = grid[axis];
     std::vector<uint32_t> counters(
-        size_t(1 + images * (1 + walks) * (1 + (nodes + kRows - 1) / kRows) + images * walks));
+        size_t(1 + images * (1 + walks) * (1 + (nodes + kRows - 1) / kRows) + (images + 1) * walks));
     cascade.counters = counters.data(), cascade.counters_size = int64_t(counters.size());
     const twin::Report report = twin::run_on_host(asked, {workers, schedule});
     if (report.error[0] != 0) {
