@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from difnet_kernels import CascadedRandomWalk, cascaded_random_walk, random_walk
+from difnet_kernels.modules.projected import backend_for
 from tests.support.cases import Case, make
 from tests.support.truth import both
 
@@ -40,6 +41,15 @@ def _loss(backend: str, steps: bool = False):  # type: ignore[no-untyped-def]
 def _equal(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], tolerance: float = 1e-5) -> None:
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+def test_the_mark_of_a_constant_is_that_of_torch() -> None:
+    """It is set by hand, because torch's function for it imports the compiler."""
+
+    def marked() -> None: ...
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked) and vars(backend_for) == vars(marked)
 
 
 @pytest.mark.smoke
