@@ -7,12 +7,15 @@ variable of that build picks one. The library that is shipped knows nothing of t
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.forked import Ended, Pytest
 
 ROOT = Path(__file__).parents[2]
 FORWARD, BACKWARD, GATES = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h", "cpu/walk/gates.h"
@@ -144,6 +147,7 @@ FAULTS = (
         "projection_kernels.py::test_strides_change_no_bit",
     ),
 )  # fmt: skip
+NAMED = re.compile(r"^DIFNET_ISA\((\w+), (\w+),", re.MULTILINE)  # a set, and the one that it extends
 # read by every source of the copy; the library has one, set when it is loaded
 SWITCH = "namespace difnet { extern int fault; }\n"
 DEFINITION = """
@@ -161,6 +165,15 @@ def _edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def keep_what_runs(table: Path, used: str) -> None:
+    """Of the instruction sets of isa.def the one in use, the one that it extends, and the baseline: others would be most
+    of the build."""
+    text = table.read_text()
+    kept = {"baseline", used, dict(NAMED.findall(text))[used]}
+    rows = text.splitlines(keepends=True)
+    table.write_text("".join(row for row in rows if not (named := NAMED.match(row)) or named[1] in kept))
+
+
 def plant(sources: Path) -> None:
     """Every fault into a copy of csrc, behind its number."""
     for number, fault in enumerate(FAULTS):
@@ -172,12 +185,13 @@ def plant(sources: Path) -> None:
         library.write(DEFINITION)
 
 
-def build(folder: Path) -> None:
-    """A copy of the package and its tests in `folder`, with a library that holds every fault."""
+def build(folder: Path, used: str) -> None:
+    """A copy of the package and its tests in `folder`, with a library that holds every fault, for the instructions in use."""
     for part in ("csrc", "difnet_kernels", "tests"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     for file in ("CMakeLists.txt", "pyproject.toml"):
         shutil.copy2(ROOT / file, folder / file)
+    keep_what_runs(folder / "csrc" / "cpu" / "isa.def", used)
     plant(folder / "csrc")
     scripts = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     settings = [
@@ -195,14 +209,10 @@ def build(folder: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def judge(folder: Path, fault: Fault | None) -> subprocess.CompletedProcess[str]:
+def judge(pytest: Pytest, fault: Fault | None) -> Ended:
     """The truth that `fault` offends, or all of these truths without any fault, in a process of its own."""
     truths = [fault.truth] if fault else sorted({other.truth for other in FAULTS})
     files = [f"tests/kernels/test_{truth if '.py' in truth else truth + '.py'}" for truth in truths]
     chosen = [] if fault and "::" in fault.truth else ["-m", "smoke"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "--backends", "cpu", "-p", "no:cacheprovider"]
-    number = str(FAULTS.index(fault)) if fault else "-1"
-    environment = {**os.environ, "DIFNET_FAULT": number, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *chosen, *files], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = ["-q", "-x", "--tb=line", "--backends", "cpu", "-p", "no:cacheprovider", *chosen, *files]
+    return pytest.run(command, {"DIFNET_FAULT": str(FAULTS.index(fault)) if fault else "-1"})
