@@ -1,16 +1,18 @@
 """Mistakes that such kernels are known to contain, each as an edit of the sources, and the check that must catch it.
 
-All edits go into one copy of csrc/cuda, each behind a switch, so that one build per detector holds every fault and an
-environment variable picks one. What is shipped knows nothing of this.
+All edits go into one copy of csrc/cuda, each behind a switch, so that one build per detector holds every fault and one
+number picks it. What is shipped knows nothing of this.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.cuda.twin import KERNELS, MADE, compile_host, driver, sources
 
@@ -70,6 +72,15 @@ class Fault:
             return "projected"
         backwards = any(file in (BACKWARD, GRADIENT, UNIT, TILE, FINISH) for file, _, _ in self.edits)
         return "backward" if backwards else "forward"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs with one fault; -1: with none."""
+
+    lines: Sequence[str]
+    way: str
+    fault: int = -1
 
 
 def fault(name: str, check: str, file: str, old: str, new: str, case: str = TWO_PARTS, around: str = "{}") -> Fault:
@@ -296,12 +307,12 @@ FAULTS = (
 
 # stop at the first; wait for nobody at the end; keep a short history, which the price of a fiber depends on
 TSAN = "halt_on_error=1:atexit_sleep_ms=0:history_size=0"
+CORES = os.cpu_count() or 1
 PATIENCE = 900  # seconds; a run takes a few, on a machine that does nothing else
 
 SWITCH = """
-#include <cstdlib>
 #include "machine.h"
-inline const int twin_fault = std::getenv("TWIN_FAULT") ? std::atoi(std::getenv("TWIN_FAULT")) : -1;
+extern "C" const int twin_fault;  // the program sets it before kernels run; what is const, no detector looks at
 // An addition that orders nothing.
 inline uint32_t add_relaxed(uint32_t* counter, uint32_t value) {
   const uint32_t before = __atomic_fetch_add(counter, value, __ATOMIC_RELAXED);
@@ -335,9 +346,9 @@ def build(kernels: Path, check: str, source: str = "cascades.cpp", program: str 
     return compile_host(source, MADE / "faults", *flags, driver(program), kernels=kernels)
 
 
-def run(program: Path, lines: list[str], number: int = -1, way: str = "forward") -> str:
-    """What the program says to the runs, with fault `number`."""
-    environment = {**os.environ, "TWIN_FAULT": str(number), "TSAN_OPTIONS": TSAN}
+def run(program: Path, lines: Sequence[str], way: str = "forward") -> str:
+    """What the program says to the runs, up to the first that is wrong."""
+    environment = {**os.environ, "TSAN_OPTIONS": TSAN}
     text = "".join(f"{line}\n" for line in lines)
     done = subprocess.run(
         [program, way],
@@ -349,6 +360,41 @@ def run(program: Path, lines: list[str], number: int = -1, way: str = "forward")
         timeout=PATIENCE,
     )
     return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
+
+
+def run_apart(program: Path, jobs: Sequence[Job]) -> list[str]:
+    """What the program says to each job: all from one process, so that fibers are made once."""
+    text = "".join(f"{job.fault} {job.way} {line}\n" for job in jobs for line in job.lines)
+    done = subprocess.run(
+        [program, "apart"],
+        input=text,
+        env={**os.environ, "TSAN_OPTIONS": TSAN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    said = done.stdout.split("---- apart\n")[1:]
+    assert done.returncode == 0 and len(said) == text.count("\n"), f"{done.returncode}\n{done.stdout[-3000:]}"
+    return ["".join(said.pop(0) for _ in job.lines) for job in jobs]
+
+
+def submit(pool: Executor, program: Path, jobs: Mapping[Any, Job]) -> dict[Any, Future[str]]:
+    """What the program will have said to each job, from a process for every core."""
+    found: dict[Any, Future[str]] = {key: Future() for key in jobs}
+
+    def tell(keys: list[Any]) -> None:
+        try:
+            for key, said in zip(keys, run_apart(program, [jobs[key] for key in keys]), strict=True):
+                found[key].set_result(said)
+        except BaseException as wrong:
+            for key in keys:
+                found[key].set_exception(wrong)
+
+    for first in range(CORES):
+        pool.submit(tell, list(jobs)[first::CORES])
+    return found
 
 
 def runs(case: str, check: str = NUMBERS) -> list[str]:

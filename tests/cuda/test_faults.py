@@ -18,15 +18,16 @@ from tests.cuda.faults import (
     NUMBERS,
     SANITIZERS,
     Fault,
+    Job,
     build,
     caught,
     planted,
-    run,
     runs,
+    submit,
 )
 from tests.cuda.twin import driver
 
-CHECKS = (NUMBERS, *SANITIZERS)
+CHECKS = (*SANITIZERS, NUMBERS)
 CASES = sorted({fault.case for fault in FAULTS})
 BITS_CASES = sorted({fault.case for fault in FAULTS if fault.check == BITS})
 WAY = {
@@ -41,26 +42,24 @@ SILENT = [(check, case) for check in CHECKS for case in CASES] + [(BITS, case) f
 def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[object, Future[str]]]:
-    """One build per detector, and as many runs at a time as there are cores."""
+    """One build per detector, and as many programs at a time as there are cores."""
     driver("alone.cpp")
     kernels = planted(tmp_path_factory.mktemp("faults"))
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]  # other files have faults of their own
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check), CHECKS), strict=True))
-        program = {check: made.get(check, made[NUMBERS]) for check in {fault.check for fault in FAULTS}}
-        found: dict[object, Future[str]] = {
-            fault: pool.submit(run, program[fault.check], runs(fault.case, fault.check), FAULTS.index(fault), fault.way)
-            for fault in selected
-        }
-        found |= {
-            (check, case): pool.submit(run, made[check], runs(case), way=WAY.get(case, "backward"))
-            for check in CHECKS
-            for case in CASES
-        }
-        found |= {
-            (BITS, case): pool.submit(run, made[NUMBERS], runs(case, BITS), way="backward") for case in BITS_CASES
-        }
+        found: dict[object, Future[str]] = {}
+        for check in CHECKS:
+            jobs: dict[object, Job] = {
+                fault: Job(runs(fault.case, fault.check), fault.way, FAULTS.index(fault))
+                for fault in selected
+                if (fault.check if fault.check in CHECKS else NUMBERS) == check
+            }
+            jobs |= {(check, case): Job(runs(case), WAY.get(case, "backward")) for case in CASES}
+            if check == NUMBERS:
+                jobs |= {(BITS, case): Job(runs(case, BITS), "backward") for case in BITS_CASES}
+            found |= submit(pool, made[check], jobs)
         yield found
 
 

@@ -19,10 +19,12 @@ from tests.cuda.faults import (
     RACE,
     TRAPS,
     Fault,
+    Job,
     build,
     caught,
     planted,
     run,
+    submit,
 )
 from tests.cuda.projection_faults import FAULTS, NARROW, WIDE
 from tests.cuda.twin import MADE, compile_host, driver
@@ -86,12 +88,17 @@ def said(
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = (NUMBERS, RACE, BOUNDS)
+        checks = (RACE, BOUNDS, NUMBERS)
         made = dict(zip(checks, pool.map(lambda check: build(kernels, check, SOURCE, PROGRAM), checks), strict=True))
-        yield {
-            fault: pool.submit(run, made.get(fault.check, made[NUMBERS]), _one((fault.case,)), FAULTS.index(fault))
-            for fault in selected
-        }
+        found: dict[Fault, Future[str]] = {}
+        for check in checks:
+            jobs = {
+                fault: Job(_one((fault.case,)), "both", FAULTS.index(fault))
+                for fault in selected
+                if (fault.check if fault.check in checks else NUMBERS) == check
+            }
+            found |= submit(pool, made[check], jobs)
+        yield found
 
 
 def test_there_are_enough() -> None:

@@ -6,14 +6,13 @@ first. `--schedules 5` looks at more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.cuda.faults import TRAPS, run
+from tests.cuda.faults import CORES, TRAPS, run
 from tests.cuda.twin import MADE, compile_host, driver
 
 RACE, MEMORY = "race", "memory"
@@ -46,8 +45,6 @@ PROJECTED = (
 )  # fmt: skip
 ALL = {"forward": SHAPES, "backward": BACKWARD, "launches": LAUNCHES, "projected": PROJECTED}
 Said = dict[tuple[str, str], list[Future[dict[str, list[str]]]]]
-
-CORES = os.cpu_count() or 1
 
 
 def answers(program: Path, shapes: Sequence[str], schedules: int, way: str) -> dict[str, list[str]]:

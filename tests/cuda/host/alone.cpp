@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cuda/cascade/projected_arguments.h"
+#include "lines.h"
 #include "numbers.h"
 #include "run.h"
 
@@ -222,14 +223,13 @@ double worst_error(const Request& asked, const Numbers& seed, const std::vector<
 
 #include "alone_projected.h"
 
-int main(int count, char** words) {
-  const std::string way = count > 1 ? words[1] : "";
-  if (way == "projected") return run_projected_lines();
+int run(const std::string& way, const char* line) {
+  if (way == "projected") return run_projected(line);
   const bool launches = way == "launches", backward = launches || way == "backward";
   int images, classes, nodes, embed, walks, dtype, high, parts, together, workers;
   unsigned schedule;
-  while (scanf("%d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &nodes, &embed, &walks, &dtype, &high, &parts,
-               &together, &workers, &schedule) == 11) {
+  if (sscanf(line, "%d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &nodes, &embed, &walks, &dtype, &high, &parts,
+             &together, &workers, &schedule) == 11) {
     std::mt19937 chance(unsigned(nodes + 7 * classes + 13 * embed));
     // every class and image has its own unit; norms grow along the nodes, so that maxima rise and sums are rescaled
     const auto unit = [&](int at) { return std::exp2(-(at / nodes % 8)); };
@@ -320,7 +320,9 @@ int main(int count, char** words) {
            error <= allowed ? "right" : "WRONG", error, allowed, report.parts, report.part_tiles,
            static_cast<long long>(conflicts), static_cast<unsigned long long>(bits));
     fflush(stdout);
-    if (!(error <= allowed)) return 1;
+    return error <= allowed ? 0 : 1;
   }
-  return 0;
+  return printf("FAILED to read %s\n", line), 2;
 }
+
+int main(int count, char** words) { return twin::run_lines(count, words, run); }

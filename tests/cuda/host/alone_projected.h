@@ -89,11 +89,11 @@ struct Maps {
   std::vector<float> weight, offset, mean, variance, slope, shift;
 };
 
-int run_projected_lines() {
+int run_projected(const char* line) {
   int images, classes, grid[3], embed, walks, dtype, high, parts, together, workers;
   unsigned schedule;
-  while (scanf("%d %d %d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &grid[0], &grid[1], &grid[2], &embed,
-               &walks, &dtype, &high, &parts, &together, &workers, &schedule) == 13) {
+  if (sscanf(line, "%d %d %d %d %d %d %d %d %d %d %d %d %u", &images, &classes, &grid[0], &grid[1], &grid[2], &embed,
+             &walks, &dtype, &high, &parts, &together, &workers, &schedule) == 13) {
     const int nodes = grid[0] * grid[1] * grid[2];
     std::mt19937 chance(unsigned(nodes + 7 * classes + 13 * embed));
     std::normal_distribution<float> normal;
@@ -146,9 +146,9 @@ int run_projected_lines() {
            error <= allowed ? "right" : "WRONG", error, allowed, report.parts, report.part_tiles,
            static_cast<long long>(report.bank_conflicts), static_cast<unsigned long long>(bits));
     fflush(stdout);
-    if (!(error <= allowed)) return 1;
+    return error <= allowed ? 0 : 1;
   }
-  return 0;
+  return printf("FAILED to read %s\n", line), 2;
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 namespace twin {
 
+void make_fibers(int count) { Machine::make_fibers(count); }
+
 // The launches of a cascade: of run_all, which is run or run_backward.
 template <typename Asked, typename RunAll>
 Report run_on_host(const Asked& asked, const Options& options, RunAll run_all) {

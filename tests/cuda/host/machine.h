@@ -123,6 +123,12 @@ class Machine {
     return machine.go();
   }
 
+  static void make_fibers(int count) {
+    std::vector<Fiber*> made;
+    for (int n = 0; n < count; ++n) made.push_back(Fiber::take(&Machine::enter));
+    for (Fiber* one : made) Fiber::keep(one);
+  }
+
   TWIN_PLAIN int blocks() const { return settings_.blocks; }
   TWIN_PLAIN uint32_t chance() { return chance_(); }
   TWIN_PLAIN Result& result() { return result_; }

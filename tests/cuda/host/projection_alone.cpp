@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/projection/launches.h"
+#include "lines.h"
 #include "numbers.h"
 #include "run.h"
 
@@ -70,13 +71,13 @@ std::vector<double> doubles(const std::vector<float>& from) { return {from.begin
 
 }  // namespace
 
-int main() {
+int run(const std::string&, const char* line) {
   Sizes of;
   int dtype, statistics, round_tiles, workers;
   unsigned schedule;
-  while (scanf("%d %d %d %d %d %d %d %d %d %d %d %d %d %u", &of.images, &of.channels, &of.embed, &of.pixels[0],
-               &of.pixels[1], &of.pixels[2], &of.nodes[0], &of.nodes[1], &of.nodes[2], &dtype, &statistics,
-               &round_tiles, &workers, &schedule) == 14) {
+  if (sscanf(line, "%d %d %d %d %d %d %d %d %d %d %d %d %d %u", &of.images, &of.channels, &of.embed, &of.pixels[0],
+             &of.pixels[1], &of.pixels[2], &of.nodes[0], &of.nodes[1], &of.nodes[2], &dtype, &statistics, &round_tiles,
+             &workers, &schedule) == 14) {
     const int B = of.images, C = of.channels, D = of.embed, P = of.all_pixels(), N = of.all_nodes();
     std::mt19937 chance(unsigned(P + 7 * C + 13 * D));
     Numbers f(size_t(B) * C * P, DType(dtype), chance), w(size_t(D) * C, DType::kFloat, chance);
@@ -193,7 +194,9 @@ int main() {
            judge.worst <= kAllowed ? "right" : "WRONG", judge.worst, kAllowed, static_cast<long long>(conflicts),
            static_cast<unsigned long long>(bits));
     fflush(stdout);
-    if (!(judge.worst <= kAllowed)) return 1;
+    return judge.worst <= kAllowed ? 0 : 1;
   }
-  return 0;
+  return printf("FAILED to read %s\n", line), 2;
 }
+
+int main(int count, char** words) { return twin::run_lines(count, words, run); }

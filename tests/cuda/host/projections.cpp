@@ -3,6 +3,8 @@
 
 namespace twin {
 
+void make_fibers(int count) { Machine::make_fibers(count); }
+
 template <typename Asked, typename RunAll>
 Report run_projection_on_host(const Asked& asked, const Options& options, RunAll run_all) {
   return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {

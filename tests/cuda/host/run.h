@@ -25,6 +25,9 @@ struct Report {
   int32_t parts, part_tiles, all_parts, launches;
 };
 
+// Fibers for launches to come: threads of all blocks.
+void make_fibers(int count);
+
 // All launches of a request.
 Report run_on_host(const difnet::cuda::Request& asked, const Options& options);
 Report run_on_host(const difnet::cuda::BackwardRequest& asked, const Options& options);
