@@ -58,8 +58,6 @@ SAMPLED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "test_random_shapes": lambda of: of["number"] % 6 == 0,
     "test_dtypes": lambda of: of["dtype"] == "bf16",
     "test_the_first_of_equal_pixels_wins": lambda of: of["slope"] == "mixed" and of["case"].values <= 1000,
-    # NOT proven: of 70 channels, where two halves leave the variance 4.5·10⁻⁵ off (docs/cuda.md)
-    "test_a_large_mean_leaves_the_variance": lambda of: "case" not in of or of["case"].channels == 1,
     "test_strides_change_no_bit": lambda of: (
         (of["dtype"], of["layout"]) in (("fp32", "channels_last"), ("bf16", "rows_overlap"), ("fp16", "cut_out"))
         if "dtype" in of

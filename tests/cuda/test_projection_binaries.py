@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 KINDS: list[Kind] = [
     (direction, products, embed, 0)
-    for direction in ("forward", "backward")
-    for products in (2, 3)
+    for direction, of_fp32 in (("forward", 5), ("backward", 3))
+    for products in (2, of_fp32)
     for embed in (64, 128)
 ]
 EVERY = [pytest.param(arch, kind, id=f"sm_{arch}-{'-'.join(map(str, kind[:3]))}") for arch in ARCHS for kind in KINDS]
@@ -58,7 +58,7 @@ def test_nothing_lies_on_the_stack(arch: int, kind: Kind) -> None:
 def test_the_matrix_units_do_what_was_computed(arch: int, kind: Kind) -> None:
     """mma, ldmatrix of four, and transposed, of 16 terms of each sum; every loop over them stands once in the code."""
     direction, products, embed, _ = kind
-    halves, binary = products - 1, binaries()[arch, kind]
+    halves, binary = (products + 1) // 2, binaries()[arch, kind]
     of_z = [8 * products, halves + 8, 0]  # 64 channels of a warp
     pairs, blocks = (2, 1) if embed == 64 else (1, 2)
     of_features = [3 * 2 * pairs, 2, 2 * pairs]  # 32 or 16 channels of a warp, and ∂z always in two halves
@@ -77,10 +77,10 @@ def test_w_is_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: Kind)
 
 @pytest.mark.parametrize(("arch", "kind"), EVERY)
 def test_two_blocks_fit_on_a_multiprocessor(arch: int, kind: Kind) -> None:
-    """The wide ones where it has 164 KiB of shared memory."""
+    """The wide ones of the backward where it has 164 KiB of shared memory."""
     direction, products, embed, _ = kind
     registers = -(-binaries()[arch, kind].registers // 8) * 8
     assert BLOCKS * THREADS * registers <= REGISTERS
     shared = projection_twin.shared_bytes(products, embed, direction == "backward") + 1024
-    assert BLOCKS * shared <= (LEAST_SHARED if embed == 64 else LARGE_SHARED)
+    assert BLOCKS * shared <= (LARGE_SHARED if direction == "backward" and embed == 128 else LEAST_SHARED)
     assert shared <= LEAST_SHARED

@@ -48,6 +48,11 @@ constexpr int kWeightRows = kThreads / 32;  // of W, that one unit of work prepa
 // Nodes (or pixels) of a tile, of which a warp has 16 and 64 channels.
 constexpr int tile_nodes(int embed) { return embed == 64 ? 64 : 32; }
 
+// fp16 numbers of a feature, of which W has two: one, two or three where there are 2, 3 or 5 products.
+template <typename With>
+constexpr int kHalvesOf = (With::kInstance.products + 1) / 2;
+
+constexpr int kMoments = 4;       // numbers of the statistics of a tile and a channel
 constexpr int kMergedTiles = 32;  // tiles of nodes of a group of the statistics
 
 struct ProjectionForward {
@@ -56,8 +61,8 @@ struct ProjectionForward {
   int32_t images, tiles, groups, weight_units;  // tiles of an image; groups of tiles; units that prepare W
   Volume peak, position;                        // (B, D, *grid), fp32 and int32
   float *mean, *variance;                       // [D], or null
-  float* partial;                               // [images · tiles, 3, padded D]: count, mean, squared deviations
-  float* merged;                                // [groups, 3, padded D], the same
+  float* partial;                               // [images · tiles, kMoments, padded D], as forward.h has them
+  float* merged;                                // [groups, kMoments, padded D], the same
   uint32_t* counters;  // finished blocks, units of W, tiles of every group; zero before and after
 };
 

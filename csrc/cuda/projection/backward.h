@@ -15,15 +15,15 @@ namespace difnet::cuda {
 
 template <typename With>
 union ProjectionBackwardMemory {
-  ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed> pixels;
+  ProjectionMemory<kHalvesOf<With>, With::kInstance.embed> pixels;
   FeatureGradientMemory<With::kInstance.embed> features;
-  WeightGradientMemory<With::kInstance.products - 1, With::kInstance.embed> weight;
+  WeightGradientMemory<kHalvesOf<With>, With::kInstance.embed> weight;
 };
 
 template <typename With>
 DIFNET_KERNEL(2)
 void projection_backward(const DIFNET_PARAMETER ProjectionBackward c) {
-  constexpr int kEmbed = With::kInstance.embed, kHalves = With::kInstance.products - 1;
+  constexpr int kEmbed = With::kInstance.embed, kHalves = kHalvesOf<With>;
   auto& memory = shared_memory<ProjectionBackwardMemory<With>>();
   const int of_features = c.round_tiles * c.feature_groups, of_weight = c.ranges * c.chunks;
   const int of_round = c.round_tiles + of_features + of_weight;

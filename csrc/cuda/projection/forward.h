@@ -11,28 +11,36 @@
 
 namespace difnet::cuda {
 
-// Count, mean and squared deviations of one channel from those of `many` tiles, kEmbed numbers each: the mean about the
-// first tile's, then the deviations of the tiles' means from it (Chan et al.).
+// Of one channel: the count, the mean, as a number near it and the rest, and the squared deviations. Where the mean is
+// large, one number would round it to a share of the deviation.
 struct Moments {
-  float count, mean, squares;
+  float count, about, mean, squares;
 };
+template <int kEmbed>
+DIFNET_DEVICE void leave_moments(const Moments& made, float* to) {
+  to[0] = made.count, to[kEmbed] = made.about, to[2 * kEmbed] = made.mean, to[3 * kEmbed] = made.squares;
+}
+// From those of `many` tiles: the mean about the first tile's, then the deviations of the tiles' means from it (Chan et
+// al.).
 template <int kEmbed>
 DIFNET_DEVICE Moments merge(const float* from, int64_t many) {
   const float about = from[kEmbed];
+  const auto apart = [=](const float* one) { return one[kEmbed] - about + one[2 * kEmbed]; };
   float count = 0.0f, total = 0.0f, squares = 0.0f;
 #pragma unroll 1
   for (int64_t n = 0; n < many; ++n) {
-    count += from[n * 3 * kEmbed];
-    total += from[n * 3 * kEmbed] * (from[n * 3 * kEmbed + kEmbed] - about);
+    const float* one = from + n * kMoments * kEmbed;
+    count += one[0];
+    total += one[0] * apart(one);
   }
-  const float divisor = larger(count, 1.0f), mean = about + total / divisor;
+  const float mean = total / larger(count, 1.0f);
 #pragma unroll 1
   for (int64_t n = 0; n < many; ++n) {
-    const float* one = from + n * 3 * kEmbed;
-    const float apart = one[0] > 0.0f ? one[kEmbed] - mean : 0.0f;
-    squares += one[2 * kEmbed] + one[0] * (apart * apart);
+    const float* one = from + n * kMoments * kEmbed;
+    const float deviation = one[0] > 0.0f ? apart(one) - mean : 0.0f;
+    squares += one[3 * kEmbed] + one[0] * (deviation * deviation);
   }
-  return {count, mean, squares};
+  return {count, about, mean, squares};
 }
 
 template <int kHalves, int kEmbed>
@@ -49,22 +57,19 @@ DIFNET_DEVICE void leave_statistics(const ProjectionForward& c, ForwardTile<kHal
   barrier();
   pooled.add_up(pooled.squares);
   if (d < kEmbed) {
-    const float count = pooled.counted(), divisor = larger(count, 1.0f);
-    float* to = c.partial + number * 3 * kEmbed + d;
-    to[0] = count;
-    to[kEmbed] = (memory.shift[d] + total / divisor) * (memory.weight_unit[d] < 0.0f ? -1.0f : 1.0f);
-    to[2 * kEmbed] = larger(pooled.sum(d) - total * (total / divisor), 0.0f);
+    const float count = pooled.counted(), mean = total / larger(count, 1.0f);
+    const float sign = memory.weight_unit[d] < 0.0f ? -1.0f : 1.0f;
+    leave_moments<kEmbed>({count, memory.shift[d] * sign, mean * sign, larger(pooled.sum(d) - total * mean, 0.0f)},
+                          c.partial + number * kMoments * kEmbed + d);
   }
   const int64_t all = int64_t(c.images) * c.tiles, group = number / kMergedTiles, begin = group * kMergedTiles;
   const int64_t many = all - begin < kMergedTiles ? all - begin : kMergedTiles;
   barrier();
   if (thread() == 0) memory.before = add_acquire_release(c.counters + 2 + group, 1);
   barrier();
-  if (memory.before == uint32_t(many - 1) && d < kEmbed) {
-    const Moments made = merge<kEmbed>(c.partial + begin * 3 * kEmbed + d, many);
-    float* to = c.merged + group * 3 * kEmbed + d;
-    to[0] = made.count, to[kEmbed] = made.mean, to[2 * kEmbed] = made.squares;
-  }
+  if (memory.before == uint32_t(many - 1) && d < kEmbed)
+    leave_moments<kEmbed>(merge<kEmbed>(c.partial + begin * kMoments * kEmbed + d, many),
+                          c.merged + group * kMoments * kEmbed + d);
 }
 
 template <int kHalves, int kEmbed>
@@ -92,7 +97,7 @@ DIFNET_DEVICE void pool_tile(const ProjectionForward& c, ProjectionMemory<kHalve
 template <typename With>
 DIFNET_KERNEL(2)
 void projection_forward(const DIFNET_PARAMETER ProjectionForward c) {
-  constexpr int kEmbed = With::kInstance.embed, kHalves = With::kInstance.products - 1;
+  constexpr int kEmbed = With::kInstance.embed, kHalves = kHalvesOf<With>;
   auto& memory = shared_memory<ProjectionMemory<kHalves, kEmbed>>();
   for (int unit = block();; unit = memory.unit + blocks()) {
     if (unit >= c.weight_units + c.images * c.tiles) break;
@@ -111,7 +116,7 @@ void projection_forward(const DIFNET_PARAMETER ProjectionForward c) {
   if (!leave(c.counters, 2 + int64_t(c.groups), &memory.before) || c.mean == nullptr) return;
   for (int d = thread(); d < c.psi.embed; d += kThreads) {
     const Moments made = merge<kEmbed>(c.merged + d, c.groups);
-    c.mean[d] = made.mean;
+    c.mean[d] = made.about + made.mean;
     c.variance[d] = made.squares / made.count;
   }
 }

@@ -22,17 +22,17 @@ inline std::string told(const ProjectionBackward& c, const Instance& with) { ret
 namespace {
 
 template <typename With>
-using ForwardMemory = ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed>;
+using ForwardMemory = ProjectionMemory<kHalvesOf<With>, With::kInstance.embed>;
 
-#define DIFNET_PROJECTIONS(name, memory)        \
-  {                                             \
-      DIFNET_COMPILED(name, memory, 2, 64, 0),  \
-      DIFNET_COMPILED(name, memory, 3, 64, 0),  \
-      DIFNET_COMPILED(name, memory, 2, 128, 0), \
-      DIFNET_COMPILED(name, memory, 3, 128, 0), \
+#define DIFNET_PROJECTIONS(name, memory, of_fp32)     \
+  {                                                   \
+      DIFNET_COMPILED(name, memory, 2, 64, 0),        \
+      DIFNET_COMPILED(name, memory, of_fp32, 64, 0),  \
+      DIFNET_COMPILED(name, memory, 2, 128, 0),       \
+      DIFNET_COMPILED(name, memory, of_fp32, 128, 0), \
   }
-const Compiled<ProjectionForward> kForward[] = DIFNET_PROJECTIONS(projection_forward, ForwardMemory);
-const Compiled<ProjectionBackward> kBackward[] = DIFNET_PROJECTIONS(projection_backward, ProjectionBackwardMemory);
+const Compiled<ProjectionForward> kForward[] = DIFNET_PROJECTIONS(projection_forward, ForwardMemory, 5);
+const Compiled<ProjectionBackward> kBackward[] = DIFNET_PROJECTIONS(projection_backward, ProjectionBackwardMemory, 3);
 const auto run_projection_forth = [](auto&&... arguments) { return run_projection(arguments...); };
 const auto run_projection_back = [](auto&&... arguments) { return run_projection_backward(arguments...); };
 

@@ -15,13 +15,13 @@ void take_sections(ProjectionForward& c, const Instance& with, Work& work) {
   const bool statistics = c.mean != nullptr;
   work.take(c.psi.weight_halves, weight_halves_count(c.psi.features.channels, c.psi.embed));
   work.take(c.psi.weight_unit, with.embed);
-  work.take(c.partial, statistics ? int64_t(c.images) * c.tiles * 3 * with.embed : 0);
-  work.take(c.merged, statistics ? int64_t(c.groups) * 3 * with.embed : 0);
+  work.take(c.partial, statistics ? int64_t(c.images) * c.tiles * kMoments * with.embed : 0);
+  work.take(c.merged, statistics ? int64_t(c.groups) * kMoments * with.embed : 0);
 }
 
-// Which of the compiled kernels: fp16 products per product (16-bit features have no low half), padded D.
-inline Instance projection_instance(DType features, int32_t embed) {
-  return {features == DType::kFloat ? 3 : 2, padded_embed(embed), 0};
+// Which of the compiled kernels: fp16 products per product (16-bit features have one half), padded D.
+inline Instance projection_instance(DType features, int32_t embed, int32_t of_fp32) {
+  return {features == DType::kFloat ? of_fp32 : 2, padded_embed(embed), 0};
 }
 
 struct ProjectionRequest {
@@ -36,7 +36,7 @@ struct ProjectionRequest {
 
 template <typename Bind, typename Launch, typename Refuse>
 auto run_projection(const ProjectionRequest& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
-  const Instance with = projection_instance(asked.features.dtype, asked.embed);
+  const Instance with = projection_instance(asked.features.dtype, asked.embed, 5);
   if (count_of(asked.pixels) >= int64_t(1) << 31 || count_of(asked.nodes) >= int64_t(1) << 31)
     return refuse("an image passes 2^31 pixels or nodes; cut it");
   ProjectionForward c{};
@@ -88,7 +88,7 @@ void take_sections(ProjectionBackward& c, const Instance& with, Work& work) {
 template <typename Bind, typename Launch, typename Refuse>
 auto run_projection_backward(const ProjectionBackwardRequest& asked, Bind bind, Launch launch, Refuse refuse)
     -> decltype(refuse("")) {
-  const Instance with = projection_instance(asked.features.dtype, asked.embed);
+  const Instance with = projection_instance(asked.features.dtype, asked.embed, 3);
   if (count_of(asked.pixels) >= int64_t(1) << 31 || count_of(asked.nodes) >= int64_t(1) << 31)
     return refuse("an image passes 2^31 pixels or nodes; cut it");
   ProjectionBackward c{};

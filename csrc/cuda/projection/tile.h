@@ -4,8 +4,9 @@
 // strides: a thread reads kStep channels of one pixel, splits them into fp16 halves in a unit of their own (a power of
 // two that brings the largest just below 2¹⁵), and mma.sync multiplies them with the halves of W, which have a unit for
 // each row. So no range of the data leaves fp16's, and what a pixel gets depends on no other pixel. 16-bit features
-// have one half: two products, else three. kStep channels are summed from zero and added in fp32, because the matrix
-// units truncate.
+// have one half: two products. fp32 ones have two, of 23 digits: three products; or three, of all 24, where the
+// variance of z may be a rounding error of its mean: five products. kStep channels are summed from zero and added in
+// fp32, because the matrix units truncate.
 //
 // With fewer than kNarrow channels, as of an image, there are plain multiply-adds.
 #pragma once
@@ -33,6 +34,15 @@ struct Scale {
 DIFNET_DEVICE Scale scale_of(float largest) {
   const uint32_t exponent = uint32_t(clamp(int(bits_of(largest) >> 23 & 0xff), 15, 254));
   return {float_of((exponent - 14) << 23), float_of((268 - exponent) << 23)};
+}
+
+// As product.h has it for two: the third holds what two leave of 24 digits.
+DIFNET_DEVICE void to_halves(uint32_t (&to)[3], float first, float second) {
+  const auto take = [&](int half) {
+    to[half] = two_halves(first, second);
+    first -= half_to_float(uint16_t(to[half])), second -= half_to_float(uint16_t(to[half] >> 16));
+  };
+  take(0), take(1), take(2);
 }
 
 // Where 8 numbers stand in a tile [rows][kChunk]: rows have 64 bytes, two share all banks, so pairs permute.
@@ -70,9 +80,13 @@ DIFNET_DEVICE void finite_product(float (&to)[4], const uint32_t (&left)[kLeft][
   float small[4] = {};
 #pragma unroll
   for (int e = 0; e < 4; ++e) to[e] = 0.0f;
-  if constexpr (kRight == 2) mma(small, left[0], right[1][2 * part], right[1][2 * part + 1]);
-  if constexpr (kLeft == 2) mma(small, left[1], right[0][2 * part], right[0][2 * part + 1]);
-  mma(to, left[0], right[0][2 * part], right[0][2 * part + 1]);
+  const auto add = [&](float (&sum)[4], int l, int r) {
+    mma(sum, left[l], right[r][2 * part], right[r][2 * part + 1]);
+  };
+  if constexpr (kLeft == 3) add(small, 2, 0), add(small, 1, 1);
+  if constexpr (kRight == 2) add(small, 0, 1);
+  if constexpr (kLeft >= 2) add(small, 1, 0);
+  add(to, 0, 0);
 #pragma unroll
   for (int e = 0; e < 4; ++e) to[e] += is_finite(small[e]) ? small[e] : 0.0f;
 }
@@ -243,7 +257,7 @@ struct ProjectionTile {
     if (!reads()) return;
     const int first = chunk * kChunk + step() * kStep;
     const int64_t begin = at + first * psi.features.channel_stride;
-    if (kHalves == 2 && psi.features.dtype == DType::kFloat)
+    if (kHalves > 1 && psi.features.dtype == DType::kFloat)
       read<true>(static_cast<const float*>(psi.features.data) + begin, first);
     else
       read<kHalves == 1>(static_cast<const uint16_t*>(psi.features.data) + begin, first);

@@ -19,11 +19,14 @@ bool twin_projection_backward(const difnet::cuda::ProjectionBackwardRequest* ask
 int32_t twin_projection_shared_bytes(int32_t products, int32_t embed, bool backward) {
   using namespace difnet::cuda;
   int32_t bytes = 0;
-  twin::with_projection_kind({products, embed, 0}, [&](auto kind) {
-    using With = decltype(kind);
-    bytes = int32_t(backward ? sizeof(ProjectionBackwardMemory<With>)
-                             : sizeof(ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed>));
-  });
+  const Instance with{products, embed, 0};
+  if (backward)
+    twin::with_projection_kind<true>(
+        with, [&](auto kind) { bytes = int32_t(sizeof(ProjectionBackwardMemory<decltype(kind)>)); });
+  else
+    twin::with_projection_kind<false>(with, [&](auto kind) {
+      bytes = int32_t(sizeof(ProjectionMemory<kHalvesOf<decltype(kind)>, decltype(kind)::kInstance.embed>));
+    });
   return bytes;
 }
 

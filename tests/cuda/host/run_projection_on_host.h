@@ -9,22 +9,23 @@
 namespace twin {
 
 // act(kind) for the compiled kernel that is meant.
-template <typename Act>
+template <bool kBackward, typename Act>
 void with_projection_kind(const difnet::cuda::Instance& with, Act act) {
   using namespace difnet::cuda;
   const auto look = [&](auto kind) {
     constexpr Instance mine = decltype(kind)::kInstance;
     if (mine.products == with.products && mine.embed == with.embed) act(kind);
   };
-  look(Kind<3, 64, 0>{});
+  constexpr int kOfFloat = kBackward ? 3 : 5;
+  look(Kind<kOfFloat, 64, 0>{});
 #if !defined(TWIN_ONE_KIND)
-  look(Kind<2, 64, 0>{}), look(Kind<2, 128, 0>{}), look(Kind<3, 128, 0>{});
+  look(Kind<2, 64, 0>{}), look(Kind<2, 128, 0>{}), look(Kind<kOfFloat, 128, 0>{});
 #endif
 }
 
 template <typename With>
 Machine::Result on_fibers(const difnet::cuda::ProjectionForward& c, Machine::Settings& settings) {
-  settings.shared_bytes = sizeof(difnet::cuda::ProjectionMemory<With::kInstance.products - 1, With::kInstance.embed>);
+  settings.shared_bytes = sizeof(difnet::cuda::ProjectionMemory<difnet::cuda::kHalvesOf<With>, With::kInstance.embed>);
   return Machine::run(settings, [&c] { difnet::cuda::projection_forward<With>(c); });
 }
 
