@@ -190,7 +190,7 @@ void projected_cascade_of_tensors(Tensor seed, std::vector<Tensor> features, std
   for (const auto* list : vectors)
     STD_TORCH_CHECK(int64_t(list->size()) == T && int64_t(weight.size()) == T && int64_t(eps.size()) == T,
                     "difnet_kernels::cuda_cascade: ", T, " maps have lists of other lengths");
-  STD_TORCH_CHECK(T > 0 && T <= kMaxProjectedWalks && K <= 23, "difnet_kernels::cuda_cascade: T = ", T, ", K = ", K,
+  STD_TORCH_CHECK(T > 0 && T <= kMaxProjectedWalks && K <= 63, "difnet_kernels::cuda_cascade: T = ", T, ", K = ", K,
                   " have no launch with Ψ in it");
   std::vector<Level> levels(size_t(T), Level{});
   for (size_t t = 0; t < levels.size(); ++t) {

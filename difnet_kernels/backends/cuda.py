@@ -16,10 +16,10 @@ from difnet_kernels.problem import Problem, ProjectedCascade, Projection
 MAX_EMBED, MAX_CLASSES = 128, 63  # the widest of the compiled kernels
 MAX_CHANNELS = 2048  # of the features of Ψ; wider ones were never tested
 # of those with Ψ in the launch
-MAX_PROJECTED_EMBED, MAX_PROJECTED_CLASSES, MAX_PROJECTED_WALKS = 64, 23, 12
+MAX_PROJECTED_EMBED, MAX_PROJECTED_WALKS = 64, 12
 MIN_ARCH = 80
 ROWS = 64  # nodes of a row tile, as csrc/cuda/arguments.h
-# of Ψ (csrc/cuda/projection*.h): nodes of its smallest tile, tiles of a group of its statistics, tiles of pixels of a round of
+# of Ψ (csrc/cuda/projection): nodes of its smallest tile, tiles of a group of its statistics, tiles of pixels of a round of
 # its backward, channels at a time
 PROJECTION_TILE, MERGED_TILES, ROUND_TILES, CHUNK = 32, 32, 512, 32
 # architectures on which a committed results file shows these kernels right and faster than Triton's, which makes them the
@@ -78,7 +78,6 @@ def refuses_projected_cascade(problem: ProjectedCascade) -> str | None:
     """What the launch with Ψ in it cannot hold; without it there are two."""
     for letter, size, most in (
         ("D", max(problem.cascade.embeds), MAX_PROJECTED_EMBED),
-        ("K", problem.cascade.classes, MAX_PROJECTED_CLASSES),
         ("T", len(problem.projections), MAX_PROJECTED_WALKS),
     ):
         if size > most:

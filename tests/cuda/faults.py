@@ -280,6 +280,8 @@ FAULTS = (
     fault("projected: units of W are all of the first walk", DEADLOCK, PROJECTED, "at / kUnits", "0", MAPS),
     fault("projected: a walk stands before its psi", DEADLOCK, PROJECTED, "stage - 3", "stage - 1", IN_TURN,
           "passes({}, c.of_walk.tiles"),
+    dropped("projected: the next unit is told while this one is read", RACE, PROJECTED, "barrier();", MAPS,
+            "{}  // all have read which unit this is"),
     dropped("projected: z leaves while a chunk is read", RACE, PROJECT, "barrier();", MAPS, "{}  // the last chunk is read"),
     dropped("projected: no barrier behind z", RACE, PROJECT, "barrier();", MAPS, "{}  // z is there"),
     fault("projected: the counters of W are left as they are", COUNTERS, PROJECT, "prepared(c, c.walks)", "prepared(c, 0)",

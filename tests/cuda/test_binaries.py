@@ -29,7 +29,7 @@ Kind = tuple[str, int, int, int]  # direction, products, embed, width
 SIZES = [(products, embed, width) for products in (1, 3) for embed in (64, 128) for width in (24, 64)]
 KINDS: list[Kind] = [(direction, *size) for direction in ("forward", "backward") for size in SIZES]
 # forward with Ψ in the launch
-KINDS += [("projected", products, 64, 24) for products in (1, 3)]
+KINDS += [("projected", products, 64, width) for products in (1, 3) for width in (24, 64)]
 WIDEST = (3, 128, 64)
 
 COMPILED = native.unusable() is None and hasattr(torch.ops.difnet_kernels, "cuda_cascade_forward")

@@ -42,6 +42,7 @@ LAUNCHES = ("2 5 70 16 3 0 1 0 0 4",)
 PROJECTED = (
     "1 1 1 1 1 1 1 0 1 0 0 2", "2 5 1 5 9 16 4 0 1 0 0 4", "1 5 1 4 33 16 3 0 1 2 0 8", "1 21 1 1 150 64 2 0 1 3 1 5",
     "2 3 2 3 4 3 4 2 1 0 0 4", "1 23 1 9 17 64 2 3 1 2 0 7", "1 4 1 3 20 5 3 0 0 0 0 3",
+    "1 60 1 5 17 64 2 0 1 2 0 4",
 )  # fmt: skip
 ALL = {"forward": SHAPES, "backward": BACKWARD, "launches": LAUNCHES, "projected": PROJECTED}
 Said = dict[tuple[str, str], list[Future[dict[str, list[str]]]]]

@@ -33,10 +33,9 @@ struct Project {
 
   // Rows of W_t in halves.
   DIFNET_DEVICE void weight(int unit) const {
-    if (!has_halves()) return;
-    prepare_weight<kEmbed>(level.psi, unit);
+    if (has_halves()) prepare_weight<kEmbed>(level.psi, unit);
     barrier();  // the rows are there
-    if (thread() == 0) add_release(prepared(c, t), 1);
+    if (has_halves() && thread() == 0) add_release(prepared(c, t), 1);
   }
 
   // As batch_norm.normalise, of the z that won its window: it would have won after it, too. The offset moves the mean

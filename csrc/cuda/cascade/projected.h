@@ -14,11 +14,14 @@
 namespace difnet::cuda {
 
 template <typename With>
-union ProjectedMemory {
-  PrepareMemory<With::kInstance.embed> psi;
-  PrepareMemory<With::kInstance.width> state;
-  WalkMemory<With> walk;
-  typename Project<With::kInstance.embed>::Memory project;
+struct ProjectedMemory {
+  union {
+    PrepareMemory<With::kInstance.embed> psi;
+    PrepareMemory<With::kInstance.width> state;
+    WalkMemory<With> walk;
+    typename Project<With::kInstance.embed>::Memory project;
+  };
+  int32_t next;  // unit of this block, here because registers are scarce; every unit has a barrier before it is read
 };
 
 template <typename With>
@@ -26,7 +29,9 @@ DIFNET_KERNEL(2)
 void projected_cascade(const DIFNET_PARAMETER ProjectedCascade c) {
   constexpr int kHalves = Stage<With>::kHalves, kEmbed = With::kInstance.embed, kWidth = With::kInstance.width;
   auto& memory = shared_memory<ProjectedMemory<With>>();
-  for (int unit = block(); unit < c.of_walk.all; unit += blocks()) {
+  for (int unit = block(); unit < c.of_walk.all; unit = memory.next) {
+    barrier();  // all have read which unit this is
+    if (thread() == 0) memory.next = unit + blocks();
     int at = unit;
     if (at < c.units.reach) {
       class_reach(c, memory.state, at / c.groups, at % c.groups);

@@ -53,7 +53,7 @@ inline Instance instance_of(const ProjectedRequest& asked) {
 }
 
 // Few, because each is another kernel on every architecture: what is wider takes two launches.
-constexpr bool is_compiled(const Instance& with) { return with.embed == 64 && with.width == 24; }
+constexpr bool is_compiled(const Instance& with) { return with.embed == 64; }
 
 // Rows of W that are prepared for every walk, kWeightRows each; few channels need none, and theirs do nothing.
 constexpr int32_t units_of_weight(const Instance& with) { return with.embed / kWeightRows; }
