@@ -29,7 +29,7 @@ from tests.cuda.faults import (
 from tests.cuda.projection_faults import FAULTS, NARROW, WIDE
 from tests.cuda.twin import MADE, compile_host, driver
 
-SOURCE, PROGRAM = "projections.cpp", "projection_alone.cpp"
+SOURCE, PROGRAM, WAY = "projections.cpp", "projection_alone.cpp", "both"
 DETECTORS = {RACE: ["-fsanitize=thread"], BOUNDS: TRAPS}
 # images channels embed Z Y X OZ OY OX dtype (0 fp32, 2 fp16, 3 bf16) statistics round_tiles workers
 SHAPES = (
@@ -51,7 +51,7 @@ def clean() -> Iterator[dict[str, Future[str]]]:
 
     def tell(detector: str) -> str:
         program = compile_host(SOURCE, MADE / "projection_alone", "-O1", *DETECTORS[detector], driver(PROGRAM))
-        return run(program, _one((*SHAPES, *CASES)))
+        return run(program, [f"{WAY} {line}" for line in _one((*SHAPES, *CASES))])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {detector: pool.submit(tell, detector) for detector in DETECTORS}
@@ -68,9 +68,9 @@ def test_no_detector_finds_anything(clean: dict[str, Future[str]], detector: str
 
 def test_nothing_depends_on_who_runs_when(clean: dict[str, Future[str]]) -> None:
     """Schedules, and the number of blocks."""
-    program = compile_host(SOURCE, MADE / "projection_alone", "-O1", driver(PROGRAM))
+    program = compile_host(SOURCE, MADE / "projection_alone", "-O1", "-DTWIN_ONE_KIND", driver(PROGRAM))
     told = [
-        run(program, [f"{case.rpartition(' ')[0]} {workers} {schedule}" for case in CASES])
+        run(program, [f"{WAY} {case.rpartition(' ')[0]} {workers} {schedule}" for case in CASES])
         for workers, schedule in ((1, 1), (3, 2), (8, 3))
     ]
     bits = [[line.rpartition(" ")[2] for line in one.splitlines()] for one in told]
@@ -93,7 +93,7 @@ def said(
         found: dict[Fault, Future[str]] = {}
         for check in checks:
             jobs = {
-                fault: Job(_one((fault.case,)), "both", FAULTS.index(fault))
+                fault: Job(_one((fault.case,)), WAY, FAULTS.index(fault))
                 for fault in selected
                 if (fault.check if fault.check in checks else NUMBERS) == check
             }

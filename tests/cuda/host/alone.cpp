@@ -1,9 +1,9 @@
-// The twin as a program of its own, for the sanitizers: reads runs from standard input, one a line,
-//     images classes nodes embed walks dtype precision parts together workers schedule
-// makes numbered inputs, and compares what comes out with dense fp64, class by class. With the argument `backward` the
-// gradients follow and are compared, too; with `launches` every walk has a launch of its own, and every step a gradient,
-// whose classes are neighbours in memory; with `projected` other runs are read (alone_projected.h). Prints one line a
-// run; stops at the first that is wrong.
+// The twin as a program of its own, for the sanitizers: reads runs from standard input, one a line (lines.h),
+//     way images classes nodes embed walks dtype precision parts together workers schedule
+// makes numbered inputs, and compares what comes out with dense fp64, class by class. The way `forward` is that alone;
+// with `backward` the gradients follow and are compared, too; with `launches` every walk has a launch of its own, and
+// every step a gradient, whose classes are neighbours in memory; `projected` is another kind of run
+// (alone_projected.h). Prints one line a run.
 #include <cmath>
 #include <cstdio>
 #include <memory>

@@ -125,6 +125,11 @@ class Fiber {
     twin_switch_stack(&pointer_, other.pointer_);
     arrived(fake_);
   }
+  // What the switch to this fiber will read first.
+  TWIN_PLAIN void fetch() const {
+    __builtin_prefetch(pointer_);
+    __builtin_prefetch(static_cast<const char*>(pointer_) + 64);
+  }
   // A fiber that runs for the first time says so.
   TWIN_PLAIN static void arrived(void* fake) {
 #if defined(__SANITIZE_ADDRESS__)

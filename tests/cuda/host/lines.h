@@ -1,6 +1,6 @@
 // How a program reads its runs, one a line; a Run prints what came out, and returns 0 if it is right.
 //
-//     program WAY          RUN: one after another, up to the first that is wrong
+//     program              WAY RUN: one after another, up to the first that is wrong
 //     program apart        FAULT WAY RUN: each in a process of its own, because a fault ends it
 #pragma once
 
@@ -10,7 +10,6 @@
 
 #include <cstdio>
 #include <iostream>
-#include <sstream>
 #include <string>
 
 #include "run.h"
@@ -23,22 +22,28 @@ namespace twin {
 
 using Run = int(const std::string& way, const char* line);
 
-constexpr int kFibers = 4 * 128;  // of most runs
 constexpr const char* kApart = "---- apart";
 
-// The fibers are made once, before the processes part: to make them costs more than a run.
+// One after another, up to the first that is wrong.
+inline int run_together(Run* run) {
+  for (std::string way, line; std::cin >> way && std::getline(std::cin, line);)
+    if (const int wrong = run(way, line.c_str())) return wrong;
+  return 0;
+}
+
+// All kinds of runs end with the number of resident blocks and the schedule.
+inline int blocks_of(const std::string& line) { return std::stoi(line.substr(line.rfind(' ', line.rfind(' ') - 1))); }
+
+// Fibers are made once, before the processes part, because to make them costs more than a run.
 inline int run_apart(Run* run) {
-  make_fibers(kFibers);
-  for (std::string line, way, rest; std::getline(std::cin, line);) {
-    std::istringstream words(line);
-    words >> twin_fault >> way;
-    std::getline(words, rest);
+  for (std::string way, line; std::cin >> twin_fault >> way && std::getline(std::cin, line);) {
+    make_fibers(blocks_of(line) * 128);
     puts(kApart);
     fflush(stdout);
     // fork() would blind the race detector, for it trusts no child of a process that has threads; ours are fibers
     const pid_t child = pid_t(syscall(SYS_fork));
     if (child == 0) {
-      const int wrong = run(way, rest.c_str());
+      const int wrong = run(way, line.c_str());
       fflush(stdout);
       _exit(wrong);
     }
@@ -50,11 +55,7 @@ inline int run_apart(Run* run) {
 }
 
 inline int run_lines(int count, char** words, Run* run) {
-  const std::string way = count > 1 ? words[1] : "";
-  if (way == "apart") return run_apart(run);
-  for (std::string line; std::getline(std::cin, line);)
-    if (const int wrong = run(way, line.c_str())) return wrong;
-  return 0;
+  return count > 1 && words[1] == std::string("apart") ? run_apart(run) : run_together(run);
 }
 
 }  // namespace twin

@@ -64,6 +64,7 @@ struct Thread;
 struct Warp {
   Thread* threads;                              // 32 of them
   uint32_t runnable = 0xffffffffu, asleep = 0;  // a bit for each lane; those asleep wait for a counter
+  uint32_t next = 0;                            // the lane that will run, chosen ahead so that its stack can be fetched
   Meeting meeting;
   Operands operands[2];  // in turn, because some lanes bring the next ones before others have looked at these
 
@@ -278,11 +279,17 @@ class Machine {
   TWIN_PLAIN bool pick() {
     const uint32_t dice = chance_();
     if ((turn_->runnable == 0 || dice >> 28 == 0) && !take_turn(dice)) return false;
-    const uint32_t first = dice & 31u, those = turn_->runnable >> first | turn_->runnable << (-first & 31u);
-    const uint32_t lane = (first + uint32_t(__builtin_ctz(those))) & 31u;
+    const uint32_t lane = turn_->runnable >> turn_->next & 1u ? turn_->next : one_of(turn_->runnable, dice);
     turn_->runnable &= ~(1u << lane);
     me = turn_->threads + lane;
+    turn_->next = one_of(turn_->runnable, dice >> 8);
+    turn_->threads[turn_->next].fiber->fetch();
     return true;
+  }
+  // A lane of those, any if there is none.
+  TWIN_PLAIN static uint32_t one_of(uint32_t those, uint32_t dice) {
+    const uint32_t first = dice & 31u, turned = those >> first | those << (-first & 31u);
+    return (first + uint32_t(__builtin_ctz(turned | 1u << 31))) & 31u;
   }
   TWIN_PLAIN bool take_turn(uint32_t dice) {
     const bool stays = (dice >> 5 & 7u) != 0;

@@ -1,7 +1,6 @@
-// The twin of Ψ as a program of its own, for the sanitizers: reads runs from standard input, one a line,
-//     images channels embed Z Y X OZ OY OX dtype statistics round_tiles workers schedule
-// makes numbered inputs, runs forward and backward, and compares both with fp64. Prints one line a run; stops at the
-// first that is wrong.
+// The twin of Ψ as a program of its own, for the sanitizers: reads runs from standard input, one a line (lines.h),
+//     both images channels embed Z Y X OZ OY OX dtype statistics round_tiles workers schedule
+// makes numbered inputs, runs forward and backward, and compares both with fp64. Prints one line a run.
 #include <cmath>
 #include <cstdio>
 #include <random>

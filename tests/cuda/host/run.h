@@ -25,7 +25,7 @@ struct Report {
   int32_t parts, part_tiles, all_parts, launches;
 };
 
-// Fibers for launches to come: threads of all blocks.
+// Fibers for launches to come, as many as there are threads.
 void make_fibers(int count);
 
 // All launches of a request.
