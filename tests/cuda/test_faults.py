@@ -8,23 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.cuda.faults import (
-    BANKS,
-    BITS,
-    FAULTS,
-    IN_TURN,
-    LAUNCHES,
-    MAPS,
-    NUMBERS,
-    SANITIZERS,
-    Fault,
-    Job,
-    build,
-    caught,
-    planted,
-    runs,
-    submit,
-)
+from tests.cuda.faults import BANKS, BITS, FAULTS, IN_TURN, LAUNCHES, MAPS, NUMBERS, Fault
+from tests.cuda.programs import SANITIZERS, Job, build, caught, planted, runs, submit
 from tests.cuda.twin import driver
 
 CHECKS = (*SANITIZERS, NUMBERS)

@@ -9,23 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.cuda.faults import (
-    BANKS,
-    BOUNDS,
-    COUNTERS,
-    DEADLOCK,
-    LANDED,
-    NUMBERS,
-    RACE,
-    TRAPS,
-    Fault,
-    Job,
-    build,
-    caught,
-    planted,
-    run,
-    submit,
-)
+from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, Fault
+from tests.cuda.programs import TRAPS, Job, build, caught, planted, run, submit
 from tests.cuda.projection_faults import FAULTS, NARROW, WIDE
 from tests.cuda.twin import MADE, compile_host, driver
 

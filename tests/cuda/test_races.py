@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.faults import CORES, TRAPS, run
+from tests.cuda.programs import CORES, TRAPS, run
 from tests.cuda.twin import MADE, compile_host, driver
 
 RACE, MEMORY = "race", "memory"
