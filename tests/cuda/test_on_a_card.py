@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from difnet_kernels import cascaded_random_walk, random_walk
+from tests.cuda.projected import assert_right, inputs_of, truth, walk_of
 from tests.support.cases import DTYPES, Case, Inputs, make, normal
 from tests.support.dense import dense
 from tests.support.tolerances import assert_within
@@ -162,3 +163,19 @@ def test_a_projection_is_right(card: int, dtype: str, channels: int) -> None:
     for (name, bound), a, b in zip(bounds.items(), ours[1:], true[1:], strict=True):
         assert_within(name, a, b, bound)
     assert_same(made("cuda", x, weight), ours)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("classes", [21, 60])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_maps_to_scores_in_one_launch(card: int, dtype: str, classes: int) -> None:
+    """Ψ in the launch of the walks beside the two operators of the reference in fp64; the same bits again."""
+    sizes = (2, classes, (33, 35), 64, ((3, (131, 140)), (70, (41, 45)), (256, (33, 35))))
+    device = torch.device("cuda", card)
+    seed, features = inputs_of(sizes, dtype)
+    seed, features = seed.to(device), [x.to(device) for x in features]
+    module = walk_of(sizes, backend="cuda").to(device, DTYPES[dtype])
+    with torch.no_grad():
+        steps = module(seed, features, return_steps=True)
+        assert_same(module(seed, features, return_steps=True), steps)
+    assert_right(steps, *truth(module, seed, features), {DTYPES[dtype]})
