@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.cuda.faults import BANKS, BITS, BOUNDS, FAULTS, NUMBERS, RACE, WORDS, Fault
 from tests.cuda.twin import KERNELS, MADE, compile_host, driver, sources
 
 # an access calls the address sanitizer: the program is compiled in half of the time, and runs long enough to tell
 BY_CALLS = "--param=asan-instrumentation-with-call-threshold=0"
 SANITIZERS = {RACE: ["-fsanitize=thread"], BOUNDS: ["-fsanitize=address", BY_CALLS]}
+CHECKS = (*SANITIZERS, NUMBERS)  # that have a program of their own
 # Undefined behaviour is an illegal instruction, without words: `gdb` shows its line. With words, half of the build.
 TRAPS = ["-fsanitize=address,undefined", "-fsanitize-undefined-trap-on-error", BY_CALLS]
 # stop at the first; wait for nobody at the end; keep a short history, which the price of a fiber depends on
@@ -65,44 +68,40 @@ def planted(folder: Path, faults: Sequence[Fault] = FAULTS) -> Path:
     return copy
 
 
-def build(kernels: Path, check: str, source: str = "cascades.cpp", program: str = "alone.cpp") -> Path:
+def build(kernels: Path, check: str, source: str, program: str) -> Path:
     """The program that runs one kind of kernel with the detector of `check`."""
     flags = ["-O1", "-DTWIN_ONE_KIND", "-include", str(kernels / "fault.h")]
     flags += SANITIZERS.get(check, [])
     return compile_host(source, MADE / "faults", *flags, driver(program), kernels=kernels)
 
 
-def run(program: Path, lines: Sequence[str]) -> str:
-    """What the program says to the runs, `way shape schedule`, up to the first that is wrong."""
-    environment = {**os.environ, "TSAN_OPTIONS": TSAN}
-    text = "".join(f"{line}\n" for line in lines)
-    done = subprocess.run(
-        program,
-        input=text,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    return done.stdout + done.stderr + ("" if done.returncode == 0 else f"exit status {done.returncode}")
-
-
-def run_apart(program: Path, jobs: Sequence[Job]) -> list[str]:
-    """What the program says to each job: all from one process, so that fibers are made once."""
-    text = "".join(f"{job.fault} {job.way} {line}\n" for job in jobs for line in job.lines)
-    done = subprocess.run(
-        [program, "apart"],
-        input=text,
-        env={**os.environ, "TSAN_OPTIONS": f"{TSAN}:symbolize=0"},  # that it is found is enough; nobody reads where
+def _ended(command: Sequence[str], lines: Sequence[str], tsan: str = TSAN) -> subprocess.CompletedProcess[str]:
+    """A program that has read its lines; it says everything on stdout."""
+    return subprocess.run(
+        command,
+        input="".join(f"{line}\n" for line in lines),
+        env={**os.environ, "TSAN_OPTIONS": tsan},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
         timeout=PATIENCE,
     )
+
+
+def run(program: Path, lines: Sequence[str]) -> str:
+    """What the program says to the runs, `way shape schedule`, up to the first that is wrong."""
+    done = _ended([str(program)], lines)
+    return done.stdout + ("" if done.returncode == 0 else f"exit status {done.returncode}")
+
+
+def run_apart(program: Path, jobs: Sequence[Job]) -> list[str]:
+    """What the program says to each job: all from one process, so that fibers are made once."""
+    lines = [f"{job.fault} {job.way} {line}" for job in jobs for line in job.lines]
+    # that a race is found is enough; nobody reads where
+    done = _ended([str(program), "apart"], lines, f"{TSAN}:symbolize=0")
     said = done.stdout.split("---- apart\n")[1:]
-    assert done.returncode == 0 and len(said) == text.count("\n"), f"{done.returncode}\n{done.stdout[-3000:]}"
+    assert done.returncode == 0 and len(said) == len(lines), f"{done.returncode}\n{done.stdout[-3000:]}"
     return ["".join(said.pop(0) for _ in job.lines) for job in jobs]
 
 
@@ -123,6 +122,30 @@ def submit(pool: Executor, program: Path, jobs: Mapping[Any, Job]) -> dict[Any, 
     for first in range(CORES):
         pool.submit(tell, keys[first::CORES])
     return found
+
+
+def tell(
+    pool: Executor,
+    kernels: Path,
+    jobs: Mapping[Any, tuple[str, Job]],
+    source: str = "cascades.cpp",
+    program: str = "alone.cpp",
+) -> dict[Any, Future[str]]:
+    """What will have been said to each job, which is named with its check: one build for every detector, and one without,
+    which does for the other checks."""
+    driver(program)
+    made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check, source, program), CHECKS), strict=True))
+    found: dict[Any, Future[str]] = {}
+    for built, path in made.items():
+        own = {key: job for key, (check, job) in jobs.items() if (check if check in CHECKS else NUMBERS) == built}
+        found |= submit(pool, path, own)
+    return found
+
+
+def chosen(request: pytest.FixtureRequest, faults: Sequence[Fault]) -> list[Fault]:
+    """Those that are tested in this session; other files have faults of their own."""
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    return [x["fault"] for x in parameters if x.get("fault") in faults]
 
 
 def runs(case: str, check: str = NUMBERS) -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.cuda.faults import BANKS, BITS, FAULTS, IN_TURN, LAUNCHES, MAPS, NUMBERS, Fault
-from tests.cuda.programs import SANITIZERS, Job, build, caught, planted, runs, submit
-from tests.cuda.twin import driver
+from tests.cuda.faults import BANKS, BITS, FAULTS, IN_TURN, LAUNCHES, MAPS, Fault
+from tests.cuda.programs import CHECKS, CORES, Job, caught, chosen, planted, runs, tell
 
-CHECKS = (*SANITIZERS, NUMBERS)
 CASES = sorted({fault.case for fault in FAULTS})
 BITS_CASES = sorted({fault.case for fault in FAULTS if fault.check == BITS})
 WAY = {
@@ -27,25 +24,14 @@ SILENT = [(check, case) for check in CHECKS for case in CASES] + [(BITS, case) f
 def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[object, Future[str]]]:
-    """One build per detector, and as many programs at a time as there are cores."""
-    driver("alone.cpp")
-    kernels = planted(tmp_path_factory.mktemp("faults"))
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]  # other files have faults of their own
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = dict(zip(CHECKS, pool.map(lambda check: build(kernels, check), CHECKS), strict=True))
-        found: dict[object, Future[str]] = {}
-        for check in CHECKS:
-            jobs: dict[object, Job] = {
-                fault: Job(runs(fault.case, fault.check), fault.way, FAULTS.index(fault))
-                for fault in selected
-                if (fault.check if fault.check in CHECKS else NUMBERS) == check
-            }
-            jobs |= {(check, case): Job(runs(case), WAY.get(case, "backward")) for case in CASES}
-            if check == NUMBERS:
-                jobs |= {(BITS, case): Job(runs(case, BITS), "backward") for case in BITS_CASES}
-            found |= submit(pool, made[check], jobs)
-        yield found
+    """As many programs at a time as there are cores."""
+    jobs: dict[object, tuple[str, Job]] = {
+        fault: (fault.check, Job(runs(fault.case, fault.check), fault.way, FAULTS.index(fault)))
+        for fault in chosen(request, FAULTS)
+    }
+    jobs |= {(check, case): (check, Job(runs(case, check), WAY.get(case, "backward"))) for check, case in SILENT}
+    with ThreadPoolExecutor(CORES) as pool:
+        yield tell(pool, planted(tmp_path_factory.mktemp("faults")), jobs)
 
 
 def test_there_are_enough() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,7 +136,7 @@ def _arguments(seed: Tensor, features: list[Tensor], embed: int = 4) -> tuple[An
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(OPS.projected_cascade.default, _arguments(*inputs_of()))
+    library.opcheck(OPS.projected_cascade, _arguments(*inputs_of()))
 
 
 def test_it_counts_what_the_two_count() -> None:

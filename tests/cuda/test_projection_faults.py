@@ -3,14 +3,13 @@ named for it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tests.cuda.faults import BANKS, BOUNDS, COUNTERS, DEADLOCK, LANDED, NUMBERS, RACE, Fault
-from tests.cuda.programs import TRAPS, Job, build, caught, planted, run, submit
+from tests.cuda.programs import CORES, TRAPS, Job, caught, chosen, planted, run, tell
 from tests.cuda.projection_faults import FAULTS, NARROW, WIDE
 from tests.cuda.twin import MADE, compile_host, driver
 
@@ -38,7 +37,7 @@ def clean() -> Iterator[dict[str, Future[str]]]:
         program = compile_host(SOURCE, MADE / "projection_alone", "-O1", *DETECTORS[detector], driver(PROGRAM))
         return run(program, [f"{WAY} {line}" for line in _one((*SHAPES, *CASES))])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         yield {detector: pool.submit(tell, detector) for detector in DETECTORS}
 
 
@@ -67,23 +66,12 @@ def test_nothing_depends_on_who_runs_when(clean: dict[str, Future[str]]) -> None
 def said(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[Fault, Future[str]]]:
-    """One build per detector, and as many runs at a time as there are cores."""
-    driver(PROGRAM)
-    kernels = planted(tmp_path_factory.mktemp("faults"), FAULTS)
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    selected = [x["fault"] for x in parameters if x.get("fault") in FAULTS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checks = (RACE, BOUNDS, NUMBERS)
-        made = dict(zip(checks, pool.map(lambda check: build(kernels, check, SOURCE, PROGRAM), checks), strict=True))
-        found: dict[Fault, Future[str]] = {}
-        for check in checks:
-            jobs = {
-                fault: Job(_one((fault.case,)), WAY, FAULTS.index(fault))
-                for fault in selected
-                if (fault.check if fault.check in checks else NUMBERS) == check
-            }
-            found |= submit(pool, made[check], jobs)
-        yield found
+    """As many programs at a time as there are cores."""
+    jobs = {
+        fault: (fault.check, Job(_one((fault.case,)), WAY, FAULTS.index(fault))) for fault in chosen(request, FAULTS)
+    }
+    with ThreadPoolExecutor(CORES) as pool:
+        yield tell(pool, planted(tmp_path_factory.mktemp("faults"), FAULTS), jobs, SOURCE, PROGRAM)
 
 
 def test_there_are_enough() -> None:

@@ -44,7 +44,9 @@ class Pytest:
         asked = {"arguments": list(arguments), "environment": dict(environment), "log": str(self.log)}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        status = int(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        assert answer, f"the process of pytest in {self.log.parent} has ended"
+        status = int(answer)
         if status == -signal.SIGALRM:
             raise TimeoutError(f"pytest {' '.join(arguments)} ran for {PATIENCE} seconds")
         return Ended(status, self.log.read_text(encoding="utf-8", errors="replace"))

@@ -57,6 +57,7 @@ constexpr int kMergedTiles = 32;  // tiles of nodes of a group of the statistics
 
 struct ProjectionForward {
   static constexpr bool kBackward = false;
+  static constexpr int kOfFloat = 5;  // products for fp32 features: the variance needs all their digits
   Projection psi;
   int32_t images, tiles, groups, weight_units;  // tiles of an image; groups of tiles; units that prepare W
   Volume peak, position;                        // (B, D, *grid), fp32 and int32
@@ -74,6 +75,7 @@ constexpr int kMostRanges = 64;          // of a round, that one block adds
 
 struct ProjectionBackward {
   static constexpr bool kBackward = true;
+  static constexpr int kOfFloat = 3;
   Projection psi;                               // without a slope: z has its own sign
   int32_t images, tiles;                        // tiles of pixels of an image
   int32_t rounds, round_tiles, feature_groups;  // groups: of chunks, 0 if ∂f is not wanted

@@ -24,15 +24,16 @@ namespace {
 template <typename With>
 using ForwardMemory = ProjectionMemory<kHalvesOf<With>, With::kInstance.embed>;
 
-#define DIFNET_PROJECTIONS(name, memory, of_fp32)     \
-  {                                                   \
-      DIFNET_COMPILED(name, memory, 2, 64, 0),        \
-      DIFNET_COMPILED(name, memory, of_fp32, 64, 0),  \
-      DIFNET_COMPILED(name, memory, 2, 128, 0),       \
-      DIFNET_COMPILED(name, memory, of_fp32, 128, 0), \
+#define DIFNET_PROJECTIONS(name, memory, Arguments)               \
+  {                                                               \
+      DIFNET_COMPILED(name, memory, 2, 64, 0),                    \
+      DIFNET_COMPILED(name, memory, Arguments::kOfFloat, 64, 0),  \
+      DIFNET_COMPILED(name, memory, 2, 128, 0),                   \
+      DIFNET_COMPILED(name, memory, Arguments::kOfFloat, 128, 0), \
   }
-const Compiled<ProjectionForward> kForward[] = DIFNET_PROJECTIONS(projection_forward, ForwardMemory, 5);
-const Compiled<ProjectionBackward> kBackward[] = DIFNET_PROJECTIONS(projection_backward, ProjectionBackwardMemory, 3);
+const Compiled<ProjectionForward> kForward[] = DIFNET_PROJECTIONS(projection_forward, ForwardMemory, ProjectionForward);
+const Compiled<ProjectionBackward> kBackward[] =
+    DIFNET_PROJECTIONS(projection_backward, ProjectionBackwardMemory, ProjectionBackward);
 const auto run_projection_forth = [](auto&&... arguments) { return run_projection(arguments...); };
 const auto run_projection_back = [](auto&&... arguments) { return run_projection_backward(arguments...); };
 

@@ -20,8 +20,9 @@ void take_sections(ProjectionForward& c, const Instance& with, Work& work) {
 }
 
 // Which of the compiled kernels: fp16 products per product (16-bit features have one half), padded D.
-inline Instance projection_instance(DType features, int32_t embed, int32_t of_fp32) {
-  return {features == DType::kFloat ? of_fp32 : 2, padded_embed(embed), 0};
+template <typename Arguments>
+Instance projection_instance(DType features, int32_t embed) {
+  return {features == DType::kFloat ? Arguments::kOfFloat : 2, padded_embed(embed), 0};
 }
 
 struct ProjectionRequest {
@@ -36,7 +37,7 @@ struct ProjectionRequest {
 
 template <typename Bind, typename Launch, typename Refuse>
 auto run_projection(const ProjectionRequest& asked, Bind bind, Launch launch, Refuse refuse) -> decltype(refuse("")) {
-  const Instance with = projection_instance(asked.features.dtype, asked.embed, 5);
+  const Instance with = projection_instance<ProjectionForward>(asked.features.dtype, asked.embed);
   if (count_of(asked.pixels) >= int64_t(1) << 31 || count_of(asked.nodes) >= int64_t(1) << 31)
     return refuse("an image passes 2^31 pixels or nodes; cut it");
   ProjectionForward c{};
@@ -88,7 +89,7 @@ void take_sections(ProjectionBackward& c, const Instance& with, Work& work) {
 template <typename Bind, typename Launch, typename Refuse>
 auto run_projection_backward(const ProjectionBackwardRequest& asked, Bind bind, Launch launch, Refuse refuse)
     -> decltype(refuse("")) {
-  const Instance with = projection_instance(asked.features.dtype, asked.embed, 3);
+  const Instance with = projection_instance<ProjectionBackward>(asked.features.dtype, asked.embed);
   if (count_of(asked.pixels) >= int64_t(1) << 31 || count_of(asked.nodes) >= int64_t(1) << 31)
     return refuse("an image passes 2^31 pixels or nodes; cut it");
   ProjectionBackward c{};

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <string>
 
+#include "cuda/arguments.h"
 #include "run.h"
 
 extern "C" {
@@ -37,7 +38,7 @@ inline int blocks_of(const std::string& line) { return std::stoi(line.substr(lin
 // Fibers are made once, before the processes part, because to make them costs more than a run.
 inline int run_apart(Run* run) {
   for (std::string way, line; std::cin >> twin_fault >> way && std::getline(std::cin, line);) {
-    make_fibers(blocks_of(line) * 128);
+    make_fibers(blocks_of(line) * difnet::cuda::kThreads);
     puts(kApart);
     fflush(stdout);
     // fork() would blind the race detector, for it trusts no child of a process that has threads; ours are fibers

@@ -21,10 +21,10 @@ int32_t twin_projection_shared_bytes(int32_t products, int32_t embed, bool backw
   int32_t bytes = 0;
   const Instance with{products, embed, 0};
   if (backward)
-    twin::with_projection_kind<true>(
+    twin::with_projection_kind<ProjectionBackward>(
         with, [&](auto kind) { bytes = int32_t(sizeof(ProjectionBackwardMemory<decltype(kind)>)); });
   else
-    twin::with_projection_kind<false>(with, [&](auto kind) {
+    twin::with_projection_kind<ProjectionForward>(with, [&](auto kind) {
       bytes = int32_t(sizeof(ProjectionMemory<kHalvesOf<decltype(kind)>, decltype(kind)::kInstance.embed>));
     });
   return bytes;

@@ -9,7 +9,7 @@ template <typename Asked, typename RunAll>
 Report run_projection_on_host(const Asked& asked, const Options& options, RunAll run_all) {
   return run_on_host(asked, options, run_all, [](const auto& c, const auto& with, Machine::Settings& settings) {
     Machine::Result result;
-    with_projection_kind<std::decay_t<decltype(c)>::kBackward>(
+    with_projection_kind<std::decay_t<decltype(c)>>(
         with, [&](auto kind) { result = on_fibers<decltype(kind)>(c, settings); });
     return result;
   });

@@ -9,14 +9,14 @@
 namespace twin {
 
 // act(kind) for the compiled kernel that is meant.
-template <bool kBackward, typename Act>
+template <typename Arguments, typename Act>
 void with_projection_kind(const difnet::cuda::Instance& with, Act act) {
   using namespace difnet::cuda;
   const auto look = [&](auto kind) {
     constexpr Instance mine = decltype(kind)::kInstance;
     if (mine.products == with.products && mine.embed == with.embed) act(kind);
   };
-  constexpr int kOfFloat = kBackward ? 3 : 5;
+  constexpr int kOfFloat = Arguments::kOfFloat;
   look(Kind<kOfFloat, 64, 0>{});
 #if !defined(TWIN_ONE_KIND)
   look(Kind<2, 64, 0>{}), look(Kind<2, 128, 0>{}), look(Kind<kOfFloat, 128, 0>{});
