@@ -49,7 +49,7 @@ def test_without_a_fault_the_truths_hold(native: str, verdicts: dict[Fault | Non
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
 def test_a_fault_is_caught(native: str, verdicts: dict[Fault | None, Future[Ended]], fault: Fault) -> None:
-    """By a failing test, or by a crash where the fault reads memory that is not there."""
+    """By a failing test, by a crash where the fault reads memory that is not there, or by a kernel that never ends."""
     done = verdicts[fault].result()
     caught = (done.returncode == 1 and " failed" in done.stdout) or done.returncode < 0
     assert caught, f"{fault.name}: tests/test_{fault.truth} says {done.returncode}\n{done.stdout[-2000:]}"

@@ -84,7 +84,9 @@ FAULTS = (
     ),
     Fault(
         "a step that comes too late is added, too", "cpu/schedule.h",
-        "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)", "false",
+        "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)",
+        "(claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)) && "
+        "(there ? self.steps.commit(self.walks[image], a, b, self.scratch) : void(), true)",
         "determinism.py::test_interrupted_workers_change_no_bit",
     ),
     Fault("a bias loses its integer", BIAS, "m", "zero", "bias", "fits ? {} : without"),
