@@ -1,6 +1,6 @@
 """Photographs in, masks out: the same answer as evaluation gives, for files, folders, large images and phones."""
 
-import time
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -210,20 +210,18 @@ def test_any_checkpoint_predicts(tmp_path, kind):
     assert np.asarray(Image.open(tmp_path / "out/masks/a.png")).shape == (30, 40)
 
 
-def test_reading_and_writing_wait_for_nobody(checkpoint, tmp_path, monkeypatch):
-    """Eight photographs that take a fifth of a second each to read do not take as long as one after another."""
+def test_photographs_are_read_side_by_side(checkpoint, tmp_path, monkeypatch):
+    """Nobody is done with reading before somebody else has begun."""
     from models import predict as module
 
     for i in range(8):
         Image.new("RGB", (33, 33)).save(tmp_path / f"{i}.png")
-    read = module.read_image
+    two, read = threading.Barrier(2, timeout=60), module.read_image
 
-    def slow(path):
-        time.sleep(0.2)
+    def together(path):
+        two.wait()
         return read(path)
 
-    monkeypatch.setattr(module, "read_image", slow)
+    monkeypatch.setattr(module, "read_image", together)
     one = lambda picture, name: module.Prediction(np.zeros(picture.shape[:2], np.uint8), None)  # noqa: E731
-    started = time.perf_counter()
-    done, problems = module.predict_files([tmp_path], tmp_path / "out", one, ["a", "b"])
-    assert (done, problems) == (8, []) and time.perf_counter() - started < 8 * 0.2 * 0.8
+    assert module.predict_files([tmp_path], tmp_path / "out", one, ["a", "b"]) == (8, [])
