@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,10 +128,9 @@ def test_a_training_step_is_bitwise_reproducible(kernel: str) -> None:
 SHARES = {"unequal": (slice(0, 1), slice(1, 3)), "none": (slice(0, 0), slice(0, 3))}
 
 
-def _process(rank: int, port: int, shares: str, results: object) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _process(rank: int, group: Path, shares: str, results: object) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=group.as_uri(), rank=rank, world_size=2)
     try:
         ours = nn.SyncBatchNorm.convert_sync_batchnorm(module(SHAPE)).train()
         assert isinstance(ours, PsiProjection) and isinstance(ours.norm, nn.SyncBatchNorm)
@@ -147,14 +145,11 @@ def _process(rank: int, port: int, shares: str, results: object) -> None:
 
 
 @pytest.mark.parametrize("shares", SHARES)
-def test_two_processes_share_the_statistics(shares: str) -> None:
+def test_two_processes_share_the_statistics(shares: str, tmp_path: Path) -> None:
     """Outputs, gradients and buffers are those of one process with the whole batch, however it is shared out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_process, (port, shares, results), nprocs=2)
+        torch.multiprocessing.spawn(_process, (tmp_path / "group", shares, results), nprocs=2)
         one, two = ([torch.from_numpy(x) for x in results[rank]] for rank in (0, 1))
     weights = normal(4, 3, 5, *SHAPE.grid)
     ours = module(SHAPE).train()

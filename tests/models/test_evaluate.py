@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import socket
 
 import numpy as np
 import pytest
@@ -200,9 +198,9 @@ def test_what_does_not_fit_is_refused(root, tmp_path):
         evaluate(Pixelwise(6), dataset_of(large), protocol="padded505")
 
 
-def one_process(rank, port, root, out):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def one_process(rank, root, out):
+    group = (out / "group").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
     metrics = evaluate(Pixelwise(6), dataset_of(root), batch_size=3)
     (out / f"{rank}.json").write_text(json.dumps(metrics.to_dict()))
     torch.distributed.destroy_process_group()
@@ -210,10 +208,7 @@ def one_process(rank, port, root, out):
 
 def test_two_processes_count_every_image_once(root, tmp_path):
     """Eleven images on two processes: an even split would repeat one or lose one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_process, (port, root, tmp_path), nprocs=2)
+    mp.spawn(one_process, (root, tmp_path), nprocs=2)
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert results[0]["counts"] == results[1]["counts"]
     alone = evaluate(Pixelwise(6), dataset_of(root))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,10 +184,9 @@ def _wrapped(how: str, net: Net) -> nn.Module:
     return net
 
 
-def _process(rank: int, world: int, port: int, how: str, results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _process(rank: int, world: int, group: Path, how: str, results: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=group.as_uri(), rank=rank, world_size=world)
     try:
         torch.manual_seed(0)
         net = Net()
@@ -208,13 +206,10 @@ def _process(rank: int, world: int, port: int, how: str, results: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["DDP", "FSDP1", "FSDP2"])
-def test_a_wrapped_net_learns_as_it_does_alone(how: str) -> None:
+def test_a_wrapped_net_learns_as_it_does_alone(how: str, tmp_path: Path) -> None:
     """Also where every normalisation is sharded by itself, as wrap policies do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_process, (2, port, how, results), nprocs=2)
+        torch.multiprocessing.spawn(_process, (2, tmp_path / "group", how, results), nprocs=2)
         for wrapped, alone in results.values():
             assert wrapped == pytest.approx(alone, rel=1e-4)
