@@ -50,6 +50,8 @@ def pool(z: Tensor, grid: Sequence[int]) -> Tensor:
     if has_torch_function((z,)):
         return handle_torch_function(pool, (z,), z, grid)
     axes = len(grid)
+    if not isinstance(z, Tensor):
+        raise TypeError(f"norm must return a map (B, D, *S), as it was given; got {type(z).__name__}.")
     if z.dim() != axes + 2:
         raise ValueError(
             f"norm must return a map (B, D, *S) with {axes} spatial axes, as it was given; got {tuple(z.shape)}."

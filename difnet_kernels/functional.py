@@ -111,7 +111,7 @@ def cascaded_random_walk(
     Fields and bias may mix float16, bfloat16, float32 and float64 and have any strides; sums are fp32, or fp64 once one of
     them is fp64.
     Where seed and psi are both 16-bit, a backend may multiply weights rounded to 16 bits; a fp32 seed keeps them fp32.
-    Differentiable once in all but the mask. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
+    Differentiable once, in reverse mode, in all but the mask. Memory O(T·B·N·(K + D)), never O(N²). Deterministic, bit for bit.
     Raises TypeError or ValueError for inputs that do not fit, BackendUnavailable (with the reason of each backend) if
     none can run it.
 
@@ -298,8 +298,9 @@ def psi_projection(
     Returns (B, D, *grid), node-major in memory (channels last), in the dtype that features and weight promote to; sums
     are fp32, or fp64 once one of them is fp64, also under autocast. Where several pixels of a window are equal, the first
     in scan order takes the gradient; NaN wins a window.
-    Differentiable once in features, weight, bias and the parameters of `norm`. Every backend but the dense reference stores
-    nothing of D channels at the resolution of the features, forward or backward, and is deterministic, bit for bit.
+    Differentiable once, in reverse mode, in features, weight, bias and the parameters of `norm`. Every backend but the dense
+    reference stores nothing of D channels at the resolution of the features, forward or backward, and is deterministic, bit
+    for bit.
     Raises TypeError or ValueError for arguments that do not fit, also (as torch) for one value per channel in training;
     BackendUnavailable if no backend can run it.
 

@@ -29,7 +29,8 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
     """x (B, K, N) with measure(step(x) - x) <= bound (B, K) at the state before the last.
 
     Stop and method are per image, and an image that has stopped is not computed any more: it has the bits that it has
-    alone. An image that is not finite is returned as it is. RuntimeError after `most` walks, with the residual reached.
+    alone, if `step` gives it those. An image that is not finite is returned as it is. RuntimeError after `most` walks, with
+    the residual reached.
     """
     solved = torch.empty_like(start)
     images: Tensor | None = None  # those that are still iterated; None for all

@@ -46,9 +46,11 @@ def diffuse(
           nodes, at most tol times the sum of |∂L/∂y|.
     max_walks: None allows as many as plain walks need for tol, whatever P is; a number is a limit.
     store: bytes that P (B, N, N) may take where that is faster than to make it again in every walk; 0 never stores it.
-    Returns y with the shape, dtype and memory format of `seed`. Every image stops by itself and has the bits that it has
-    alone. The states are fp32, or fp64 once a field is fp64. Chebyshev steps where they converge faster, else plain walks.
-    Differentiable once in seed, psi, mu and bias, by the implicit function: memory O(B·N·(K + D)), however many walks.
+    Returns y with the shape, dtype and memory format of `seed`. Every image stops by itself and, where P is not
+    stored, has the bits that it has alone (torch may round the products of a stored P otherwise in a batch). The states are
+    fp32, or fp64 once a field is fp64. Chebyshev steps where they converge faster, else plain walks.
+    Differentiable once, in reverse mode, in seed, psi, mu and bias, by the implicit function: memory O(B·N·(K + D)), however
+    many walks.
     Raises TypeError or ValueError for inputs that do not fit, RuntimeError with the residual that was reached if max_walks
     are not enough, BackendUnavailable as `cascaded_random_walk`.
 

@@ -1,7 +1,8 @@
 """Autograd of an operator whose arguments hold lists of tensors, without the detour through trees of Python objects.
 
 `torch.library.register_autograd` does the same for any signature: it flattens the arguments and results of every call, and
-builds them up again, as general trees. That took a sixth of the time of a small call with gradients.
+builds them up again, as general trees. That took a sixth of the time of a small call with gradients. It also drops a tangent
+of forward mode without a word where no input requires a gradient; here that is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import _C, Tensor
+from torch.autograd import forward_ad
 from torch.library import Library
 
 Nested = Any  # a tensor, a list or tuple of tensors, or what autograd passes by
@@ -39,6 +41,19 @@ def _nested(flat: Sequence[Any], lengths: Sequence[int]) -> list[Nested]:
     return values
 
 
+def _refuse_forward_mode(name: str, arguments: Sequence[Nested]) -> None:
+    """A tangent would be lost below autograd, and the derivative be zero. Outside of forward mode one comparison."""
+    if forward_ad._current_level < 0:
+        return
+    flat, _ = _flattened(arguments)
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in flat):
+        raise NotImplementedError(
+            f"{name} has derivatives in reverse mode alone; got an input with a tangent of forward mode (torch.func.jvp, "
+            "torch.autograd.forward_ad). Use torch.autograd.grad; for small grids, walk and closed_form of "
+            "difnet_kernels.backends.reference are plain torch and have both."
+        )
+
+
 def register(
     library: Library, name: str, backward: Callable[..., Any], save: Callable[..., None] | None = None
 ) -> None:
@@ -46,6 +61,7 @@ def register(
     `torch.library.register_autograd`, inputs being all arguments of the schema. `ctx.needed` has the form of the inputs."""
     operator = getattr(torch.ops.difnet_kernels, name).default
     defaults = [argument.default_value for argument in operator._schema.arguments]
+    alone = [str(result.type) for result in operator._schema.returns] == ["Tensor"]
 
     def below(keys: Any, inputs: Sequence[Nested]) -> Any:
         with _C._AutoDispatchBelowAutograd():
@@ -58,7 +74,7 @@ def register(
             output = below(keys, inputs)
             if save is not None:
                 save(ctx, inputs, output)
-            results, given[:] = _flattened(output)
+            results, given[:] = _flattened([output] if alone else output)
             ctx.taken, ctx.given = taken, given
             return tuple(results)
 
@@ -71,10 +87,12 @@ def register(
             return tuple(found)
 
     def kernel(keys: Any, *arguments: Nested) -> Any:
+        _refuse_forward_mode(name, arguments)
         if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
             return below(keys, arguments)
         flat, taken = _flattened([*arguments, *defaults[len(arguments) :]])
         given: list[int] = []
-        return tuple(_nested(Node.apply(keys, taken, given, *flat), given))
+        results = _nested(Node.apply(keys, taken, given, *flat), given)
+        return results[0] if alone else tuple(results)
 
     library.impl(name, kernel, "Autograd", with_keyset=True)

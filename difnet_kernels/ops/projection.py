@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from difnet_kernels import backends
+from difnet_kernels.ops import autograd
 from difnet_kernels.ops.checks import check_pooled, check_volume
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Projection
@@ -137,7 +138,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, grad_peak, grad_position, grad_mean, grad_variance):  # type: ignore[no-untyped-def]
     features, weight, position, mean, *z = ctx.saved_tensors
-    want_features, want_weight = ctx.needs_input_grad[:2]
+    want_features, want_weight = ctx.needed[:2]
     if not ctx.statistics:
         grad_mean = grad_variance = None
     if grad_peak is None:
@@ -157,8 +158,8 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
     )
 
 
-torch.library.register_autograd("difnet_kernels::projection_forward", _differentiate, setup_context=_save, lib=LIBRARY)
-torch.library.register_autograd("difnet_kernels::projection_backward", _refuse_second_derivative, lib=LIBRARY)
+autograd.register(LIBRARY, "projection_forward", _differentiate, _save)
+autograd.register(LIBRARY, "projection_backward", _refuse_second_derivative)
 
 
 def _product_flops(features: Sequence[int], weight: Sequence[int]) -> int:

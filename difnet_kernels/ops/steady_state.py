@@ -12,6 +12,7 @@ from torch import Tensor
 from difnet_kernels import backends
 from difnet_kernels.checks import check_mask, check_solver
 from difnet_kernels.iteration import EVERY, fixed_point, plain_walks
+from difnet_kernels.ops import autograd
 from difnet_kernels.ops.checks import check_cascade, check_solved
 from difnet_kernels.ops.library import TAGS, fresh_library
 from difnet_kernels.problem import Problem, empty_field_like, flat
@@ -244,7 +245,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, grad):  # type: ignore[no-untyped-def]
     y, seed, psi, mu, *bias = ctx.saved_tensors
-    of_seed, of_psi, of_mu, of_bias, *_ = ctx.needs_input_grad
+    of_seed, of_psi, of_mu, of_bias, *_ = ctx.needed
     of_bias = of_bias if bias else []
     wanted = [of_seed, of_psi, of_mu, *of_bias]
     grad_seed, grad_psi, grad_mu, grad_bias = torch.ops.difnet_kernels.steady_state_backward.default(
@@ -266,7 +267,5 @@ def _refuse_second_derivative(ctx, *grads):  # type: ignore[no-untyped-def]
     )
 
 
-torch.library.register_autograd(
-    "difnet_kernels::steady_state_forward", _differentiate, setup_context=_save, lib=LIBRARY
-)
-torch.library.register_autograd("difnet_kernels::steady_state_backward", _refuse_second_derivative, lib=LIBRARY)
+autograd.register(LIBRARY, "steady_state_forward", _differentiate, _save)
+autograd.register(LIBRARY, "steady_state_backward", _refuse_second_derivative)

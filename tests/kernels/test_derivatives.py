@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from difnet_kernels import cascaded_random_walk, random_walk, transition_rows
-from tests.support.cases import Case, make
+from difnet_kernels import cascaded_random_walk, diffuse, psi_projection, random_walk, transition_rows
+from tests.support.cases import Case, make, normal
 from tests.support.tolerances import GRADCHECK
 
 # central differences say something only in fp64; a backend without it is compared with fp64 in tests/test_backward.py
@@ -121,6 +122,29 @@ def test_a_second_derivative_is_refused(backend: str, wanted: str) -> None:
     assert torch.equal(kept, plain)
     with pytest.raises(NotImplementedError, match=r"differentiable once.*reference"):
         torch.autograd.grad(kept.square().sum(), leaf)
+
+
+FORWARD_MODE: dict[str, Callable[[Tensor, str], Any]] = {
+    "seed": lambda x, name: cascaded_random_walk(x, [x.cos()], [0.5], [0.5], backend=name),
+    "psi": lambda x, name: cascaded_random_walk(x.detach(), [x.detach(), x], [0.5] * 2, [0.5] * 2, backend=name),
+    "bias": lambda x, name: random_walk(x.detach(), x.detach(), x.detach(), 0.5, 0.5, bias=x[:, 0], backend=name),
+    "steady state": lambda x, name: diffuse(x, x.detach(), 0.5, backend=name),
+    "projection": lambda x, name: psi_projection(x, x[0, :, :2].mT, None, None, (3,), backend=name),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.needs(bias=True)
+@pytest.mark.parametrize("call", FORWARD_MODE)
+def test_forward_mode_is_refused_where_nothing_requires_a_gradient(backend: str, call: str) -> None:
+    """Autograd sees no input to differentiate there, and the tangent would be lost: the derivative zero, silently."""
+    x = normal(0, 1, 2, 5)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        FORWARD_MODE[call](torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), backend)
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda x: FORWARD_MODE[call](x, backend), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():  # of something else
+        assert isinstance(FORWARD_MODE[call](x, backend), Tensor)
 
 
 @pytest.mark.parametrize("transform", ["forward mode", "torch.func.grad", "torch.func.vmap"])

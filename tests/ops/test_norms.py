@@ -147,6 +147,8 @@ def test_a_called_norm_in_16_bits_and_under_autocast(dtype: str) -> None:
 def test_what_a_norm_returns_must_be_a_map() -> None:
     with pytest.raises(ValueError, match=r"norm must return a map \(B, D, \*S\)"):
         psi_projection(torch.randn(2, 3, 9, 11), torch.randn(EMBED, 3), None, lambda z: z.mean((2, 3)), GRID)
+    with pytest.raises(TypeError, match=r"norm must return a map \(B, D, \*S\), .* got NoneType"):
+        psi_projection(torch.randn(2, 3, 9, 11), torch.randn(EMBED, 3), None, lambda z: None, GRID)  # type: ignore[arg-type,return-value]
     with pytest.raises(TypeError, match="norm must be a normalisation to call"):
         psi_projection(torch.randn(2, 3, 9, 11), torch.randn(EMBED, 3), None, "batch", GRID)  # type: ignore[arg-type]
 
