@@ -100,11 +100,13 @@ DIFNET_DEVICE uint32_t add_acquire_release(uint32_t* counter, uint32_t value) {
   return before;
 }
 DIFNET_DEVICE void pause() { __nanosleep(64); }
-constexpr uint32_t kPatience = 1u << 26;  // polls of at least 64 ns: seconds, where a walk takes micro- or milliseconds
+// Polls, each a way to the second-level cache and back, and a pause that may last from nothing to twice what it says:
+// seconds, where a unit takes micro- or milliseconds.
+constexpr uint32_t kPatience = 1u << 26;
 
-// Ends the launch; the driver prints the words, the file and line, the block and the thread.
-DIFNET_DEVICE void give_up(const char* words, const char* file, int line) {
-  __assertfail(words, file, unsigned(line), "cascade_forward", 1);
+// Ends the launch; the driver prints the words, which name the wait, its line, the block and the thread.
+DIFNET_DEVICE void give_up(const char* words, int line) {
+  __assertfail(words, "difnet_kernels/csrc/cuda", unsigned(line), "wait_for", 1);
 }
 
 // ---- numbers --------------------------------------------------------------------------------------------------------

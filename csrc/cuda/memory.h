@@ -105,7 +105,7 @@ DIFNET_DEVICE void hand_over(const auto& c, int t, int image, int row_tile) {
 DIFNET_DEVICE void wait_for(const uint32_t* counter, uint32_t count, const char* words, int line) {
   for (uint32_t polls = 0; load_acquire(counter) < count; ++polls) {
     pause();
-    if (polls == kPatience) give_up(words, "difnet_kernels/csrc/cuda/memory.h", line);
+    if (polls == kPatience) give_up(words, line);
   }
 }
 

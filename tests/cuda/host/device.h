@@ -150,8 +150,6 @@ DIFNET_DEVICE uint32_t add_acquire_release(uint32_t* counter, uint32_t value) {
 }
 TWIN_PLAIN DIFNET_DEVICE void pause(TWIN_HERE) { Machine::now->wait_for_a_write(where); }
 constexpr uint32_t kPatience = 1u << 26;
-[[noreturn]] DIFNET_DEVICE void give_up(const char* words, const char*, int, TWIN_HERE) {
-  Machine::now->fail(where, "%s", words);
-}
+[[noreturn]] DIFNET_DEVICE void give_up(const char* words, int, TWIN_HERE) { Machine::now->fail(where, "%s", words); }
 
 }  // namespace difnet::cuda

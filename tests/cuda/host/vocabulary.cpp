@@ -289,7 +289,7 @@ std::string counter_that_nobody_writes() {
   });
 }
 std::string gives_up() {
-  return run(1, kWarp, [] { give_up("the words of a wait", "", 0); });
+  return run(1, kWarp, [] { give_up("the words of a wait", 0); });
 }
 std::string conflicts() {  // rows of 128 bytes from the first bank on: each matrix takes 8 waves
   const auto result = Machine::run({1, kWarp, 4096, nullptr, schedule}, [] {
