@@ -29,6 +29,12 @@ DIFNET_DEVICE int64_t place(const BatchField& field, int image, int channel, int
   return image * field.batch_stride + channel * field.channel_stride + node * field.node_stride;
 }
 
+// Views of one tensor may begin alike and still differ.
+DIFNET_DEVICE bool is_same(const BatchField& one, const BatchField& other) {
+  return one.data == other.data && one.batch_stride == other.batch_stride &&
+         one.channel_stride == other.channel_stride && one.node_stride == other.node_stride && one.dtype == other.dtype;
+}
+
 // Nodes from `first` to at most kRows further, below `end`, as [kRows][width + 1] floats in shared memory, the rest zero:
 // read along the axis whose numbers are neighbours, whatever that is, so that what follows has one order of summation.
 // One loop for all dtypes: the code of the preparation is most of a kernel's.

@@ -174,6 +174,18 @@ def test_a_state_of_its_own() -> None:
     assert (ours.walked.double() - walked).abs().max() <= bound * walked.abs().max()
 
 
+def test_a_state_that_begins_where_the_seed_does() -> None:
+    """Another view of the seed's memory: image 1 starts from the scores of image 0, which leave fp16's range in its unit."""
+    inputs = make(SMALL)
+    inputs.seed[0] *= 2.0**20
+    state = inputs.seed.flatten(2)[:1].expand(2, -1, -1)
+    ours = Result(inputs, state=state)
+    steps, walked, _ = truth(inputs, state)
+    bound = setting(inputs).walk
+    assert (ours.states.double() - steps).abs().max() <= bound * steps.abs().max()
+    assert (ours.walked.double() - walked).abs().max() <= bound * walked.abs().max()
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_row_lse_is_that_of_the_logits_without_their_row_terms(dtype: str) -> None:
     """In log2 units; 16-bit psi is not centred, so it has no row terms. With a centre c they are c · psi_i: one vector for

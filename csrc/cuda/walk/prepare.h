@@ -55,7 +55,7 @@ DIFNET_DEVICE void class_reach(const auto& c, PrepareMemory<kWidth>& memory, int
   const int end = group_begin(c, group + 1);
   float reach = 0.0f;
   for (int first = group_begin(c, group); first < end; first += kRows) {
-    for (int which = 0; which < (c.state.data == c.seed.data ? 1 : 2); ++which) {
+    for (int which = 0; which < (is_same(c.state, c.seed) ? 1 : 2); ++which) {
       barrier();
       stage<kWidth>(which == 0 ? c.seed : c.state, image, first, end, memory.rows);
       barrier();
