@@ -69,6 +69,9 @@ float* data_or_null(const std::optional<Tensor>& x) { return x ? static_cast<flo
 // What both directions are asked.
 void set_common(auto& asked, const std::optional<Tensor>& state, const Tensor& seed, const std::vector<BatchField>& psi,
                 const Tensor& mu, const Tensor& beta, bool high, const Tensor& counters, const Device& device) {
+  STD_TORCH_CHECK(seed.size(0) < int64_t(1) << 31 && seed.size(2) < int64_t(1) << 31,
+                  "difnet_kernels::cuda_cascade: a launch counts images and nodes up to 2^31 - 1, not ", seed.size(0),
+                  " images of ", seed.size(2), " nodes; split the batch");
   asked.images = int32_t(seed.size(0)), asked.nodes = int32_t(seed.size(2)), asked.classes = int32_t(seed.size(1));
   asked.walks = int32_t(psi.size()), asked.high = high;
   asked.seed = field_of(seed), asked.state = state ? field_of(*state) : asked.seed;

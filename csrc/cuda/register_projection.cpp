@@ -52,6 +52,8 @@ void set_common(auto& asked, const Tensor& features, const Tensor& weight, const
   DIFNET_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
                "features must be float16, bfloat16 or float32");
   DIFNET_CHECK(weight.dim() == 2 && weight.size(0) <= kWidest, "weight must be (D, C) with D up to ", kWidest);
+  DIFNET_CHECK(features.size(0) < int64_t(1) << 31, "a launch counts images up to 2^31 - 1, not ", features.size(0),
+               "; split the batch");
   asked.images = int32_t(features.size(0)), asked.embed = int32_t(weight.size(0));
   asked.features = volume_of("features", features, features, weight.size(1), type);
   asked.weight = numbers_of("weight", weight, features, weight.numel());
