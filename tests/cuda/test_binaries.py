@@ -176,6 +176,23 @@ def test_tiles_are_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: 
         assert binary.count(r"LDGSTS") >= 2 * (halves * 4 + 4)
 
 
+def assert_blocks_are_ordered(binary: Binary) -> None:
+    """Every release stands behind a fence, every acquire empties the first-level cache, and no load goes past it by the way
+    that is not coherent: what another block writes is seen."""
+    releases, acquires = binary.count(r"REDG?\.E\.ADD\.STRONG\.GPU"), binary.count(r"LDG\.E\.STRONG\.GPU")
+    both = binary.count(r"ATOMG\.E\.ADD\.STRONG\.GPU")
+    assert min(releases, acquires, both) > 0
+    assert binary.count(r"MEMBAR\.(ALL|SC)\.GPU") == releases + both
+    assert binary.count(r"CCTL\.IVALL") == acquires + both
+    assert binary.count(r"LDG.*\.CONSTANT") == 0
+    assert binary.count(r"(RED|ATOM)(?!\w*\.E\.ADD\.STRONG\.GPU)") == 0
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
+def test_what_orders_the_blocks_is_in_the_machine_code(arch: int, kind: Kind) -> None:
+    assert_blocks_are_ordered(binaries()[arch, kind])
+
+
 @pytest.mark.parametrize(("arch", "kind"), EVERY_BINARY)
 def test_two_blocks_fit_on_a_multiprocessor(arch: int, kind: Kind) -> None:
     """The wide kernels of the backward: where a multiprocessor has 164 KiB; the widest, one block anywhere."""

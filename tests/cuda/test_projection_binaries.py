@@ -18,6 +18,7 @@ from tests.cuda.test_binaries import (
     THREADS,
     Binary,
     Kind,
+    assert_blocks_are_ordered,
     read_binaries,
 )
 
@@ -73,6 +74,11 @@ def test_the_matrix_units_do_what_was_computed(arch: int, kind: Kind) -> None:
 def test_w_is_copied_asynchronously_in_chunks_of_16_bytes(arch: int, kind: Kind) -> None:
     binary = binaries()[arch, kind]
     assert binary.count(r"LDGSTS.*\.128") == binary.count(r"LDGSTS") >= 1
+
+
+@pytest.mark.parametrize(("arch", "kind"), EVERY)
+def test_what_orders_the_blocks_is_in_the_machine_code(arch: int, kind: Kind) -> None:
+    assert_blocks_are_ordered(binaries()[arch, kind])
 
 
 @pytest.mark.parametrize(("arch", "kind"), EVERY)
