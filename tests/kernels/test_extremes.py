@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.cases import DTYPES, Case, Inputs, make
+from difnet_kernels import random_walk
+from tests.support.cases import DTYPES, Case, Inputs, make, normal
 from tests.support.tolerances import ROW_SUM, assert_within
 from tests.support.truth import assert_gradients, both, forward, truth_of
 
@@ -54,6 +55,27 @@ def test_huge_logits(backend: str, kind: str, largest: float, dtype: str) -> Non
         assert bool(result.grad_seed.isfinite().all())
         assert result.grad_seed.abs().max().item() <= 1.01 * (nodes + 1) * inputs.grad.abs().max().item()
         assert bool(result.grad_mu.isfinite()) and bool(result.grad_beta.isfinite())
+
+
+@pytest.mark.smoke
+@pytest.mark.needs(bias=True, lse=True)
+def test_huge_logits_with_a_bias(backend: str) -> None:
+    """A node sees itself alone, by a logit whose rounding is 64: what its weights are measured against has to be that very
+    number, or none is left. It happens to a node in a few hundred."""
+    nodes, embed = 131, 65
+    for number in range(8):
+        psi = normal(number, 2, embed, nodes)
+        psi = psi * (1e9 / psi.square().sum(1).max()).sqrt()
+        bias, seed = 1000 * normal(number + 10, 2, nodes), normal(number + 20, 2, 3, nodes)
+        bias[:, 1::2] = -torch.inf
+        seed[:, 0] = 3.0
+        leaves = [x.requires_grad_() for x in (seed, psi, bias)]
+        y, lse = random_walk(seed, psi, seed, 1.0, 1.0, bias=bias, backend=backend, return_lse=True)
+        assert_within("constant class", y[:, 0], seed[:, 0], ROW_SUM[torch.float32])
+        assert bool(lse.isfinite().all())
+        grads = torch.autograd.grad(y.sum(), leaves)
+        assert all(bool(grad.isfinite().all()) for grad in grads)
+        assert grads[0].abs().max().item() <= 1.01 * (nodes + 1)
 
 
 @pytest.mark.parametrize("nodes", [7, 64, 65, 200])

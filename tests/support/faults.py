@@ -92,6 +92,10 @@ FAULTS = (
     Fault("a bias loses its integer", BIAS, "m", "zero", "bias", "fits ? {} : without"),
     Fault("a bias loses what is left of its integer", BIAS, "(b - m * B::kLn2High) - m * B::kLn2Low", "zero", "bias"),
     Fault("padding looks like a column without bias", BIAS, "-infinity", "Real(0)", "bias", "* kTile + n] : {};"),
+    Fault(
+        "a row with a bias starts at a sum of another order", BIAS, "rest + rest", "V{}",
+        "extremes.py::test_huge_logits_with_a_bias",
+    ),
     Fault("rows without their own column start there", BIAS, "walk.heaviest < 0", "true", "bias", "if ({}) return;"),
     Fault("a row keeps its own bias in row_lse", FORWARD, "double(rest)", "0.0", "bias", "- {});"),
     Fault("a row keeps its own bias in its gradients", BACKWARD, "-load<V>(walk.tile_bias[tile].rest + n)", "V{}", "bias"),

@@ -25,11 +25,26 @@ struct BiasRange {
   bool finite, in_range;
 };
 
+// b = whole + rest, whole = m ln2; b itself is whole where it is out of range or -inf.
+template <typename Real>
+struct BiasParts {
+  Vec<Real> whole, integer, rest;
+};
+
+template <typename Real>
+DIFNET_INLINE BiasParts<Real> bias_parts(Vec<Real> b) {
+  using V = Vec<Real>;
+  using B = Base2<Real>;
+  const V zero = {};
+  const auto fits = (b <= broadcast<V>(Real(kInRange))) & (b >= broadcast<V>(Real(-kInRange)));
+  const V m = (b * B::kPerLn2 + B::kRound) - B::kRound;
+  const V without = b < zero ? broadcast<V>(kHidden<Real>) : zero;
+  return {fits ? m * kLn2<Real> : b, fits ? m : without, fits ? (b - m * B::kLn2High) - m * B::kLn2Low : zero};
+}
+
 // The bias of a tile, padding hidden, in the forms of TileBias.
 template <typename Real>
 DIFNET_INLINE BiasRange set_bias(const WalkInputs<Real>& walk, int64_t tile) {
-  using V = Vec<Real>;
-  using B = Base2<Real>;
   TileBias<Real>& to = walk.tile_bias[tile];
   const int nodes = tile_nodes(walk.size.nodes, tile);
   const Real infinity = Real(__builtin_inf());
@@ -43,13 +58,10 @@ DIFNET_INLINE BiasRange set_bias(const WalkInputs<Real>& walk, int64_t tile) {
     range.in_range = range.in_range && (size <= kInRange || b == -infinity);
   }
   for (int n = 0; n < kTile; n += kWidth<Real>) {
-    const V b = load<V>(given + n), zero = {};
-    const auto fits = (b <= broadcast<V>(Real(kInRange))) & (b >= broadcast<V>(Real(-kInRange)));
-    const V m = (b * B::kPerLn2 + B::kRound) - B::kRound;
-    const V without = b < zero ? broadcast<V>(kHidden<Real>) : zero;
-    store(to.whole + n, fits ? m * kLn2<Real> : b);
-    store(to.integer + n, fits ? m : without);
-    store(to.rest + n, fits ? (b - m * B::kLn2High) - m * B::kLn2Low : zero);
+    const BiasParts<Real> parts = bias_parts<Real>(load<Vec<Real>>(given + n));
+    store(to.whole + n, parts.whole);
+    store(to.integer + n, parts.integer);
+    store(to.rest + n, parts.rest);
   }
   to.most = -infinity;
   for (Real b : to.whole) to.most = b > to.most ? b : to.most;
@@ -68,9 +80,10 @@ DIFNET_INLINE bool biased(const Walk& walk, int64_t a, int64_t b) {
   return walk.bias != nullptr && !(walk.tile_bias[a].zero && walk.tile_bias[b].zero);
 }
 
-// Where the shifts of a tile's rows start: `starts` holds psi_i psi_i, and takes the larger of psi_i psi_i + b_i and of
-// the logit of the column with the largest bias. Both are logits of the row, and one of them is nearly always close to
-// its largest. Nothing where every bias is -inf.
+// Where the shifts of a tile's rows start: `starts` takes the larger of psi_i psi_i + b_i and of the logit of the column
+// with the largest bias. Both are logits of the row, and one of them is nearly always close to its largest. They are
+// summed as set_logits does it (logits.h), rests first: a rounding of logits of 1e9 is 64, and a row whose weights all
+// lie that far below its shift would have none. Nothing where every bias is -inf.
 template <typename Real, typename Factor>
 DIFNET_INLINE void start_with_bias(const WalkInputs<Real>& walk, int64_t tile, const Factor* lanes,
                                    Vec<Real> (&starts)[kTile / kWidth<Real>]) {
@@ -78,7 +91,14 @@ DIFNET_INLINE void start_with_bias(const WalkInputs<Real>& walk, int64_t tile, c
   using V = Vec<Real>;
   if (walk.heaviest < 0) return;
   const int64_t D = walk.size.embed_factors;
-  V products[kTile / W] = {};
+  const TileBias<Real>& own = walk.tile_bias[tile];
+  const BiasParts<Real> of_heaviest = bias_parts<Real>(broadcast<V>(walk.bias[walk.heaviest]));
+  V squares[kTile / W], products[kTile / W];
+  for (int n = 0; n < kTile; n += W) {
+    const V rest = load<V>(own.rest + n);
+    squares[n / W] = rest + rest;
+    products[n / W] = rest + of_heaviest.rest;
+  }
   with_type(walk.psi.dtype, [&](auto* type) {
     const auto* psi = static_cast<decltype(type)>(walk.psi.data) + walk.heaviest * walk.psi.node_stride;
     for (int64_t c = 0; c < D; ++c) {
@@ -86,16 +106,15 @@ DIFNET_INLINE void start_with_bias(const WalkInputs<Real>& walk, int64_t tile, c
       for (int x = 0; x < per_factor && c * per_factor + x < walk.size.embed; ++x)
         narrow(widen<Real>(psi[(c * per_factor + x) * walk.psi.channel_stride]), numbers(&factor)[x]);
       const Vec<Factor> heaviest = broadcast<Vec<Factor>>(factor);
-      for (int n = 0; n < kTile; n += W)
-        products[n / W] = Factors<Factor>::multiply_add(
-            products[n / W], load<Vec<Factor>>(lanes + (n / NR * D + c) * NR + n % NR), heaviest);
+      for (int n = 0; n < kTile; n += W) {
+        const Vec<Factor> x = load<Vec<Factor>>(lanes + (n / NR * D + c) * NR + n % NR);
+        squares[n / W] = Factors<Factor>::multiply_add(squares[n / W], x, x);
+        products[n / W] = Factors<Factor>::multiply_add(products[n / W], x, heaviest);
+      }
     }
   });
-  const TileBias<Real>& own = walk.tile_bias[tile];
-  for (int n = 0; n < kTile; n += W) {
-    const V own_column = starts[n / W] + load<V>(own.whole + n) + load<V>(own.rest + n);
-    starts[n / W] = larger(products[n / W] + broadcast<V>(walk.bias[walk.heaviest]), own_column);
-  }
+  for (int n = 0; n < kTile; n += W)
+    starts[n / W] = larger(products[n / W] + of_heaviest.whole, squares[n / W] + load<V>(own.whole + n));
 }
 
 }  // namespace difnet::cpu::DIFNET_ISA
