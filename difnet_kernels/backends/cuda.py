@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -78,6 +79,7 @@ def refuses_projected_cascade(problem: ProjectedCascade) -> str | None:
     """What the launch with Ψ in it cannot hold; without it there are two."""
     for letter, size, most in (
         ("D", max(problem.cascade.embeds), MAX_PROJECTED_EMBED),
+        ("C", max([one.channels for one in problem.projections]), MAX_CHANNELS),
         ("T", len(problem.projections), MAX_PROJECTED_WALKS),
     ):
         if size > most:
@@ -140,10 +142,20 @@ def _counters_for(device: torch.device, size: int) -> Tensor:
     may run beside them, so one that is captured makes its own."""
     if torch.cuda.is_current_stream_capturing():
         return torch.zeros(size, dtype=torch.int32, device=device)
-    stream = (device, torch.cuda.current_stream(device).cuda_stream)
-    if stream not in _counters or _counters[stream].numel() < size:
-        _counters[stream] = torch.zeros(max(size, 4096), dtype=torch.int32, device=device)
-    return _counters[stream]
+    stream = torch.cuda.current_stream(device)
+    key = (device, stream.cuda_stream)
+    kept = _counters.get(key)
+    if kept is None or kept.numel() < size:
+        # on a thread of its own: what this one allocates may come from the pool of a graph (a compiler warms up in it, and
+        # takes everything in it back), may be lent for a while (`use_mem_pool`), or be a tensor of inference mode
+        with ThreadPoolExecutor(1) as aside:
+            kept = _counters[key] = aside.submit(_zeros_on, stream, max(size, 4096)).result()
+    return kept
+
+
+def _zeros_on(stream: torch.cuda.Stream, size: int) -> Tensor:
+    with torch.cuda.stream(stream):
+        return torch.zeros(size, dtype=torch.int32, device=stream.device)
 
 
 def cascade_forward(

@@ -24,10 +24,14 @@ def backend_for(name: str | None, device: torch.device) -> str:
     """The backend that would run a cascade on `device` and brings Ψ in the same launch; "" if there is none. Nothing but
     the machine decides, so a compiler need not look inside."""
     for one in [backends.BACKENDS[name]] if name else backends.BACKENDS.values():
-        if one.projected_cascade is None or one.unusable() is not None:
-            continue  # as on every machine without a card
+        if one.projected_cascade is None:
+            continue
         least = ProjectedCascade.least(device)
-        if one.why_not(least) is None and (name or one.not_preferred(least) is None):
+        # whether it is for such devices at all comes first: a network on the CPU does not start the driver of a GPU, which
+        # takes its time, and after which no forked process can use one
+        if one.refuses(least.cascade) is not None or one.why_not(least) is not None:
+            continue
+        if name or one.not_preferred(least) is None:
             return one.name
     return ""
 

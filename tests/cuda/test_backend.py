@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from difnet_kernels import cascaded_random_walk
 from difnet_kernels.backends import BACKENDS, BackendUnavailable, choose, cuda
+from difnet_kernels.modules import projected
 from difnet_kernels.problem import Problem, Projection
 from tests.cuda import host_backend, projection_twin, twin
 
@@ -158,6 +162,61 @@ def test_by_hand_backward_refuses_what_another_backend_left(
     with pytest.raises(ValueError, match=f"got those of '{forward}' for '{backward}'. Pass backend='{forward}'"):
         back(backward)
     assert back(forward)[0].shape == psi.shape
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """torch's current stream on a card, on which no counters were made."""
+    stream = SimpleNamespace(cuda_stream=5, device=torch.device("cpu"), capturing=False)
+    monkeypatch.setattr(cuda, "_counters", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    return stream
+
+
+def test_a_stream_keeps_its_counters_and_a_graph_has_its_own(stream: SimpleNamespace) -> None:
+    first = cuda._counters_for(stream.device, 10)
+    assert cuda._counters_for(stream.device, 4096) is first
+    stream.cuda_stream = 6
+    other = cuda._counters_for(stream.device, 10)
+    assert other is not first
+    larger = cuda._counters_for(stream.device, 5000)
+    assert larger.numel() == 5000 and cuda._counters_for(stream.device, 10) is larger
+    stream.capturing = True
+    captured = [cuda._counters_for(stream.device, 10) for _ in range(2)]
+    assert len({x.data_ptr() for x in (*captured, larger)}) == 3 and not torch.stack(captured).any()
+
+
+def test_counters_that_are_kept_come_from_no_pool_that_is_lent(
+    monkeypatch: pytest.MonkeyPatch, stream: SimpleNamespace
+) -> None:
+    """A compiler that will capture a graph (mode="reduce-overhead") warms up with the graph's pool for all that the thread
+    allocates, and raises over what is still alive then, or gives its memory to others. Modes belong to a thread, too."""
+    zeros, lent = torch.zeros, threading.local()
+    lent.pool = "of a graph"
+    pools = []
+
+    def allocate(*arguments: Any, **options: Any) -> torch.Tensor:
+        pools.append(getattr(lent, "pool", "of all"))
+        return zeros(*arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros", allocate)
+    with torch.inference_mode():
+        kept = cuda._counters_for(stream.device, 10)
+    assert pools == ["of all"] and not kept.is_inference()
+
+
+def test_a_module_on_the_cpu_starts_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting it takes time and memory, and then no forked process can use a card."""
+
+    def started() -> str:
+        raise AssertionError("the driver was started")
+
+    monkeypatch.setitem(BACKENDS, "cuda", replace(BACKENDS["cuda"], unusable=started))
+    assert projected.backend_for(None, torch.device("cpu")) != "cuda"
+    with pytest.raises(AssertionError, match="started"):
+        projected.backend_for(None, CUDA)
 
 
 @pytest.mark.parametrize(("images", "nodes", "walks"), [(1, 1, 1), (2, 64, 3), (3, 65, 2), (1, 200, 5)])

@@ -132,6 +132,17 @@ def test_a_graph_replays_the_same_bits(card: int) -> None:
             assert torch.equal(y, expected)
 
 
+def test_a_compiler_that_captures(card: int) -> None:
+    """It warms up, captures and replays; eager calls stand between."""
+    inputs = on(card, SMALL)
+    expected = walk(inputs)
+    compiled = torch.compile(walk, mode="reduce-overhead")
+    with torch.cuda.device(card):
+        for _ in range(4):
+            assert torch.equal(compiled(inputs).clone(), expected)
+            assert torch.equal(walk(inputs), expected)
+
+
 def test_the_current_device_stays(card: int) -> None:
     """The launch goes where the tensors are, whatever device is current."""
     before = torch.cuda.current_device()

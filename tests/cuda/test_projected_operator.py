@@ -105,7 +105,7 @@ def test_gradients_take_two() -> None:
 @pytest.mark.usefixtures("with_projection")
 @pytest.mark.parametrize(
     "sizes",
-    [(1, 2, (3, 4), 65, ((3, (5, 5)),)), (1, 2, (3,), 4, ((3, (5,)),) * 13)],
+    [(1, 2, (3, 4), 65, ((3, (5, 5)),)), (1, 2, (3,), 4, ((3, (5,)),) * 13), (1, 2, (3,), 4, ((2049, (5,)),))],
 )
 def test_what_is_too_wide_takes_two(sizes: Sizes) -> None:
     walk, (seed, features) = walk_of(sizes), inputs_of(sizes)
