@@ -76,11 +76,23 @@ class OnDevice {
   bool changed_ = false;
 };
 
+// What loads a kernel may allocate inside the driver, which a stream that is being captured, here or on another thread,
+// would otherwise take for part of its graph and refuse.
+class OutsideCapture {
+ public:
+  OutsideCapture() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~OutsideCapture() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 template <typename Asked>
 cudaError_t blocks_on_a_processor(const Compiled<Asked>& one, const Device& on, int32_t& resident) {
   std::atomic<int32_t>* known = on.index < kDevices ? &one.resident[on.index] : nullptr;
   resident = known != nullptr ? known->load(std::memory_order_relaxed) : 0;
   if (resident > 0) return cudaSuccess;
+  const OutsideCapture guard;
   cudaError_t error = cudaFuncSetAttribute(one.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, one.shared);
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, one.kernel, kThreads, size_t(one.shared));
@@ -94,11 +106,21 @@ Failure launch(const Compiled<Asked>& one, const Asked& c, const Instance& with,
   int32_t resident = 0;
   cudaError_t error = blocks_on_a_processor(one, on, resident);
   if (error != cudaSuccess) return failure("cudaFuncSetAttribute", error, told(c, with));
-  const int64_t blocks = std::min<int64_t>(all_units(c), int64_t(resident) * on.processors);
+  int64_t blocks = std::min<int64_t>(all_units(c), int64_t(resident) * on.processors);
   void* arguments[] = {const_cast<Asked*>(&c)};
   // cooperative: either all blocks are resident, as the order of the units needs, or the launch fails
-  error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(one.kernel), dim3(unsigned(blocks)), dim3(kThreads),
-                                      arguments, size_t(one.shared), static_cast<cudaStream_t>(stream));
+  const auto try_launch = [&] {
+    return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(one.kernel), dim3(unsigned(blocks)),
+                                       dim3(kThreads), arguments, size_t(one.shared),
+                                       static_cast<cudaStream_t>(stream));
+  };
+  error = try_launch();
+  // a stream may have fewer multiprocessors than its device (a green context, a share): any number of blocks will do
+  while (error == cudaErrorCooperativeLaunchTooLarge && blocks > 1) {
+    (void)cudaGetLastError();
+    blocks /= 2;
+    error = try_launch();
+  }
   return error == cudaSuccess ? "" : failure("cudaLaunchCooperativeKernel", error, told(c, with));
 }
 
