@@ -31,7 +31,7 @@ from benchmarks.cases import CASES
 from benchmarks.cost import floor_seconds
 from benchmarks.device import Device, device
 from benchmarks.gpu_cuda import of_one_launch
-from benchmarks.gpu_suite import LEFT_OUT, NAMES, ROOT, lines_of
+from benchmarks.gpu_suite import LEFT_OUT, LOST, NAMES, ROOT, lines_of
 from benchmarks.peers import QUICK, Cascade
 from benchmarks.projection import ProjectionTask
 from benchmarks.questions import all_tasks
@@ -178,8 +178,9 @@ def of_one_launch_tests(on: Device) -> list[Item]:
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
     if find_spec("pytest") is None:
         return {"passed": None, "reason": "pytest is not installed"}
-    command = [*before, sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *options]
-    command += ["--backends", on.backend or "reference"]
+    # without what pyproject.toml adds: strict configuration would demand the plugin of its time limit
+    command = [*before, sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    command += [*options, "--backends", on.backend or "reference"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
@@ -212,9 +213,16 @@ ITEMS: dict[str, Callable[[Device], list[Item]]] = {
 }
 
 
-def run(items: Sequence[Item], path: Path, seconds: float, workers: int = 1) -> int:
-    """The exit status: LEFT_OUT if the time was up before all items had their line."""
-    end, lock = time.monotonic() + seconds, threading.Lock()
+def run(
+    items: Sequence[Item],
+    path: Path,
+    seconds: float,
+    workers: int = 1,
+    synchronize: Callable[[], None] = lambda: None,
+) -> int:
+    """The exit status: LEFT_OUT if the time was up before all items had their line, LOST if the card, for which `synchronize`
+    waits, answers no more after one that failed."""
+    end, lock, lost = time.monotonic() + seconds, threading.Lock(), threading.Event()
     before = lines_of(path.read_text(encoding="utf-8")) if path.exists() else []
     ended = [line["asked"] for line in before if "asked" in line]
 
@@ -224,13 +232,15 @@ def run(items: Sequence[Item], path: Path, seconds: float, workers: int = 1) -> 
 
     def answered(item: Item) -> bool:
         asked, answer = item
-        if time.monotonic() > end:
+        if lost.is_set() or time.monotonic() > end:
             return False
         add({"begun": asked})
         try:
             facts = answer()
         except Exception as error:
             facts = {"passed": False, "reason": first_line(error)}
+        if facts.get("passed") is False and not _answers(synchronize):
+            lost.set()
         add({"asked": asked, **asked, **facts})
         print(asked, {key: value for key, value in facts.items() if key not in ("rows", "slowest")}, flush=True)
         return True
@@ -240,7 +250,17 @@ def run(items: Sequence[Item], path: Path, seconds: float, workers: int = 1) -> 
         ended.append(asked)
     waiting = [item for item in items if item[0] not in ended]
     with ThreadPoolExecutor(workers) as pool:
-        return 0 if all(pool.map(answered, waiting) if workers > 1 else map(answered, waiting)) else LEFT_OUT
+        done = all(pool.map(answered, waiting) if workers > 1 else map(answered, waiting))
+    return 0 if done else LOST if lost.is_set() else LEFT_OUT
+
+
+def _answers(synchronize: Callable[[], None]) -> bool:
+    try:
+        synchronize()
+    except Exception as error:
+        print(first_line(error), flush=True)
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,8 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="how many items at a time")
     parser.add_argument("--seconds", type=float, default=60.0, help="begin nothing after this time")
     options = parser.parse_args(arguments)
-    items = ITEMS[options.stage](device("cuda"))
-    return run(items, options.out / f"{options.stage}.jsonl", options.seconds, options.workers)
+    on = device("cuda")
+    path = options.out / f"{options.stage}.jsonl"
+    return run(ITEMS[options.stage](on), path, options.seconds, options.workers, on.synchronize)
 
 
 if __name__ == "__main__":

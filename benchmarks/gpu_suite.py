@@ -33,6 +33,7 @@ LEAVE = 6.0  # seconds kept for the last words
 LEAST = 8.0  # seconds without which no stage is begun
 DONE, OUT_OF_TIME, NOT_STARTED = "done", "out of time", "not started"
 LEFT_OUT = 3  # exit status of a process that stopped itself before it had everything
+LOST = 4  # and of one whose card answers no more: an error of a kernel stays with its process
 LOG_END = 20_000  # characters of a log that are brought back
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import pytest
 from benchmarks import gpu_stages, gpu_suite
 from benchmarks.device import REHEARSAL, device
 from benchmarks.gpu_suite import DONE, FIRST, LEAVE, MINUTES, NOT_STARTED, OUT_OF_TIME, Stage, entries, kept
-from benchmarks.peers import ON_GPU
+from benchmarks.peers import ON_GPU, backend_in_use
 from benchmarks.questions import QUESTIONS, all_tasks
 from benchmarks.results import SCHEMA, load
 from benchmarks.tables import all_tables
+from difnet_kernels.backends import BACKENDS
 from tests.kernels import test_on_a_card
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +91,19 @@ def test_a_rehearsed_archive_fills_the_tables_and_is_no_result(tmp_path: Path):
     assert "rehearsal" in block and "| `eval505`, bf16 high |" in block
 
 
+def test_tests_run_where_pytest_is_all_there_is_of_it(rehearsal: None):
+    """Without the plugin for the time limit that pyproject.toml sets."""
+    facts = gpu_stages._pytest(device("cuda"), ["tests/benchmarks/test_cases.py"], PYTEST_ADDOPTS="-p no:timeout")
+    assert facts["passed"], facts
+
+
+def test_the_head_names_the_backend_that_a_call_gets(monkeypatch: pytest.MonkeyPatch):
+    """One that waits to be named is not it, whatever comes first."""
+    waiting = replace(BACKENDS["cpu"], not_preferred=lambda problem: "it waits to be named")
+    monkeypatch.setitem(BACKENDS, "cpu", waiting)
+    assert backend_in_use(device("cpu")) == "reference"
+
+
 def test_the_stages_come_in_the_order_of_their_value():
     names = "device probe rows kernels cuda graphs cases table4 memory soundness smoke"
     assert [stage.name for stage in FIRST] == names.split()
@@ -106,6 +121,14 @@ def test_the_pieces_of_the_tests_of_a_card_are_all_of_them():
     assert widths == {f"{embed}-{classes}" for embed, classes in test_on_a_card.WIDTHS}
     left = [name for name in names if "every_launch_row" not in name]
     assert left and all(sum(piece in name for piece in gpu_stages.OTHERS) == 1 for name in left), left
+
+
+def test_launch_rows_are_asked_of_backends_that_take_them():
+    """The kernels of CUDA C++ are compiled for D up to 128 and K up to 63."""
+    asked, all_widths = test_on_a_card.rows(("cuda", "triton")), test_on_a_card.WIDTHS
+    assert [(embed, classes) for card, embed, classes in asked if card == "triton"] == list(all_widths)
+    narrow = [(embed, classes) for embed, classes in all_widths if embed <= 128 and classes <= 63]
+    assert [(embed, classes) for card, embed, classes in asked if card == "cuda"] == narrow != []
 
 
 def test_all_stages_together_ask_every_question_of_a_card():
@@ -195,6 +218,30 @@ def test_items_that_fail_die_or_have_no_time(tmp_path: Path):
     assert found[0]["reason"] == "ended its process" and found[1]["reason"] == "RuntimeError: out of memory"
     assert [found[n]["passed"] for n in (0, 1, 2)] == [False, False, True]
     assert gpu_stages.run([({"n": 3}, dict)], path, -1) == gpu_suite.LEFT_OUT
+
+
+def test_a_card_that_answers_no_more_ends_the_process_and_not_the_stage(tmp_path: Path):
+    """An illegal address or an assertion of a kernel fails every later call of its process."""
+    path, wrong = tmp_path / "stage.jsonl", []
+
+    def kernel() -> dict[str, Any]:
+        wrong.append("device-side assert")
+        raise RuntimeError(wrong[0])
+
+    def synchronize() -> None:
+        if wrong:
+            raise RuntimeError(wrong[0])
+
+    items: list[gpu_stages.Item] = [
+        ({"n": 0}, lambda: {"passed": False}),
+        ({"n": 1}, kernel),
+        ({"n": 2}, lambda: {"passed": True}),
+    ]
+    assert gpu_stages.run(items, path, 60, synchronize=synchronize) == gpu_suite.LOST
+    assert [entry["n"] for entry in entries(tmp_path, "stage")] == [0, 1]
+    wrong.clear()  # as in a process of its own
+    assert gpu_stages.run(items, path, 60, synchronize=synchronize) == 0
+    assert [entry["passed"] for entry in entries(tmp_path, "stage")] == [False, False, True]
 
 
 def test_an_archive_without_its_card_is_refused(tmp_path: Path):
