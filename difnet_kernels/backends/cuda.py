@@ -154,8 +154,8 @@ def _counters_for(device: torch.device, size: int) -> Tensor:
 
 
 def _zeros_on(stream: torch.cuda.Stream, size: int) -> Tensor:
-    with torch.cuda.stream(stream):
-        return torch.zeros(size, dtype=torch.int32, device=stream.device)
+    torch.cuda.set_stream(stream)  # for good: `with torch.cuda.stream` would go back to card 0, and start it
+    return torch.zeros(size, dtype=torch.int32, device=stream.device)
 
 
 def cascade_forward(

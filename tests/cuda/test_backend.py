@@ -171,7 +171,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(cuda, "_counters", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
     return stream
 
 
