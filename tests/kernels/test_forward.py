@@ -31,8 +31,9 @@ def test_the_cascade_is_right(backend: str, case: Case, dtype: str) -> None:
     assert_forward(forward(inputs, backend), inputs, truth)
 
 
-@pytest.mark.parametrize("case", SHAPES[10:20:3], ids=str)
+@pytest.mark.parametrize("case", [*SHAPES[10:20:3], Case(2, (33,), 16, 5, 2, "zero")], ids=str)
 def test_medium_precision_keeps_its_own_bound(backend: str, case: Case) -> None:
+    """Also where there are no logits: P and y are rounded, too."""
     inputs, truth = known(case, torch.float32)
     assert_forward(forward(inputs, backend, "medium"), inputs, truth, "medium")
 

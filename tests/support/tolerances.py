@@ -22,7 +22,7 @@ ROUNDINGS_PER_LOGIT = 4
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6}
 # one rounding of the result, and one of P or y where the products are 16-bit
 SIXTEEN_BIT = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-# "medium": logits from one fp16 or TF32 product
+# "medium": logits from one fp16 or TF32 product, whose other factors (P, T, y, h) have fp16's or TF32's 11 digits, too
 MEDIUM_PER_LOGIT = 1e-4
 # d psi sums T_ij = P_ij(h·y - δ) + transpose: two weights, a difference and a product where a walk has one weight
 PSI_GRADIENT = 8
@@ -64,8 +64,14 @@ class Setting:
         logits = ROUNDINGS_PER_LOGIT * HALF_ULP[self.accumulate] * self.largest_logit
         if self.precision == "medium" and self.accumulate == torch.float32:
             logits = max(logits, min(1.0, MEDIUM_PER_LOGIT * self.largest_logit))
-        sixteen_bit = max((SIXTEEN_BIT[dtype] for dtype in self.dtypes if dtype in SIXTEEN_BIT), default=0.0)
+        sixteen_bit = max((SIXTEEN_BIT[dtype] for dtype in self.factors if dtype in SIXTEEN_BIT), default=0.0)
         return self.walks * (logits + FLOOR[self.accumulate] + sixteen_bit)
+
+    @property
+    def factors(self) -> frozenset[torch.dtype]:
+        """What the factors of W2, B5 and B6 may be rounded to."""
+        medium = self.precision == "medium" and self.accumulate == torch.float32
+        return self.dtypes | {torch.float16} if medium else self.dtypes
 
     @property
     def product(self) -> torch.dtype:
@@ -77,7 +83,7 @@ class Setting:
     def typical(self) -> float:
         """The bound on RMS(e) / RMS(r)."""
         sixteen_bit = max(
-            (TYPICAL[dtype] for dtype in self.dtypes if dtype in SIXTEEN_BIT), default=TYPICAL[self.accumulate]
+            (TYPICAL[dtype] for dtype in self.factors if dtype in SIXTEEN_BIT), default=TYPICAL[self.accumulate]
         )
         logits = HALF_ULP[self.accumulate] * self.largest_logit
         if self.precision == "medium" and self.accumulate == torch.float32:
