@@ -73,7 +73,7 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
     raise RuntimeError(
         f"diffuse did not converge: after {most} walks the residual of an image is {worst:.3g} times what tol allows. Allow "
         "more walks by max_walks, or a larger tol: below the rounding of the sums (about 1e-6 in fp32) none is enough. Take "
-        "fp64 where the rounding of the logits (6e-8 of the largest in fp32) reaches 1 - mu: backward does not contract there."
+        "fp64 where mu is closer to 1 than the rounding of the logits (6e-8 of the largest in fp32): backward diverges there."
     )
 
 
