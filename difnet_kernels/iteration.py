@@ -29,8 +29,8 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
     """x (B, K, N) with measure(step(x) - x) <= bound (B, K) at the state before the last.
 
     Stop and method are per image, and an image that has stopped is not computed any more: it has the bits that it has
-    alone, if `step` gives it those. An image that is not finite is returned as it is. RuntimeError after `most` walks, with
-    the residual reached.
+    alone, if `step` gives it those. An image that is not finite from the first walk on is returned as it is. RuntimeError
+    after `most` walks, with the residual reached, or where plain walks leave the range of numbers.
     """
     solved = torch.empty_like(start)
     images: Tensor | None = None  # those that are still iterated; None for all
@@ -48,11 +48,15 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
             error = torch.where(limit > 0, size / limit, size).amax(1)  # of a class without seeds 0, as it must be
             finite = residual.flatten(1).isfinite().all(1)
         if walk == 1:
-            reached = torch.where(finite, error, math.inf)
+            reached, began = torch.where(finite, error, math.inf), finite
         if look:
-            stopped = finite & (error <= 1) | ~finite & ~chebyshev
+            lost = ~finite & ~chebyshev
+            stopped = finite & (error <= 1) | lost & ~began
             failed = chebyshev & ~stopped & ~(finite & _pays(error, reached, mu))
             worst = float(torch.where(stopped, 0.0, error).max())
+            if bool((lost & began).any()):
+                most = walk
+                break
             if bool(stopped.any()):
                 here = images if images is not None else torch.arange(start.shape[0], device=start.device)
                 solved[here[stopped]] = following[stopped]
@@ -60,7 +64,8 @@ def fixed_point(step: Step, start: Tensor, measure: Measure, bound: Tensor, mu: 
                     return solved
                 images, keep = here[~stopped], ~stopped
                 x, moved, safe, residual = x[keep], moved[keep], safe[keep], residual[keep]
-                chebyshev, reached, error, failed = chebyshev[keep], reached[keep], error[keep], failed[keep]
+                chebyshev, reached, began = chebyshev[keep], reached[keep], began[keep]
+                error, failed = error[keep], failed[keep]
             back = _each_image(failed, x)
             x, residual = torch.where(back, safe, x), torch.where(back, 0, residual)
             moved = torch.where(back, 0, moved)
