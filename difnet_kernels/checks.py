@@ -20,6 +20,8 @@ def check_field(name: str, x: Tensor) -> None:
     """A field is a floating-point tensor (B, C, *S) with C >= 1 and at least one spatial axis."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor (B, C, *S); got {type(x).__name__}. Convert it with torch.as_tensor.")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor; got {x.layout}. Convert it with {name}.to_dense().")
     if x.dtype not in FLOATS:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. Convert it with {name}.float()."
@@ -136,7 +138,7 @@ def check_grid(grid: Sequence[int], axes: int, features: Tensor) -> None:
     if isinstance(grid, (str, dict, set)) or not hasattr(grid, "__len__") or not hasattr(grid, "__getitem__"):
         raise TypeError(f"{rule}; got {grid!r} ({type(grid).__name__}). Write it as {(8,) * axes}, for example.")
     if any(isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) for size in grid):
-        raise TypeError(f"{rule}, in integers; got {grid!r}. Round them first.")
+        raise TypeError(f"{rule}, in Python integers; got {grid!r}. Take int() of each.")
     if len(grid) != axes or min(grid) < 1:
         raise ValueError(f"{rule}; got {tuple(grid)}.")
 

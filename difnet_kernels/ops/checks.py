@@ -81,6 +81,8 @@ def _fits(
     shape, device, gates = seed.shape, seed.device, (walks,)
     if len(shape) < 3 or shape[1] == 0 or walks == 0 or seed.dtype not in FLOATS:
         return False
+    if seed.layout != torch.strided:
+        return False
     if state is not None and state.shape[1:2] != shape[1:2]:
         return False
     for gate in (mu, beta):
@@ -91,7 +93,7 @@ def _fits(
         size = x.shape
         if len(size) < 3 or size[0] != batch or size[2:] != grid or size[1] == 0 or x.device != device:
             return False
-        if x.dtype not in FLOATS:
+        if x.dtype not in FLOATS or x.layout != torch.strided:
             return False
     for b in bias:
         if b.shape not in ((batch, *grid), (0,)) or b.dtype != accumulate or b.device != device:

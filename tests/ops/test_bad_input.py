@@ -47,6 +47,12 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], tuple[str, ...]]] = 
         ("seed must be float16", "torch.complex64"),
     ),
     "seed of 8-bit floats": (lambda: cascade(seed=SEED.to(torch.float8_e4m3fn)), TypeError, ("float8", "seed.float()")),
+    "seed that is sparse": (lambda: cascade(seed=SEED.to_sparse()), TypeError, ("seed must be a dense", "to_dense()")),
+    "psi that is sparse": (
+        lambda: cascade(psi=[PSI.to_sparse()]),
+        TypeError,
+        ("psi[0] must be", "sparse_coo", "psi[0].to"),
+    ),
     "seed without a grid": (
         lambda: cascade(seed=SEED[:, :, 0, 0]),
         ValueError,
