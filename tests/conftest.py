@@ -6,9 +6,9 @@ One that takes `native` concerns the compiled library alone; one that takes `uni
 this processor runs, and one that takes `amx` that unit.
 
 What a backend refuses (tests/support/capability.py) is not generated for it: a test says what it needs by its parameters
-`dtype`, `seed_dtype`, `psi_dtype` and `embed`, or by the mark `needs`, which also knows `bias` and `lse`; the summary names
-who refuses those. Tensors that a test makes lie on the device of its backend, because that is torch's default device
-meanwhile.
+`dtype`, `seed_dtype`, `psi_dtype`, `embed`, `classes`, `channels`, by those that are a `Case` or a `Shape`, or by the mark
+`needs`, which also knows `bias` and `lse`; the summary names who refuses those. Tensors that a test makes lie on the device of
+its backend, because that is torch's default device meanwhile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from difnet_kernels.backends.native import instruction_sets
 from tests.aarch64 import backend as aarch64
 from tests.cuda import host_backend
 from tests.support.capability import device_of, takes
-from tests.support.cases import DTYPES
+from tests.support.cases import DTYPES, Case
+from tests.support.projections import Shape
 
 # read when cuBLAS starts: without it the truth of a test on a GPU may not run where `poisoned` asks for determinism
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -36,6 +37,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.install()
 HERE = Path(__file__).parent
 WALKS = (HERE / "kernels", HERE / "ops")  # their skips are pinned
+WIDTHS = ("embed", "classes", "channels")  # of a problem, which a backend may refuse
 UNITS = ("model", "amx_model", "amx")  # instruction sets with a matrix unit, or with a model of it
 SKIPPED = 0  # a test that begins to skip turns the run red, also when all others pass
 
@@ -109,10 +111,12 @@ def _taken(item: pytest.Item) -> bool:
         return False
     needs = [{name.removeprefix("seed_").removeprefix("psi_"): value} for name, value in _parameters(item).items()]
     needs += [mark.kwargs for mark in item.iter_markers("needs")]
+    needs += [vars(problem) for problem in _parameters(item).values() if isinstance(problem, (Case, Shape))]
     for need in needs:
         dtype, device = need.get("dtype", "fp32"), need.get("device", device_of(backend))
         more = {name: bool(need.get(name)) for name in ("bias", "lse")}
-        if not takes(backend, device, DTYPES.get(dtype, dtype), need.get("embed", 1), **more):
+        sizes = {name: need[name] for name in WIDTHS if isinstance(need.get(name), int)}
+        if not takes(backend, device, DTYPES.get(dtype, dtype), **sizes, **more):
             return False
     return True
 

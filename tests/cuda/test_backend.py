@@ -20,7 +20,10 @@ from difnet_kernels import cascaded_random_walk
 from difnet_kernels.backends import BACKENDS, BackendUnavailable, choose, cuda
 from difnet_kernels.modules import projected
 from difnet_kernels.problem import Problem, Projection
+from tests.conftest import _taken
 from tests.cuda import host_backend, projection_twin, twin
+from tests.support.cases import Case
+from tests.support.projections import Shape
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 CUDA = torch.device("cuda")
@@ -162,6 +165,25 @@ def test_by_hand_backward_refuses_what_another_backend_left(
     with pytest.raises(ValueError, match=f"got those of '{forward}' for '{backward}'. Pass backend='{forward}'"):
         back(backward)
     assert back(forward)[0].shape == psi.shape
+
+
+@pytest.mark.parametrize(
+    ("problem", "made"),
+    [
+        (Case(1, (9,), 128, 63, 2), True),
+        (Case(1, (9,), 129, 5, 2), False),
+        (Case(1, (9,), 8, 64, 2), False),
+        (Shape(1, 2048, 128, (9,), (3,)), True),
+        (Shape(1, 2049, 8, (9,), (3,)), False),
+    ],
+    ids=str,
+)
+def test_on_a_card_no_test_is_made_of_what_it_refuses(problem: Case | Shape, made: bool) -> None:
+    item: Any = SimpleNamespace(
+        callspec=SimpleNamespace(params={"backend": "cuda", "dtype": "fp32", "problem": problem}),
+        iter_markers=lambda name: (),
+    )
+    assert _taken(item) == made
 
 
 @pytest.fixture

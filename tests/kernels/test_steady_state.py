@@ -12,6 +12,7 @@ from torch import Tensor
 
 from difnet_kernels import diffuse, iteration
 from tests.support import embeddings
+from tests.support.cases import normal, placed
 
 GRID, K, D = (9, 13), 3, 6
 NODES = math.prod(GRID)
@@ -19,12 +20,14 @@ KINDS = (embeddings.smooth, embeddings.photo, embeddings.one_hot, embeddings.bri
 
 
 def _made(kind: Callable[..., Tensor], batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """seed, psi and bias in fp64; the classes of the seed differ by 1e-6."""
+    """seed, psi and bias in fp64, the same on every device; the classes of the seed differ by 1e-6."""
     chance = torch.Generator().manual_seed(3)
-    seed = torch.randn((batch, K, *GRID), generator=chance, dtype=torch.float64)
-    seed *= torch.tensor([1.0, 1e-3, 1e-6], dtype=torch.float64).view(1, K, 1, 1)
-    psi = kind(chance, batch, D, GRID)
-    return seed, psi, torch.randn((batch, *GRID), generator=chance, dtype=torch.float64)
+    with torch.device("cpu"):
+        seed = torch.randn((batch, K, *GRID), generator=chance, dtype=torch.float64)
+        seed *= torch.tensor([1.0, 1e-3, 1e-6], dtype=torch.float64).view(1, K, 1, 1)
+        psi = kind(chance, batch, D, GRID)
+        bias = torch.randn((batch, *GRID), generator=chance, dtype=torch.float64)
+    return placed(seed), placed(psi), placed(bias)
 
 
 def _solved(seed: Tensor, psi: Tensor, mu: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +46,7 @@ def _leaves(*fields: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]
 
 
 @pytest.mark.smoke
-@pytest.mark.needs(bias=True)
+@pytest.mark.needs(dtype="fp64", bias=True)
 @pytest.mark.parametrize("mu", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_state_and_every_gradient_are_those_of_a_solve(
@@ -57,7 +60,7 @@ def test_the_state_and_every_gradient_are_those_of_a_solve(
     true = _solved(theirs[0], theirs[1], theirs[3], theirs[2])
     largest = theirs[0].detach().abs().amax((2, 3))
     assert ((y - true).detach().abs().amax((2, 3)) <= tol * largest + 1e-15).all()
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    upstream = normal(5, *y.shape, dtype=torch.float64)
     grads, truths = torch.autograd.grad(y, ours, upstream), torch.autograd.grad(true, theirs, upstream)
     summed = (grads[0] - truths[0]).abs().sum((2, 3))
     assert (summed <= tol * upstream.abs().sum((2, 3)) + 1e-13).all()
@@ -128,7 +131,7 @@ def test_an_image_has_the_bits_that_it_has_alone(kernel: str) -> None:
     kinds = (embeddings.smooth, embeddings.brightening, embeddings.photo)
     made = [[x.float() for x in _made(kind, batch=1)[:2]] for kind in kinds]
     seed, psi = (torch.cat(fields).requires_grad_() for fields in zip(*made, strict=True))
-    upstream = torch.randn(seed.shape, generator=torch.Generator().manual_seed(7))
+    upstream = normal(7, *seed.shape)
     y = diffuse(seed, psi, 0.9, tol=1e-5, backend=kernel)
     grads = torch.autograd.grad(y, (seed, psi), upstream)
     for image, fields in enumerate(made):
@@ -141,7 +144,7 @@ def test_an_image_has_the_bits_that_it_has_alone(kernel: str) -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.needs(bias=True)
+@pytest.mark.needs(dtype="fp64", bias=True)
 def test_a_masked_image_is_a_smaller_image(backend: str) -> None:
     """Whatever stands behind the mask; a masked node returns its seed, and its gradient is that of its state."""
     seed, psi, _ = _made(embeddings.smooth)
@@ -155,7 +158,7 @@ def test_a_masked_image_is_a_smaller_image(backend: str) -> None:
     small = diffuse(*cropped, 0.9, tol=1e-8, backend=backend)
     torch.testing.assert_close(y[:, :, 1:7, 2:12], small, rtol=0, atol=1e-7)
     assert (y[:, :, 0] == 5).all()
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    upstream = normal(1, *y.shape, dtype=torch.float64)
     grads = torch.autograd.grad(y, ours, upstream)
     singles = torch.autograd.grad(small, cropped, upstream[:, :, 1:7, 2:12])
     for got, expected in zip(grads, singles, strict=True):
@@ -196,6 +199,7 @@ def test_nothing_of_n_by_n_is_kept(kernel: str) -> None:
 
 
 @pytest.mark.smoke
+@pytest.mark.needs(dtype="fp64")
 def test_classes_without_seeds_and_images_that_are_not_finite(backend: str) -> None:
     seed, psi, _ = _made(embeddings.smooth)
     seed[:, 1] = 0
