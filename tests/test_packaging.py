@@ -157,6 +157,17 @@ def test_a_cmake_that_does_not_know_the_nvcc_builds_without_cuda_and_says_so(hol
     assert any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="without nvcc there is nothing to leave out")
+def test_an_nvcc_that_does_not_know_the_newest_cards_compiles_for_the_others(hollow: Path, tmp_path: Path) -> None:
+    """As that of CUDA 12.6, which would fail the installation."""
+    old = tmp_path / "nvcc"
+    knows = 'case "$*" in --list-gpu-code) echo sm_80; echo sm_90; exit;; *compute_1[0-9][0-9]*) exit 1;; esac'
+    old.write_text(f'#!/bin/sh\n{knows}\nexec {shutil.which("nvcc")} "$@"\n')
+    old.chmod(0o755)
+    told = report_of(wheel_of(hollow, CUDACXX=str(old)))
+    assert "for compute_80,sm_80,sm_90; left out: 100, 120 (this nvcc does not know them)" in told
+
+
 def test_a_stale_library_is_not_packed(hollow: Path) -> None:
     """A build that fails after one that worked leaves nothing of the first behind."""
     wheel_of(hollow).unlink()
