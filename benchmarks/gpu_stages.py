@@ -40,6 +40,7 @@ from benchmarks.results import machine_of
 from benchmarks.tasks import FAILED, STILL_TIMED, Task, first_line
 from benchmarks.truth import judge
 from difnet_kernels import cascaded_random_walk
+from difnet_kernels.backends import BACKENDS
 
 Facts = dict[str, Any]
 # what is asked, and what finds the answer
@@ -158,21 +159,28 @@ def of_sanitizer(on: Device) -> list[Item]:
 
     def check(tool: str, file: str) -> Facts:
         before = [found, "--tool", tool, "--error-exitcode", "9"]
-        facts = _pytest(on, [file, "-m", "smoke"], before, **WITHOUT_A_CACHE)
+        backend = ["--backends", "cuda"] if file == ONE_LAUNCH else []
+        facts = _pytest(on, [file, "-m", "smoke", *backend], before, **WITHOUT_A_CACHE)
         return {**facts, "passed": None} if tool == "racecheck" else facts
 
     files = [(tool, f"tests/kernels/{file}") for tool, file in SANITIZED]
-    if on.backend is not None:  # the file needs a card to be collected at all
+    if _no_launch(on) is None:
         files += [(tool, ONE_LAUNCH) for tool in ("memcheck", "racecheck")]
     return [({"check": tool, "tests": file}, partial(check, tool, file)) for tool, file in files]
 
 
 def of_one_launch_tests(on: Device) -> list[Item]:
     """Capture, side streams, the device guard and every compiled kernel, a test at a time."""
-    if on.backend is None:
-        return [({"tests": ONE_LAUNCH}, lambda: {"passed": None, "reason": "it needs a card to be collected"})]
+    missing = _no_launch(on)
+    if missing is not None:
+        return [({"tests": ONE_LAUNCH}, lambda: {"passed": None, "reason": missing})]
     names = re.findall(r"def (test_\w+)", (ROOT / ONE_LAUNCH).read_text(encoding="utf-8"))
-    return [({"tests": name}, partial(_pytest, on, [ONE_LAUNCH, "-k", name])) for name in names]
+    return [({"tests": name}, partial(_pytest, on, [ONE_LAUNCH, "-k", name, "--backends", "cuda"])) for name in names]
+
+
+def _no_launch(on: Device) -> str | None:
+    """Why the tests of the one-launch kernels cannot be collected, or None."""
+    return "it needs a card to be collected" if on.backend is None else BACKENDS["cuda"].unusable()
 
 
 def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **environment: str) -> Facts:
@@ -180,7 +188,7 @@ def _pytest(on: Device, options: Sequence[str], before: Sequence[str] = (), **en
         return {"passed": None, "reason": "pytest is not installed"}
     # without what pyproject.toml adds: strict configuration would demand the plugin of its time limit
     command = [*before, sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    command += [*options, "--backends", on.backend or "reference"]
+    command += ["--backends", on.backend or "reference", *options]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     print(done.stdout[-4000:], done.stderr[-2000:], flush=True)
     lines = [line for line in done.stdout.splitlines() if line.strip()]

@@ -87,7 +87,8 @@ def no_gpu() -> str | None:
         return "torch sees no CUDA device"
     from difnet_kernels.backends import BACKENDS
 
-    return BACKENDS["triton"].unusable()
+    # what Triton measures fails item by item where it alone is missing
+    return None if BACKENDS["cuda"].unusable() is None else BACKENDS["triton"].unusable()
 
 
 def once(stage: Stage, folder: Path, seconds: float) -> int | None:
@@ -191,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     reason = no_gpu()
     if reason:
-        told = f"gpu_suite: nothing was measured: {reason}. It needs an NVIDIA GPU (sm_80 or later) and Triton."
+        needs = "an NVIDIA GPU (sm_80 or later), and Triton or a library built with nvcc"
+        told = f"gpu_suite: nothing was measured: {reason}. It needs {needs}."
         print(told, file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)

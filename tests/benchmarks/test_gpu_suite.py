@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu_stages, gpu_suite
-from benchmarks.device import REHEARSAL, device
+from benchmarks.device import REHEARSAL, Card, device
 from benchmarks.gpu_suite import DONE, FIRST, LEAVE, MINUTES, NOT_STARTED, OUT_OF_TIME, Stage, entries, kept
 from benchmarks.peers import ON_GPU, backend_in_use
 from benchmarks.questions import QUESTIONS, all_tasks
@@ -47,6 +48,24 @@ def test_without_a_card_it_says_so(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert "nothing was measured" in done.stderr and "CUDA" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_without_triton_measures_what_needs_none(monkeypatch: pytest.MonkeyPatch):
+    """And without a library that nvcc compiled its tests say so, instead of passing."""
+
+    def usable(**reasons: str | None) -> None:
+        for name, reason in reasons.items():
+            monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], unusable=lambda reason=reason: reason))
+
+    monkeypatch.delenv(REHEARSAL, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    usable(cuda=None, triton="no Triton")
+    assert gpu_suite.no_gpu() is None
+    assert len(gpu_stages.of_one_launch_tests(Card())) > 10
+    usable(cuda="no nvcc")
+    assert gpu_suite.no_gpu() == "no Triton"
+    ((_, answer),) = gpu_stages.of_one_launch_tests(Card())
+    assert answer() == {"passed": None, "reason": "no nvcc"}
 
 
 @pytest.fixture
