@@ -235,7 +235,6 @@ def test_too_few_walks_raise_with_the_residual() -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.smoke
 def test_walks_that_diverge_raise_and_numbers_that_were_not_finite_return() -> None:
     """A row of P whose rounding exceeds 1 - μ makes walks grow until they overflow, which is no result."""
     start = torch.ones(2, 1, 3)
@@ -253,6 +252,7 @@ def test_walks_that_diverge_raise_and_numbers_that_were_not_finite_return() -> N
             solve(x)
 
 
+@pytest.mark.smoke
 def test_gradients_by_differences_and_the_operators_as_torch_sees_them() -> None:
     seed, psi, bias = _leaves(*(x[..., :3, :4] for x in _made(embeddings.smooth)))
     mu = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
