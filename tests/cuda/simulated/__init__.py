@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -67,8 +68,8 @@ def library() -> ctypes.CDLL:
 
 
 def _build(made: Path) -> None:
-    folder = MADE / made.stem
-    compiler, own = shutil.which("g++"), Path(torch.__file__).parent
+    folder = MADE / f"{made.stem}.{os.getpid()}"
+    compiler, own = shutil.which(os.environ.get("CXX", "g++")), Path(torch.__file__).parent
     assert compiler is not None, "the simulated cards need g++"
     places = [f"-I{place}" for place in (HERE, HOST, folder, ROOT / "csrc")]
     flags = [*FLAGS, "-O1", "-g0", "-fPIC", "-DDIFNET_HAS_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *places]
@@ -79,14 +80,14 @@ def _build(made: Path) -> None:
         _run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(to)])
         return str(to)
 
-    files = [*_copy(folder), HERE / "cards.cpp"]
-    shutil.copy(files.pop(), folder / "cards.cpp")
+    files = _copy(folder)
+    files.append(Path(shutil.copy(HERE / "cards.cpp", folder)))
     with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, [*files, folder / "cards.cpp"]))
+        objects = list(pool.map(compiled, files))
     # its own stream and not torch's; torch is in the process before it is loaded
     link = ["-shared", "-Wl,-Bsymbolic", "-Wl,--no-as-needed", str(own / "lib" / "libtorch.so")]
-    _run([compiler, *objects, *link, "-o", str(made.with_suffix(".partial"))])
-    made.with_suffix(".partial").replace(made)
+    _run([compiler, *objects, *link, "-o", str(folder / made.name)])
+    (folder / made.name).replace(made)
     shutil.rmtree(folder)
 
 
