@@ -230,7 +230,8 @@ def random_walk(
           `cascaded_random_walk`; a masked node returns its state.
     Returns the next state with the shape, dtype and memory format of `state`, in the unit that state and seed share. With
     `return_lse` the pair (next state, lse): lse_i = log Σⱼ exp(ψᵢ·ψⱼ + bⱼ), the log-normaliser of row i, (B, *S) in the
-    dtype of the sums, and -inf where the mask is False.
+    dtype of the sums, and -inf where the mask is False. It sums the weights as they are multiplied, which may be
+    rounded to 16 bits where seed and psi are.
     Differentiable once in all but the mask; precision, backend, dtypes, memory and errors as in `cascaded_random_walk`.
 
     >>> scores, psi = torch.randn(1, 21, 1681), torch.randn(1, 64, 1681)  # a signal: one spatial axis
