@@ -43,13 +43,15 @@ TORCH = [f"tests/ops/test_{name}.py" for name in ("operators", "compile", "bias_
 ROOMS = {
     "kernels": Room(["tests/kernels"]),
     "triton-compiled": Room(["tests/triton"]),
-    "cuda": Room(["tests/cuda"]),
+    "cuda": Room(["tests/cuda", "--ignore-glob=*binaries.py"]),
     "triton-interpreted": Room(["tests/triton"], {"TRITON_INTERPRET": "1"}),
     "models": Room(["tests/models"]),
     "project": Room(["tests/benchmarks", *sorted(f"tests/{path.name}" for path in ROOT.glob("tests/test_*.py"))]),
     "ops": Room(["tests/ops"]),
     # every case that fits, on the twin of the CUDA kernels
     "cuda-host": Room(["tests/kernels", *TORCH, "--backends", "cuda-host", "-k", "cuda-host"]),
+    # what nvcc made of the CUDA kernels
+    "cuda-binaries": Room(sorted(f"tests/cuda/{path.name}" for path in ROOT.glob("tests/cuda/test_*binaries.py"))),
 }
 # the CPU kernels compiled for 64-bit ARM, in an emulator
 FILES = ("test_forward.py", "test_backward.py", "test_projection_kernels.py")

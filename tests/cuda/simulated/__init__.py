@@ -72,7 +72,7 @@ def _build(made: Path) -> None:
     compiler, own = shutil.which(os.environ.get("CXX", "g++")), Path(torch.__file__).parent
     assert compiler is not None, "the simulated cards need g++"
     places = [f"-I{place}" for place in (HERE, HOST, folder, ROOT / "csrc")]
-    flags = [*FLAGS, "-O1", "-g0", "-fPIC", "-DDIFNET_HAS_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *places]
+    flags = [*FLAGS, "-O0", "-g0", "-fPIC", "-DDIFNET_HAS_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *places]
     flags += ["-isystem", str(own / "include")]
 
     def compiled(source: Path) -> str:
