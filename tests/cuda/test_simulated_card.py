@@ -27,21 +27,21 @@ class Cards:
     """The cards, and the counters of every call, which a launch has to leave at zero."""
 
     def __init__(self) -> None:
-        self.library = simulated.library()
+        self.runtime = simulated.runtime()
         self.counters: list[Tensor] = []
         self.set()
 
     def set(self, count: int = 1, current: int = 0, room: int = 1 << 20, capturing: bool = False, of: int = 0) -> None:
         """`of`: the card on which the tensors lie."""
-        self.library.simulated_set(count, current, room, capturing)
-        ctypes.c_int32.in_dll(self.library, "simulated_device").value = of
+        self.runtime.simulated_set(count, current, room, capturing)
+        ctypes.c_int32.in_dll(self.runtime, "simulated_device").value = of
 
     def launches(self) -> list[tuple[int, int, int]]:
         """Device, blocks and stream of each since the last `set`."""
         to = (ctypes.c_int64 * 3)()
         found = []
-        for number in range(self.library.simulated_launches()):
-            self.library.simulated_launch(number, to)
+        for number in range(self.runtime.simulated_launches()):
+            self.runtime.simulated_launch(number, to)
             found.append((to[0], to[1], to[2]))
         return found
 
@@ -132,7 +132,7 @@ def test_each_card_is_asked_for_itself_and_the_current_one_stays(cards: Cards) -
         cards.set(count=3, current=current, of=device)
         forward(inputs, "cuda")
         assert cards.launches() == [(device, (PROCESSORS + device) * RESIDENT, 7000 + device)]
-        assert cards.library.simulated_current() == current
+        assert cards.runtime.simulated_current() == current
 
 
 @pytest.mark.parametrize("case", [SMALL.with_(classes=30), SMALL.with_(embed=100)])

@@ -53,7 +53,7 @@ def _copy(to: Path) -> list[Path]:
 
 
 @cache
-def library() -> ctypes.CDLL:
+def runtime() -> ctypes.CDLL:
     """Compiled unless the same was compiled before, and loaded: torch.ops.difnet_simulated has its operators."""
     digest = hashlib.sha256(repr((FLAGS, CHANGED, torch.__version__)).encode())
     shared = [ROOT / "csrc" / name for name in ("library.cpp", "tensors.h", "field.h")]
