@@ -143,7 +143,7 @@ def tell(
 
 
 def chosen(request: pytest.FixtureRequest, faults: Sequence[Fault]) -> list[Fault]:
-    """Those that are tested in this session; other files have faults of their own."""
+    """Those that this run of pytest selects; other files have faults of their own."""
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     return [x["fault"] for x in parameters if x.get("fault") in faults]
 

@@ -72,10 +72,15 @@ def sources(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
 
 
-def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) -> Path:
-    """A file of tests/cuda/host against `kernels`, a folder named cuda, compiled unless the same was compiled before."""
+def run_compiler(*arguments: str) -> None:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     assert compiler is not None, "the twin needs g++"
+    done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stderr[-6000:]}"
+
+
+def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) -> Path:
+    """A file of tests/cuda/host against `kernels`, a folder named cuda, compiled unless the same was compiled before."""
     digest = hashlib.sha256(repr((source, flags)).encode())
     for folder in (HOST, kernels):
         for path in sources(folder):
@@ -84,19 +89,8 @@ def compile_host(source: str, to: Path, *flags: str, kernels: Path = KERNELS) ->
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         partial = made.with_name(f"{made.name}.{os.getpid()}")
-        command = [
-            compiler,
-            *FLAGS,
-            *flags,
-            f"-I{HOST}",
-            f"-I{kernels.parent}",
-            f"-I{ROOT / 'csrc'}",
-            str(HOST / source),
-            "-o",
-            str(partial),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-6000:]}"
+        places = [f"-I{place}" for place in (HOST, kernels.parent, ROOT / "csrc")]
+        run_compiler(*flags, *places, str(HOST / source), "-o", str(partial))
         partial.replace(made)
     return made
 

@@ -22,6 +22,8 @@ FORWARD, BACKWARD, GATES = "cpu/walk/forward_tile.h", "cpu/walk/backward_tile.h"
 EXPONENTIAL, BIAS, LOGITS = "cpu/exponential.h", "cpu/walk/bias.h", "cpu/walk/logits.h"
 FAR = "cpu/walk/far.h"
 PROJECTION_FORWARD, PROJECTION_BACKWARD = "cpu/projection/forward_tile.h", "cpu/projection/backward_tile.h"
+# what drops a step that comes too late
+LATE = "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)"
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,7 @@ FAULTS = (
     ),
     Fault(
         "a step that comes too late is added, too", "cpu/schedule.h",
-        "claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)",
-        "(claimed > done || !first.claimed.compare_exchange_strong(claimed, done + 1, std::memory_order_acq_rel)) && "
-        "(there ? self.steps.commit(self.walks[image], a, b, self.scratch) : void(), true)",
+        LATE, f"({LATE}) && (there ? self.steps.commit(self.walks[image], a, b, self.scratch) : void(), true)",
         "determinism.py::test_interrupted_workers_change_no_bit",
     ),
     Fault("a bias loses its integer", BIAS, "m", "zero", "bias", "fits ? {} : without"),

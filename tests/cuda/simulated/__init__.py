@@ -11,14 +11,13 @@ import ctypes
 import hashlib
 import os
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from tests.cuda.twin import FLAGS, HOST, KERNELS, MADE, ROOT, sources
+from tests.cuda.twin import FLAGS, HOST, KERNELS, MADE, ROOT, run_compiler, sources
 
 HERE = Path(__file__).parent
 # file of csrc: what becomes what, and how often it stands there
@@ -69,15 +68,14 @@ def runtime() -> ctypes.CDLL:
 
 def _build(made: Path) -> None:
     folder = MADE / f"{made.stem}.{os.getpid()}"
-    compiler, own = shutil.which(os.environ.get("CXX", "g++")), Path(torch.__file__).parent
-    assert compiler is not None, "the simulated cards need g++"
+    own = Path(torch.__file__).parent
     places = [f"-I{place}" for place in (HERE, HOST, folder, ROOT / "csrc")]
-    flags = [*FLAGS, "-O0", "-g0", "-fPIC", "-DDIFNET_HAS_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *places]
+    flags = ["-O0", "-g0", "-fPIC", "-DDIFNET_HAS_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *places]
     flags += ["-isystem", str(own / "include")]
 
     def compiled(source: Path) -> str:
         to = source.with_suffix(source.suffix + ".o")
-        _run([compiler, *flags, "-x", "c++", "-c", str(source), "-o", str(to)])
+        run_compiler(*flags, "-x", "c++", "-c", str(source), "-o", str(to))
         return str(to)
 
     files = _copy(folder)
@@ -86,11 +84,6 @@ def _build(made: Path) -> None:
         objects = list(pool.map(compiled, files))
     # its own stream and not torch's; torch is in the process before it is loaded
     link = ["-shared", "-Wl,-Bsymbolic", "-Wl,--no-as-needed", str(own / "lib" / "libtorch.so")]
-    _run([compiler, *objects, *link, "-o", str(folder / made.name)])
+    run_compiler(*objects, *link, "-o", str(folder / made.name))
     (folder / made.name).replace(made)
     shutil.rmtree(folder)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-6000:]}"
